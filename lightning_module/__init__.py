@@ -1,0 +1,1 @@
+"""Train and sample sentence prediction models with Lightning and Hydra."""

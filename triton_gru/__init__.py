@@ -1,0 +1,1 @@
+"""The GRU recurrence as fused Triton kernels, behind the surface of `torch.nn.GRU`."""
