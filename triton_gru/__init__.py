@@ -1,1 +1,6 @@
 """The GRU recurrence as fused Triton kernels, behind the surface of `torch.nn.GRU`."""
+
+from triton_gru.functional import gru, gru_cell
+from triton_gru.layer import GRU, GRUCell
+
+__all__ = ["GRU", "GRUCell", "gru", "gru_cell"]

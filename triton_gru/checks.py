@@ -1,0 +1,123 @@
+"""What gru() and gru_cell() refuse, and in which words.
+
+Exception types are those of nn.GRU and nn.GRUCell, and so is the start of a message where they have
+one, because programs and PyTorch's own samples match on them.
+"""
+
+import torch
+from torch import Tensor
+
+
+def check_sequence(
+    x: Tensor, hx: Tensor | None, weight_ih: Tensor, packed: bool, batch_first: bool
+) -> bool:
+    """Whether x is one row without a batch dimension; raises on what does not fit the weights."""
+    _check_tensors("GRU", x, hx)
+    layout = "[batch, steps, input_size]" if batch_first else "[steps, batch, input_size]"
+    if packed:
+        if x.dim() != 2:
+            raise RuntimeError(
+                f"input must have 2 dimensions, got {x.dim()}: the data of a PackedSequence should "
+                f"be [all steps, input_size] and is {list(x.shape)}"
+            )
+    elif x.dim() not in (2, 3):
+        raise ValueError(
+            f"GRU: Expected input to be 2D or 3D, got {x.dim()}D instead; its shape should be "
+            f"{layout}, or [steps, input_size] for one row, and is {list(x.shape)}"
+        )
+    unbatched = not packed and x.dim() == 2
+    if not packed and hx is not None and hx.dim() != x.dim():
+        kind = "unbatched 2-D" if unbatched else "batched 3-D"
+        raise RuntimeError(
+            f"For {kind} input, hx should also be {x.dim()}-D but got {hx.dim()}-D tensor; "
+            f"input is {list(x.shape)}, hx is {list(hx.shape)}"
+        )
+    if not _autocasts(x) and x.dtype != weight_ih.dtype:
+        raise ValueError(
+            f"RNN input dtype ({x.dtype}) does not match weight dtype ({weight_ih.dtype}). "
+            f"Convert input: input.to({weight_ih.dtype}), or convert model: model.to({x.dtype})"
+        )
+    _check_dtypes_and_devices(x, hx, weight_ih)
+    if x.shape[-1] != weight_ih.shape[1]:
+        raise RuntimeError(
+            f"input.size(-1) must be equal to input_size. Expected {weight_ih.shape[1]}, got "
+            f"{x.shape[-1]}; input should be {'packed' if packed else layout}, "
+            f"and is {list(x.shape)}"
+        )
+    if x.shape[0 if packed or unbatched or not batch_first else 1] == 0:
+        raise RuntimeError(
+            "Expected sequence length to be larger than 0 in RNN; input should have at least one "
+            f"step, and is {list(x.shape)}"
+        )
+    return unbatched
+
+
+def check_cell(x: Tensor, hx: Tensor | None, weight_ih: Tensor, hidden_size: int) -> None:
+    """Raises on what does not fit the weights of a cell."""
+    _check_tensors("GRUCell", x, hx)
+    for name, tensor in (("input", x), ("hidden", hx)):
+        if tensor is not None and tensor.dim() not in (1, 2):
+            raise ValueError(
+                f"GRUCell: Expected {name} to be 1D or 2D, got {tensor.dim()}D instead; "
+                f"its shape should be [batch, features] or [features], and is {list(tensor.shape)}"
+            )
+    if hx is not None and hx.dim() != x.dim():
+        raise RuntimeError(
+            f"For {x.dim()}-D input, hx should also be {x.dim()}-D but got {hx.dim()}-D tensor; "
+            f"input is {list(x.shape)}, hx is {list(hx.shape)}"
+        )
+    if x.shape[-1] != weight_ih.shape[1]:
+        raise RuntimeError(
+            f"input has inconsistent input_size: got {x.shape[-1]} expected {weight_ih.shape[1]}"
+        )
+    if hx is not None and hx.shape[-1] != hidden_size:
+        raise RuntimeError(
+            f"hidden0 has inconsistent hidden_size: got {hx.shape[-1]}, expected {hidden_size}"
+        )
+    if hx is not None and x.shape[:-1] != hx.shape[:-1]:
+        raise RuntimeError(
+            f"Input batch size {x.shape[0]} doesn't match hidden0 batch size {hx.shape[0]}"
+        )
+    if not _autocasts(x) and x.dtype != weight_ih.dtype:
+        raise RuntimeError(
+            f"GRUCell input dtype ({x.dtype}) does not match weight dtype ({weight_ih.dtype}). "
+            f"Convert input: input.to({weight_ih.dtype}), or convert model: model.to({x.dtype})"
+        )
+    _check_dtypes_and_devices(x, hx, weight_ih)
+
+
+def _check_tensors(owner: str, x: Tensor, hx: Tensor | None) -> None:
+    for name, value in (("input", x), ("hx", hx)):
+        if not isinstance(value, Tensor) and not (value is None and name == "hx"):
+            raise TypeError(
+                f"{owner}: Expected {name} to be a tensor, got {type(value).__name__} instead"
+            )
+
+
+def _check_dtypes_and_devices(x: Tensor, hx: Tensor | None, weight_ih: Tensor) -> None:
+    if hx is not None and hx.dtype != x.dtype and not _autocasts(x):
+        raise RuntimeError(
+            f"hx dtype ({hx.dtype}) does not match input dtype ({x.dtype}). "
+            f"Convert hx: hx.to({x.dtype})"
+        )
+    dtypes = {t.dtype for t in (x, hx, weight_ih) if t is not None}
+    if torch.float64 in dtypes and len(dtypes) > 1:
+        raise RuntimeError(
+            "autocast leaves torch.float64 as it is, so that input, hx and weights should all have "
+            f"it or none; got {', '.join(sorted(map(str, dtypes)))}"
+        )
+    if x.device != weight_ih.device:
+        raise RuntimeError(
+            "Input and parameter tensors are not at the same device, found input tensor at "
+            f"{x.device} and parameter tensor at {weight_ih.device}. "
+            f"Move input: input.to({str(weight_ih.device)!r}), or the model"
+        )
+    if hx is not None and hx.device != x.device:
+        raise RuntimeError(
+            "Input and hidden tensors are not at the same device, found input tensor at "
+            f"{x.device} and hidden tensor at {hx.device}. Move hx: hx.to({str(x.device)!r})"
+        )
+
+
+def _autocasts(x: Tensor) -> bool:
+    return torch.is_autocast_enabled(x.device.type)

@@ -1,0 +1,207 @@
+"""The GRU cell in plain torch, both variants, forward and derivative: what every kernel must equal.
+
+One step takes the state `h` to `h'`. With gates in torch's order r (reset), z (update), n (new):
+
+    a_r = W_ir x + b_ir + W_hr h + b_hr          r = sigmoid(a_r)
+    a_z = W_iz x + b_iz + W_hz h + b_hz          z = sigmoid(a_z)
+    reset_after=True  (nn.GRU, cuDNN):   c = W_hn h + b_hn   n = tanh(W_in x + b_in + r * c)
+    reset_after=False (Cho et al. 2014): u = r * h           n = tanh(W_in x + b_in + W_hn u + b_hn)
+    h' = (1 - z) * n + z * h
+
+and back, given dh':
+
+    dn = dh' (1-z)      da_n = dn (1-n^2)      dz = dh' (h-n)     da_z = dz z (1-z)
+    reset_after=True :  dc = da_n r            da_r = da_n c r (1-r)
+                        dh = dh' z + W_hr^T da_r + W_hz^T da_z + W_hn^T dc
+    reset_after=False:  du = W_hn^T da_n       da_r = du h r (1-r)
+                        dh = dh' z + du r + W_hr^T da_r + W_hz^T da_z
+
+`scan_forward` and `scan_backward` run these over a whole sequence and are the engine called
+"reference". What does not depend on the step before is one product over all steps. `scan_backward`
+is made of differentiable torch operations, so that autograd can record it for a second derivative.
+
+Shapes, the same for every engine (T steps, B rows, D directions, H hidden_size):
+
+    gates_x    [T, B, D, 3H]       W_ih x + b_ih
+    h0         [D, B, H]
+    weight_hh  [D, 3H, H]          bias_hh [D, 3H] or None
+    y          [T, B, D, H]        every state; direction 1 runs from the last step to the first
+    lengths    [B] int64 or None   row b has the steps 0 to lengths[b]-1 and then keeps its state
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def gates(
+    gates_x: Tensor, h: Tensor, weight_hh: Tensor, bias_hh: Tensor | None, reset_after: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gates of one step, or of many steps at once when their states are known.
+
+    Args:
+        gates_x: W_ih x + b_ih, [..., 3H].
+        h: The state before the step, [..., H].
+        weight_hh: [3H, H].
+        bias_hh: [3H] or None.
+        reset_after: The variant, see the module's docstring.
+
+    Returns:
+        r, z, n and what r multiplies into: c with reset_after, else u. Each [..., H].
+    """
+    H = h.shape[-1]
+    x_rz, x_n = gates_x[..., : 2 * H], gates_x[..., 2 * H :]
+    if reset_after:
+        gates_h = F.linear(h, weight_hh, bias_hh)
+        r, z = (x_rz + gates_h[..., : 2 * H]).sigmoid_().chunk(2, -1)
+        c = gates_h[..., 2 * H :]
+        return r, z, torch.addcmul(x_n, r, c).tanh_(), c
+    b_rz, b_n = (None, None) if bias_hh is None else (bias_hh[: 2 * H], bias_hh[2 * H :])
+    r, z = (x_rz + F.linear(h, weight_hh[: 2 * H], b_rz)).sigmoid_().chunk(2, -1)
+    u = r * h
+    return r, z, (x_n + F.linear(u, weight_hh[2 * H :], b_n)).tanh_(), u
+
+
+def step(
+    gates_x: Tensor, h: Tensor, weight_hh: Tensor, bias_hh: Tensor | None, reset_after: bool
+) -> Tensor:
+    """The state after one step, [B, H]; arguments as for `gates`."""
+    _, z, n, _ = gates(gates_x, h, weight_hh, bias_hh, reset_after)
+    # Exact at both ends: z = 0 gives n, z = 1 gives h to the bit, which (h - n) * z + n does not.
+    return torch.lerp(n, h, z)
+
+
+def scan_forward(
+    gates_x: Tensor,
+    h0: Tensor,
+    weight_hh: Tensor,
+    bias_hh: Tensor | None,
+    *,
+    reset_after: bool,
+    lengths: Tensor | None = None,
+) -> Tensor:
+    """All states of a layer, [T, B, D, H]; arguments as in the module's docstring."""
+    gates_x = _hold_past_end(gates_x, lengths)
+    directions = []
+    for d in range(h0.shape[0]):
+        h, weight, bias = h0[d], weight_hh[d], None if bias_hh is None else bias_hh[d]
+        states = []
+        for gates_t in _in_order(gates_x[:, :, d], d):
+            h = step(gates_t, h, weight, bias, reset_after)
+            states.append(h)
+        directions.append(torch.stack(_in_order(states, d)))
+    return torch.stack(directions, 2)
+
+
+def scan_backward(
+    dy: Tensor,
+    y: Tensor,
+    gates_x: Tensor,
+    h0: Tensor,
+    weight_hh: Tensor,
+    bias_hh: Tensor | None,
+    *,
+    reset_after: bool,
+    lengths: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """The derivative of `scan_forward`.
+
+    Args:
+        dy: What the loss passes to y, [T, B, D, H].
+        y: What `scan_forward` returned. One product for all steps brings the gates back from it.
+        gates_x: What `scan_forward` was given, and so on.
+        h0: As there.
+        weight_hh: As there.
+        bias_hh: As there.
+        reset_after: As there.
+        lengths: As there.
+
+    Returns:
+        The derivatives by gates_x, h0, weight_hh and bias_hh, in their shapes; None without a bias.
+    """
+    gates_x = _hold_past_end(gates_x, lengths)
+    backward = _backward_reset_after if reset_after else _backward_reset_before
+    directions = []
+    for d in range(h0.shape[0]):
+        weight, bias = weight_hh[d], None if bias_hh is None else bias_hh[d]
+        before = [y[1:, :, d], h0[d : d + 1]] if d else [h0[d : d + 1], y[:-1, :, d]]
+        h = torch.cat(before)
+        gates_all = gates(gates_x[:, :, d], h, weight, bias, reset_after)
+        directions.append(backward(dy[:, :, d], h, *gates_all, weight, d))
+    d_gates_x, dh0, dweight_hh, dbias_hh = zip(*directions, strict=True)
+    return (
+        torch.stack(d_gates_x, 2),
+        torch.stack(dh0),
+        torch.stack(dweight_hh),
+        None if bias_hh is None else torch.stack(dbias_hh),
+    )
+
+
+# The two functions below take all steps of one direction, [T, B, H] each, and return the
+# derivatives by gates_x [T, B, 3H], h0 [B, H], weight_hh and bias_hh. Every factor that does not
+# depend on dh' is formed for all steps before the loop; a step of reset_after is then four
+# operations: dh' by addition, the gates' derivatives and dh' z by scaling, and one product.
+
+
+def _backward_reset_after(dy, h, r, z, n, c, weight, d):
+    by_n = (1 - z) * (1 - n * n)  # da_n = dh' by_n
+    by_c = by_n * r
+    by_h = torch.stack([by_c * c * (1 - r), (h - n) * z * (1 - z), by_c], 2)
+    dh, dh_after, d_gates_h = torch.zeros_like(h[0]), [], []
+    for dy_t, z_t, by_h_t in _against_order(d, dy, z, by_h):
+        dh_t = dy_t + dh
+        d_gates_t = (by_h_t * dh_t.unsqueeze(1)).flatten(1)
+        dh = torch.addmm(dh_t * z_t, d_gates_t, weight)
+        dh_after.append(dh_t)
+        d_gates_h.append(d_gates_t)
+    dh_after, d_gates_h = (torch.stack(_in_order(s, 1 - d)) for s in (dh_after, d_gates_h))
+    d_gates_x = torch.cat([d_gates_h[..., : 2 * h.shape[-1]], dh_after * by_n], -1)
+    return d_gates_x, dh, _over_all_steps(d_gates_h, h), d_gates_h.sum((0, 1))
+
+
+def _backward_reset_before(dy, h, r, z, n, u, weight, d):
+    H = h.shape[-1]
+    by_n = (1 - z) * (1 - n * n)
+    by_z = (h - n) * z * (1 - z)
+    by_r = h * r * (1 - r)  # da_r = du by_r
+    dh, d_gates = torch.zeros_like(h[0]), []
+    for dy_t, r_t, z_t, by_r_t, by_z_t, by_n_t in _against_order(d, dy, r, z, by_r, by_z, by_n):
+        dh_t = dy_t + dh
+        da_n = dh_t * by_n_t
+        du = da_n @ weight[2 * H :]
+        da_rz = torch.cat([du * by_r_t, dh_t * by_z_t], 1)
+        dh = torch.addmm(torch.addcmul(dh_t * z_t, du, r_t), da_rz, weight[: 2 * H])
+        d_gates.append(torch.cat([da_rz, da_n], 1))
+    d_gates = torch.stack(_in_order(d_gates, 1 - d))
+    by_weight = [
+        _over_all_steps(d_gates[..., : 2 * H], h),
+        _over_all_steps(d_gates[..., 2 * H :], u),
+    ]
+    return d_gates, dh, torch.cat(by_weight), d_gates.sum((0, 1))
+
+
+def _over_all_steps(d_gates: Tensor, state: Tensor) -> Tensor:
+    """Sum of the outer products d_gates state^T over steps and rows."""
+    return d_gates.flatten(0, 1).t() @ state.flatten(0, 1)
+
+
+def _in_order(steps, direction: int) -> list[Tensor]:
+    """The steps of a tensor or list in the order in which the direction takes them."""
+    steps = list(steps)
+    return steps[::-1] if direction else steps
+
+
+def _against_order(direction: int, *tensors: Tensor):
+    """Steps of several tensors together, the last one that the direction takes first."""
+    return zip(*(_in_order(tensor, 1 - direction) for tensor in tensors), strict=True)
+
+
+def _hold_past_end(gates_x: Tensor, lengths: Tensor | None) -> Tensor:
+    """Past a row's end, +inf for z: z = 1 copies the state exactly and passes nothing to a gate."""
+    if lengths is None:
+        return gates_x
+    H = gates_x.shape[-1] // 3
+    hold = gates_x.new_zeros(3, H)
+    hold[1] = torch.inf
+    past_end = torch.arange(gates_x.shape[0], device=gates_x.device)[:, None] >= lengths
+    return torch.where(past_end[:, :, None, None], hold.flatten(), gates_x)

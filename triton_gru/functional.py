@@ -1,0 +1,226 @@
+"""gru() and gru_cell(): layers, directions and packing around the recurrence."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import _VF, Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from triton_gru import sequences
+from triton_gru.checks import check_cell, check_sequence
+from triton_gru.recurrence import choose_backend, recurrence
+
+
+def gru(
+    input: Tensor | PackedSequence,
+    hx: Tensor | None,
+    params: Sequence[Tensor],
+    *,
+    bias: bool = True,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+    reset_after: bool = True,
+    backend: str = "auto",
+) -> tuple[Tensor | PackedSequence, Tensor]:
+    """A GRU of one or more layers over a sequence, as `torch.nn.GRU` computes it.
+
+    L layers, D directions, T steps, B rows, I input_size, H hidden_size.
+
+    Args:
+        input: [T, B, I]; [B, T, I] with batch_first; [T, I] for one row; or a PackedSequence.
+        hx: The first states, [L * D, B, H], or [L * D, H] for one row. None means zeros.
+        params: weight_ih [3H, I], weight_hh [3H, H] and, with bias, bias_ih [3H], bias_hh [3H] of
+            each direction of each layer, in the order of `nn.GRU.parameters()`. From the second
+            layer on, I is D * H.
+        bias: Whether params hold biases.
+        bidirectional: Whether D is 2. The second direction runs from the last step to the first.
+        batch_first: Whether rows come before steps in input and output; never in hx and h_n.
+        dropout: Probability of zeroing an output of each layer but the last, while training.
+        training: Whether dropout applies.
+        reset_after: The variant of the cell, see `triton_gru.equations`.
+        backend: "auto", "triton", "torch" or "reference".
+
+    Returns:
+        The last layer's states, [T, B, D * H] in the layout of input, and h_n, the last states of
+        every layer in the shape of hx.
+
+    Raises:
+        TypeError: input or hx is no tensor.
+        ValueError: input is neither 2-D nor 3-D, or differs from the weights in dtype; params do
+            not make whole layers; the backend is unknown or cannot compute the variant.
+        RuntimeError: Another shape, dtype or device does not fit, the sequence is empty, or
+            backend="triton" cannot run here.
+    """
+    packed = input if isinstance(input, PackedSequence) else None
+    x = input if packed is None else packed.data
+    unbatched = check_sequence(x, hx, params[0], packed is not None, batch_first)
+    if unbatched:
+        x, hx = x.unsqueeze(1), None if hx is None else hx.unsqueeze(1)
+    elif packed is None and batch_first:
+        x = x.transpose(0, 1)
+
+    D, H = 2 if bidirectional else 1, params[1].shape[1]
+    L = _count_layers(params, bias, D)
+    B = x.shape[1] if packed is None else int(packed.batch_sizes[0])
+    hx = _first_states(hx, (L * D, B, H), x)
+    if packed is not None and packed.sorted_indices is not None:
+        hx = hx.index_select(1, packed.sorted_indices)
+
+    dtype = _compute_dtype(x, hx)
+    choice = choose_backend(
+        backend,
+        reset_after=reset_after,
+        device=x.device,
+        dtype=dtype,
+        batch_size=B,
+        hidden_size=H,
+    )
+    if choice.backend == "torch":
+        sizes = () if packed is None else (packed.batch_sizes,)
+        options = (bias, L, dropout, training, bidirectional, *(() if packed else (False,)))
+        y, h_n = _VF.gru(x, *sizes, hx, params, *options)
+    else:
+        lengths = None
+        if packed is not None:
+            x, lengths = sequences.pad(x, packed.batch_sizes)
+        y, h_n = _layers(
+            x.to(dtype),
+            hx.to(dtype),
+            [p.to(dtype) for p in params],
+            bias,
+            D,
+            dropout if training else 0.0,
+            reset_after=reset_after,
+            backend=choice.backend,
+            lengths=None if lengths is None else lengths.to(x.device),
+        )
+        if packed is not None:
+            y = sequences.pack(y, lengths)
+
+    if packed is not None:
+        if packed.unsorted_indices is not None:
+            h_n = h_n.index_select(1, packed.unsorted_indices)
+        return packed._replace(data=y), h_n
+    if unbatched:
+        return y.squeeze(1), h_n.squeeze(1)
+    return (y.transpose(0, 1) if batch_first else y), h_n
+
+
+def _layers(
+    x: Tensor, hx: Tensor, params: list[Tensor], bias: bool, D: int, dropout: float, **options
+) -> tuple[Tensor, Tensor]:
+    """Layer upon layer of `recurrence`, which takes the options: x [T, B, I], hx [L * D, B, H]."""
+    L = hx.shape[0] // D
+    kinds = len(params) // (L * D)
+    last_states = []
+    for layer, h0 in enumerate(hx.unflatten(0, (L, D))):
+        group = params[layer * D * kinds : (layer + 1) * D * kinds]
+        tensors = [torch.stack(group[kind::kinds]) for kind in range(kinds)]
+        y, last = recurrence(x, h0, *tensors, *(() if bias else (None, None)), **options)
+        x = y.flatten(2)
+        last_states.append(last)
+        if dropout and layer < L - 1:
+            x = F.dropout(x, dropout)
+    return x, torch.cat(last_states)
+
+
+def gru_cell(
+    input: Tensor,
+    hx: Tensor | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None = None,
+    bias_hh: Tensor | None = None,
+    *,
+    reset_after: bool = True,
+    backend: str = "auto",
+) -> Tensor:
+    """One step of a GRU, as `torch.nn.GRUCell` computes it (B rows, I input_size, H hidden_size).
+
+    Args:
+        input: [B, I], or [I] for one row.
+        hx: The state before the step, [B, H] or [H]. None means zeros.
+        weight_ih: [3H, I].
+        weight_hh: [3H, H].
+        bias_ih: [3H] or None.
+        bias_hh: [3H] or None.
+        reset_after: The variant of the cell, see `triton_gru.equations`.
+        backend: "auto", "triton", "torch" or "reference".
+
+    Returns:
+        The state after the step, in the shape of hx.
+
+    Raises:
+        TypeError: input or hx is no tensor.
+        ValueError: input or hx is neither 1-D nor 2-D; the backend is unknown or cannot compute the
+            variant.
+        RuntimeError: Another shape, dtype or device does not fit, or backend="triton" cannot run
+            here.
+    """
+    check_cell(input, hx, weight_ih, weight_hh.shape[1])
+    x = input if input.dim() == 2 else input.unsqueeze(0)
+    if hx is None:
+        hx = x.new_zeros(x.shape[0], weight_hh.shape[1])
+    elif hx.dim() == 1:
+        hx = hx.unsqueeze(0)
+    dtype = _compute_dtype(x, hx)
+    choice = choose_backend(
+        backend,
+        reset_after=reset_after,
+        device=x.device,
+        dtype=dtype,
+        batch_size=x.shape[0],
+        hidden_size=hx.shape[1],
+    )
+    if choice.backend == "torch":
+        h = _VF.gru_cell(x, hx, weight_ih, weight_hh, bias_ih, bias_hh)
+    else:
+        params = [weight_ih, weight_hh] + ([] if bias_ih is None else [bias_ih, bias_hh])
+        _, h = _layers(
+            x.to(dtype).unsqueeze(0),
+            hx.to(dtype).unsqueeze(0),
+            [p.to(dtype) for p in params],
+            bias_ih is not None,
+            1,
+            0.0,
+            reset_after=reset_after,
+            backend=choice.backend,
+        )
+        h = h.squeeze(0)
+    return h if input.dim() == 2 else h.squeeze(0)
+
+
+def _compute_dtype(x: Tensor, hx: Tensor) -> torch.dtype:
+    """The dtype that nn.GRU's output has, in which the recurrence therefore runs.
+
+    Under autocast cuDNN takes and returns autocast's dtype, while ATen on a CPU multiplies in it
+    and keeps state and output in the dtype of hx.
+    """
+    kind = x.device.type
+    if kind == "cuda" and torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
+        return torch.get_autocast_dtype(kind)
+    return hx.dtype
+
+
+def _count_layers(params: Sequence[Tensor], bias: bool, D: int) -> int:
+    per_layer = D * (4 if bias else 2)
+    if len(params) % per_layer:
+        raise ValueError(
+            f"params should hold {per_layer} tensors for each layer with bias={bias} and "
+            f"bidirectional={D == 2}, got {len(params)} in all"
+        )
+    return len(params) // per_layer
+
+
+def _first_states(hx: Tensor | None, expected: tuple[int, int, int], x: Tensor) -> Tensor:
+    if hx is None:
+        return x.new_zeros(expected)
+    if hx.shape != expected:
+        raise RuntimeError(
+            f"Expected hidden size {expected}, got {list(hx.shape)}; hx should be "
+            "(num_layers * directions, batch, hidden_size), with batch_first too"
+        )
+    return hx

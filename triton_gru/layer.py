@@ -1,0 +1,295 @@
+"""GRU and GRUCell: `torch.nn.GRU` and `torch.nn.GRUCell` with a choice of variant and backend."""
+
+import numbers
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from triton_gru import functional
+from triton_gru.recurrence import check_backend, choose_backend
+
+
+class GRU(nn.GRU):
+    """A multi-layer gated recurrent unit that takes the place of `torch.nn.GRU`.
+
+    Parameters, their names, order and initial values, `state_dict`, shapes and errors are those of
+    `torch.nn.GRU`, whose documentation says what the arguments before the star mean.
+
+    It is a subclass of `torch.nn.GRU`: code that goes by `isinstance(module, nn.GRU)`, such as
+    functions that initialise weights, share or flatten them, or count operations, goes on working,
+    and parameters, pickling and replication need no second implementation. Code that replaces
+    modules by exact type, such as `torch.ao.quantization`, leaves it alone, which is right because
+    the replacement would know nothing of `reset_after`.
+
+    Args:
+        input_size: Features of the input.
+        hidden_size: Features of the state.
+        num_layers: Layers, each fed by the states of the one before.
+        bias: Whether there are biases.
+        batch_first: Whether input and output are [batch, steps, features].
+        dropout: Probability of zeroing an output of each layer but the last, in training.
+        bidirectional: Whether each layer has a second direction, from the last step to the first.
+        device: Where the parameters are made.
+        dtype: The parameters' dtype.
+        reset_after: Where the reset gate acts. True is the formula of `nn.GRU` and cuDNN, which
+            multiplies it into W_hn h + b_hn; False is Cho et al. 2014 (arXiv:1406.1078), which
+            multiplies it into h before the product. See `triton_gru.equations`.
+        backend: "auto" takes the fastest that can run; "triton" the fused kernels; "torch" ATen,
+            and cuDNN on a GPU (reset_after=True only); "reference" the equations in plain torch.
+
+    Raises:
+        TypeError: A size, bias, batch_first or reset_after is of the wrong type.
+        ValueError: A size is not positive, dropout is not within 0 and 1, or the backend is unknown
+            or cannot compute the variant.
+
+    Example:
+        >>> rnn = GRU(10, 20, num_layers=2)
+        >>> output, h_n = rnn(torch.randn(5, 3, 10))
+        >>> output.shape, h_n.shape
+        (torch.Size([5, 3, 20]), torch.Size([2, 3, 20]))
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        reset_after: bool = True,
+        backend: str = "auto",
+    ) -> None:
+        _check_options(reset_after, backend)
+        if not isinstance(num_layers, int):
+            raise TypeError(f"num_layers should be of type int, got: {type(num_layers).__name__}")
+        super().__init__(
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            device=device,
+            dtype=dtype,
+        )
+        self.reset_after = reset_after
+        self.backend = backend
+
+    def forward(
+        self, input: Tensor | PackedSequence, hx: Tensor | None = None
+    ) -> tuple[Tensor | PackedSequence, Tensor]:
+        """The states of the last layer and the last states of all layers, see `functional.gru`."""
+        self._update_flat_weights()
+        return functional.gru(
+            input,
+            hx,
+            self._flat_weights,
+            bias=self.bias,
+            bidirectional=self.bidirectional,
+            batch_first=self.batch_first,
+            dropout=self.dropout,
+            training=self.training,
+            reset_after=self.reset_after,
+            backend=self.backend,
+        )
+
+    def explain(self, input: Tensor | PackedSequence | None = None) -> str:
+        """Which backend will run, and why.
+
+        Args:
+            input: What forward would be given. None stands for one row that fits the weights.
+        """
+        x = self.weight_ih_l0
+        batch_size = 1
+        if isinstance(input, PackedSequence):
+            x, batch_size = input.data, int(input.batch_sizes[0])
+        elif input is not None:
+            x = input
+            batch_size = x.shape[0 if self.batch_first else 1] if x.dim() == 3 else 1
+        return _explain(self, x, batch_size)
+
+    @classmethod
+    def from_torch(cls, module: nn.GRU, *, backend: str = "auto") -> "GRU":
+        """A GRU with the settings, mode and a copy of the parameters of a `torch.nn.GRU`.
+
+        Raises:
+            TypeError: module is no `torch.nn.GRU`.
+        """
+        _check_module(module, nn.GRU)
+        options = {"reset_after": getattr(module, "reset_after", True), "backend": backend}
+        return _copy(module, cls(*_settings(module), device="meta", **options))
+
+    def to_torch(self) -> nn.GRU:
+        """A `torch.nn.GRU` with these settings, this mode and a copy of these parameters.
+
+        Raises:
+            ValueError: reset_after is False.
+        """
+        _check_convertible(self)
+        return _copy(self, nn.GRU(*_settings(self), device="meta"))
+
+    def extra_repr(self) -> str:
+        """The arguments that differ from their defaults."""
+        return super().extra_repr() + _options_repr(self)
+
+
+class GRUCell(nn.GRUCell):
+    """One step of a gated recurrent unit, in the place of `torch.nn.GRUCell`, whose subclass it is.
+
+    Args:
+        input_size: Features of the input.
+        hidden_size: Features of the state.
+        bias: Whether there are biases.
+        device: Where the parameters are made.
+        dtype: The parameters' dtype.
+        reset_after: Where the reset gate acts, see `GRU`.
+        backend: "auto", "triton", "torch" or "reference", see `GRU`.
+
+    Raises:
+        TypeError: A size or reset_after is of the wrong type.
+        ValueError: A size is not positive, or the backend is unknown or cannot compute the variant.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        reset_after: bool = True,
+        backend: str = "auto",
+    ) -> None:
+        _check_options(reset_after, backend)
+        for name, size in (("input_size", input_size), ("hidden_size", hidden_size)):
+            if not isinstance(size, numbers.Integral):
+                raise TypeError(f"{name} should be of type int, got: {type(size).__name__}")
+            if size <= 0:
+                raise ValueError(f"{name} must be greater than zero, got: {size}")
+        super().__init__(input_size, hidden_size, bias, device, dtype)
+        self.reset_after = reset_after
+        self.backend = backend
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """The state after one step, see `functional.gru_cell`."""
+        return functional.gru_cell(
+            input,
+            hx,
+            self.weight_ih,
+            self.weight_hh,
+            self.bias_ih,
+            self.bias_hh,
+            reset_after=self.reset_after,
+            backend=self.backend,
+        )
+
+    def explain(self, input: Tensor | None = None) -> str:
+        """Which backend will run, and why.
+
+        Args:
+            input: What forward would be given. None stands for one row that fits the weights.
+        """
+        batch_size = 1 if input is None or input.dim() == 1 else input.shape[0]
+        return _explain(self, self.weight_ih if input is None else input, batch_size)
+
+    @classmethod
+    def from_torch(cls, module: nn.GRUCell, *, backend: str = "auto") -> "GRUCell":
+        """A GRUCell with the settings, mode and a copy of the parameters of a `torch.nn.GRUCell`.
+
+        Raises:
+            TypeError: module is no `torch.nn.GRUCell`.
+        """
+        _check_module(module, nn.GRUCell)
+        options = {"reset_after": getattr(module, "reset_after", True), "backend": backend}
+        return _copy(module, cls(*_settings(module), device="meta", **options))
+
+    def to_torch(self) -> nn.GRUCell:
+        """A `torch.nn.GRUCell` with these settings, this mode and a copy of these parameters.
+
+        Raises:
+            ValueError: reset_after is False.
+        """
+        _check_convertible(self)
+        return _copy(self, nn.GRUCell(*_settings(self), device="meta"))
+
+    def extra_repr(self) -> str:
+        """The arguments that differ from their defaults."""
+        return super().extra_repr() + _options_repr(self)
+
+
+def _check_options(reset_after: bool, backend: str) -> None:
+    if not isinstance(reset_after, bool):
+        raise TypeError(f"reset_after should be of type bool, got: {type(reset_after).__name__}")
+    check_backend(backend, reset_after)
+
+
+def _check_module(module: nn.Module, expected: type[nn.Module]) -> None:
+    if not isinstance(module, expected):
+        raise TypeError(
+            f"from_torch expects a torch.nn.{expected.__name__}, got: {type(module).__name__}"
+        )
+
+
+def _check_convertible(module: GRU | GRUCell) -> None:
+    if not module.reset_after:
+        raise ValueError(
+            "to_torch() needs reset_after=True: torch.nn.GRU multiplies the reset gate into "
+            "W_hn h + b_hn, so that with these weights it would silently compute another function"
+        )
+
+
+def _settings(module: nn.GRU | nn.GRUCell) -> tuple:
+    """The constructor's arguments before device, in order."""
+    settings = (module.input_size, module.hidden_size)
+    if isinstance(module, nn.GRUCell):
+        return (*settings, module.bias)
+    return (
+        *settings,
+        module.num_layers,
+        module.bias,
+        module.batch_first,
+        module.dropout,
+        module.bidirectional,
+    )
+
+
+def _copy(source: nn.Module, target: nn.Module) -> nn.Module:
+    """Gives target, made on the meta device, the mode and parameters of source."""
+    for name, _ in list(target.named_parameters()):
+        # By attribute and not from source's parameters: a parametrization (weight_norm) has the
+        # value there, and the tensors it is computed from elsewhere.
+        value = getattr(source, name)
+        copy = nn.Parameter(value.detach().clone(), requires_grad=value.requires_grad)
+        setattr(target, name, copy)
+    if isinstance(target, nn.RNNBase):
+        target._init_flat_weights()
+    return target.train(source.training)
+
+
+def _explain(module: GRU | GRUCell, x: Tensor, batch_size: int) -> str:
+    try:
+        choice = choose_backend(
+            module.backend,
+            reset_after=module.reset_after,
+            device=x.device,
+            dtype=x.dtype,
+            batch_size=batch_size,
+            hidden_size=module.hidden_size,
+        )
+    except (RuntimeError, ValueError) as error:
+        return f"No backend will run. {error}."
+    return f"Backend {choice.backend!r} will run: {choice.reason}."
+
+
+def _options_repr(module: GRU | GRUCell) -> str:
+    reset_after = "" if module.reset_after else ", reset_after=False"
+    return reset_after + ("" if module.backend == "auto" else f", backend={module.backend!r}")
