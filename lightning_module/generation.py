@@ -1,0 +1,127 @@
+"""What a trained model says next: the likeliest tokens, and sentences sampled to their end."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_module.predictor import SentencePredictor, map_state
+from lightning_module.tokenizers import Tokenizer
+
+SENTENCE_END = frozenset(".!?。！？…")
+# What may still follow the full stop and belongs to the sentence.
+CLOSING = frozenset("\"'’”»)]」』）》")
+
+
+class NextToken(NamedTuple):
+    """A candidate for the next token: its id, its text for the eye, and its probability."""
+
+    id: int
+    text: str
+    probability: float
+
+
+@torch.inference_mode()
+def next_tokens(
+    model: SentencePredictor, tokenizer: Tokenizer, prompt: str, k: int
+) -> list[NextToken]:
+    """The `k` likeliest tokens after `prompt`, likeliest first, by the model's own probabilities.
+
+    Raises:
+        DataError: the prompt holds characters that the tokenizer does not know.
+    """
+    logits, _ = _read(model, tokenizer, prompt)
+    best = torch.softmax(logits, -1).topk(min(k, tokenizer.vocab_size))
+    return [
+        NextToken(i, tokenizer.token(i), p)
+        for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+    ]
+
+
+@torch.inference_mode()
+def continue_prompt(
+    model: SentencePredictor,
+    tokenizer: Tokenizer,
+    prompt: str,
+    *,
+    num_sentences: int = 1,
+    temperature: float = 0.8,
+    top_p: float = 0.95,
+    max_tokens: int = 400,
+    seed: int = 1,
+) -> list[str]:
+    """Sample continuations of `prompt`, each to the end of its sentence.
+
+    Args:
+        model: in evaluation mode.
+        tokenizer: the one that the model was trained with.
+        prompt: text to continue; empty for the beginning of a document.
+        num_sentences: how many continuations, sampled side by side.
+        temperature: divides the logits; 0 always takes the likeliest token.
+        top_p: sample among the likeliest tokens that together hold this probability (nucleus
+            sampling, Holtzman
+            et al. 2020).
+        max_tokens: a sentence that has not ended by then is cut.
+        seed: the same seed gives the same text on the same machine.
+
+    Returns:
+        The continuations without the prompt.
+
+    Raises:
+        DataError: the prompt holds characters that the tokenizer does not know.
+    """
+    first, state = _read(model, tokenizer, prompt)
+    generator = torch.Generator(first.device).manual_seed(seed)
+    logits = first.expand(num_sentences, -1)
+    state = map_state(state, lambda s: s.expand(-1, num_sentences, -1).contiguous())
+    sentences = [_Sentence(tokenizer) for _ in range(num_sentences)]
+    never = [i for i in (tokenizer.doc_id, tokenizer.unk_id) if i is not None]
+    for _ in range(max_tokens):
+        logits = logits.index_fill(1, torch.tensor(never, device=logits.device), -torch.inf)
+        tokens = _sample(logits, temperature, top_p, generator)
+        for sentence, token in zip(sentences, tokens.tolist(), strict=True):
+            sentence.add(token)
+        if all(sentence.ended for sentence in sentences):
+            break
+        out, state = model(tokens[None], state)
+        logits = out[0].float()
+    return [tokenizer.decode(sentence.ids) for sentence in sentences]
+
+
+class _Sentence:
+    """Tokens up to a full stop and the closing marks after it."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.ids: list[int] = []
+        self.full_stop = False
+        self.ended = False
+
+    def add(self, token: int) -> None:
+        if self.ended:
+            return
+        text = self.tokenizer.decode([token])
+        if self.full_stop and not (text and set(text) <= CLOSING | SENTENCE_END):
+            self.ended = True
+            return
+        self.ids.append(token)
+        self.full_stop = self.full_stop or bool(SENTENCE_END & set(text))
+
+
+def _read(model: SentencePredictor, tokenizer: Tokenizer, prompt: str) -> tuple[Tensor, Tensor]:
+    """Logits `[1, V]` after the prompt, and the state."""
+    ids = tokenizer.encode(prompt) or [tokenizer.doc_id]
+    logits, state = model(torch.tensor(ids, device=model.device)[:, None])
+    return logits[-1].float(), state
+
+
+def _sample(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> Tensor:
+    """One token id a row of logits `[B, V]`."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    probabilities, ids = torch.softmax(logits / temperature, -1).sort(-1, descending=True)
+    # A token stays while the ones before it hold less than top_p: the likeliest always stays.
+    before = probabilities.cumsum(-1) - probabilities
+    probabilities = probabilities.masked_fill(before >= top_p, 0.0)
+    chosen = torch.multinomial(probabilities, 1, generator=generator)
+    return ids.gather(1, chosen)[:, 0]

@@ -1,0 +1,119 @@
+"""What ends a run early, and how: a diverged loss, Ctrl-C, a terminated process."""
+
+import signal
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning as L
+import torch
+
+from lightning_module.checkpoints import LAST
+
+
+class Diverged(RuntimeError):
+    """The loss is no longer a finite number."""
+
+
+class Stopped(RuntimeError):
+    """A signal asked the run to stop; its state is saved.
+
+    Attributes:
+        signal: the signal's number; a process that dies of it by convention exits with 128 plus
+            that.
+    """
+
+    def __init__(self, number: int, step: int, checkpoint: Path) -> None:
+        super().__init__(
+            f"stopped by {signal.Signals(number).name} after step {step}; saved {checkpoint}"
+        )
+        self.signal = number
+
+
+class StopWhenDiverged(L.Callback):
+    """Ends the run with `Diverged`, naming the first step whose loss was NaN or infinite.
+
+    On a GPU the first bad step is kept on the device and read every `log_every_n_steps` and before
+    each validation (hence before each checkpoint), so that no step waits for the host.
+    """
+
+    def __init__(self) -> None:
+        self._first_bad: torch.Tensor | None = None
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *_: Any
+    ) -> None:
+        loss = outputs["loss"].detach()
+        if self._first_bad is None:
+            self._first_bad = torch.zeros((), dtype=torch.int64, device=loss.device)
+        bad_now = ~torch.isfinite(loss) & (self._first_bad == 0)
+        self._first_bad = torch.where(bad_now, trainer.global_step, self._first_bad)
+        if loss.device.type == "cpu" or trainer.global_step % trainer.log_every_n_steps == 0:
+            self._check()
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._check()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        loss = trainer.callback_metrics.get("val_loss")
+        if loss is not None and not torch.isfinite(loss):
+            self._diverged(f"the validation loss after step {trainer.global_step} is {loss.item()}")
+
+    def _check(self) -> None:
+        if self._first_bad is not None and (step := int(self._first_bad)):
+            self._diverged(f"the training loss of step {step} is NaN or infinite")
+
+    @staticmethod
+    def _diverged(what: str) -> None:
+        raise Diverged(
+            f"{what}: training diverged and was stopped; the checkpoints are from before. "
+            "Try a lower optimizer.lr, a longer model.warmup or a smaller trainer.gradient_clip_val."
+        )
+
+
+class StopOnSignal(L.Callback):
+    """On SIGINT or SIGTERM: finish the batch, save `last.ckpt`, end the run with `Stopped`.
+
+    A second SIGINT ends at once.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self, checkpoint_dir: str | Path) -> None:
+        self.checkpoint = Path(checkpoint_dir) / LAST
+        self._received: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {s: signal.signal(s, self._receive) for s in self.SIGNALS}
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        self._stop_if_asked(trainer)
+
+    def on_validation_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        self._stop_if_asked(trainer)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self._received is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._received = number
+
+    def _stop_if_asked(self, trainer: L.Trainer) -> None:
+        if self._received is not None:
+            trainer.save_checkpoint(self.checkpoint)
+            raise Stopped(self._received, trainer.global_step, self.checkpoint)
+
+
+class ValidateAtEnd(L.Callback):
+    """Validates after the last step too, when `max_steps` is no multiple of the interval."""
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step == trainer.max_steps:
+            trainer.should_stop = True  # Lightning validates once more before it stops

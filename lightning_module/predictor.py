@@ -1,0 +1,238 @@
+"""The training task: predict the next token of running text with a recurrent core."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from lightning_module.budget import budget_used
+from lightning_module.data import IGNORE, Chunk
+from triton_gru import GRU
+
+# The recurrent cores by the name that `model/core=` takes. Looked up by name, never imported by a
+# path found in a checkpoint: loading a stranger's file must not run a stranger's code.
+CORES: dict[str, Callable[..., nn.Module]] = {
+    "gru": GRU,
+    "gru_reset_before": lambda *args, **kwargs: GRU(*args, reset_after=False, **kwargs),
+    "lstm": nn.LSTM,
+    "rnn": nn.RNN,
+}
+
+# From this vocabulary on the training loss is torch's fused `linear_cross_entropy`, which never
+# holds all logits at once. Below it the plain product is faster (two cores, 4096 positions, hidden
+# size 256: see benchmarks/NOTES.md).
+FUSED_LOSS_VOCABULARY = 8192
+
+State = Tensor | tuple[Tensor, ...]
+
+
+class SentencePredictor(L.LightningModule):
+    """Embedding, recurrent core, dropout and output layer, trained to predict the next token.
+
+    The lanes of a batch are consecutive text: the state at the end of a chunk is detached and
+    starts the next one, except in lanes whose `Chunk.fresh` says that a document begins, which
+    start from zero.
+
+    Args:
+        vocab_size: number of tokens, V.
+        core: `name`, one of `CORES`, and keyword arguments of that core (for the GRUs `backend`).
+        embedding_size: size E of a token's vector; characters need little (64 serves 84
+            characters).
+        hidden_size: H.
+        num_layers: stacked recurrent layers.
+        dropout: probability, applied to the embedding, between layers and before the output.
+        tie_weights: share the embedding with the output; a projection H -> E stands between where H
+            != E.
+        chars_per_token: characters a token of the validation text stands for on average; turns nats
+            a token
+            into bits a character.
+        optimizer: builds the optimizer from an iterable of parameters; needed only to train.
+        warmup: share of the budget over which the learning rate rises linearly.
+        final_lr: learning rate at the end of the cosine, as a share of the peak.
+
+    Raises:
+        ValueError: unknown core, or a size or probability outside its range.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        core: Mapping[str, Any] | None = None,
+        embedding_size: int = 64,
+        hidden_size: int = 256,
+        num_layers: int = 1,
+        dropout: float = 0.0,
+        tie_weights: bool = False,
+        chars_per_token: float = 1.0,
+        optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None,
+        warmup: float = 0.02,
+        final_lr: float = 0.0,
+    ) -> None:
+        super().__init__()
+        core = dict(core or {"name": "gru"})
+        self.save_hyperparameters(ignore=["optimizer", "core"], logger=False)
+        self.save_hyperparameters({"core": dict(core)}, logger=False)
+        name = core.pop("name", None)
+        if name not in CORES:
+            raise ValueError(f"model.core.name must be one of {', '.join(CORES)}; got {name!r}")
+        for what, value in {
+            "vocab_size": vocab_size,
+            "embedding_size": embedding_size,
+            "hidden_size": hidden_size,
+            "num_layers": num_layers,
+        }.items():
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(
+                    f"model.{what} must be a whole number of at least 1; got {value!r}"
+                )
+        if not 0 <= dropout < 1:
+            raise ValueError(f"model.dropout must be at least 0 and below 1; got {dropout!r}")
+
+        self.embedding = nn.Embedding(vocab_size, embedding_size)
+        between_layers = dropout if num_layers > 1 else 0.0
+        self.core = CORES[name](
+            embedding_size, hidden_size, num_layers=num_layers, dropout=between_layers, **core
+        )
+        self.dropout = nn.Dropout(dropout)
+        self.to_embedding = (
+            nn.Linear(hidden_size, embedding_size, bias=False)
+            if tie_weights and hidden_size != embedding_size
+            else nn.Identity()
+        )
+        self.output = nn.Linear(embedding_size if tie_weights else hidden_size, vocab_size)
+        if tie_weights:
+            # The output's scale: logits start near zero, so the first loss is log V.
+            nn.init.normal_(self.embedding.weight, std=embedding_size**-0.5)
+            self.output.weight = self.embedding.weight
+        self.optimizer_factory = optimizer
+        self.carried: dict[str, State | None] = {"train": None, "val": None}
+        self.val_nll = MeanMetric(nan_strategy="disable").set_dtype(torch.float64)
+        self.val_top1 = MeanMetric(nan_strategy="disable").set_dtype(torch.float64)
+        self.val_top5 = MeanMetric(nan_strategy="disable").set_dtype(torch.float64)
+
+    def forward(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """Score every possible next token.
+
+        Args:
+            tokens: int64 `[T, B]`, time first.
+            state: what an earlier call returned, or None for zeros.
+
+        Returns:
+            Logits `[T, B, V]` and the state after the last token.
+        """
+        features, state = self.features(tokens, state)
+        return self.output(features), state
+
+    def features(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """What the output layer multiplies, `[T, B, H]` (tied: `[T, B, E]`), and the state."""
+        hidden, state = self.core(self.dropout(self.embedding(tokens)), state)
+        return self.to_embedding(self.dropout(hidden)), state
+
+    def training_step(self, batch: Chunk, batch_idx: int) -> Tensor:
+        features, state = self.features(batch.inputs, self._carried("train", batch))
+        self.carried["train"] = map_state(state, torch.detach)
+        loss = self._loss(features, batch.targets)
+        self.log("train_loss", loss.detach(), prog_bar=True)
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        self.carried["val"] = None
+
+    def validation_step(self, batch: Chunk, batch_idx: int) -> None:
+        logits, state = self(batch.inputs, self._carried("val", batch))
+        self.carried["val"] = state
+        real = batch.targets != IGNORE
+        logits, targets = logits[real].float(), batch.targets[real]
+        if not len(targets):
+            return
+        score = logits.gather(1, targets[:, None])
+        # The rank counts ties against the model, and a NaN anywhere: a diverged model must not
+        # score as right.
+        rank = len(logits[0]) - (logits < score).sum(1)
+        self.val_nll.update(F.cross_entropy(logits, targets, reduction="none"))
+        self.val_top1.update((rank <= 1).float())
+        self.val_top5.update((rank <= 5).float())
+
+    def on_validation_epoch_end(self) -> None:
+        loss = self.val_nll.compute()
+        self.log_dict(
+            {
+                "val_loss": loss,
+                "val_perplexity": loss.exp(),
+                "val_bits_per_char": loss / math.log(2) / self.hparams.chars_per_token,
+                "val_top1": self.val_top1.compute(),
+                "val_top5": self.val_top5.compute(),
+            }
+        )
+        for metric in (self.val_nll, self.val_top1, self.val_top5):
+            metric.reset()
+        self.carried["val"] = None
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        if self.optimizer_factory is None:
+            raise ValueError(
+                "to train, SentencePredictor needs optimizer=, as in partial(AdamW, lr=4e-3)"
+            )
+        optimizer = self.optimizer_factory(self.parameters())
+        # LambdaLR hands over its own step count; the budget knows better (steps, epochs or time,
+        # whichever ends first).
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: self._lr_factor())
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"},
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # What makes a resumed run the same run: the state every lane carries, and the generator
+        # behind dropout.
+        checkpoint["carried_state"] = self.carried["train"]
+        checkpoint["torch_rng_state"] = torch.get_rng_state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.carried["train"] = checkpoint.get("carried_state")
+        self._rng_state = checkpoint.get("torch_rng_state")
+
+    def on_train_start(self) -> None:
+        if getattr(self, "_rng_state", None) is not None:
+            torch.set_rng_state(self._rng_state)
+
+    def _lr_factor(self) -> float:
+        used = budget_used(self._trainer) if self._trainer is not None else 0.0
+        rise = min(
+            1.0,
+            (self.global_step + 1) / 10,
+            used / self.hparams.warmup if self.hparams.warmup else 1.0,
+        )
+        cosine = 0.5 * (1 + math.cos(math.pi * used))
+        return rise * (self.hparams.final_lr + (1 - self.hparams.final_lr) * cosine)
+
+    def _carried(self, stage: str, batch: Chunk) -> State | None:
+        state = self.carried[stage]
+        if state is None:
+            return None
+        keep = ~batch.fresh
+        # where(), not a product: a state that overflowed in one document must not poison the next
+        # (0 * inf is NaN).
+        return map_state(state, lambda s: torch.where(keep[None, :, None], s.to(self.device), 0.0))
+
+    def _loss(self, features: Tensor, targets: Tensor) -> Tensor:
+        features, targets = features.flatten(0, 1), targets.flatten()
+        if self.hparams.vocab_size >= FUSED_LOSS_VOCABULARY and hasattr(F, "linear_cross_entropy"):
+            return F.linear_cross_entropy(
+                features,
+                self.output.weight,
+                targets,
+                linear_bias=self.output.bias,
+                ignore_index=IGNORE,
+            )
+        return F.cross_entropy(self.output(features).float(), targets, ignore_index=IGNORE)
+
+
+def map_state(state: State, function: Callable[[Tensor], Tensor]) -> State:
+    """Apply `function` to a state, which an LSTM keeps as a pair."""
+    return tuple(map(function, state)) if isinstance(state, tuple) else function(state)
