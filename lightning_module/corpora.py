@@ -77,8 +77,9 @@ class Corpus:
         def cut(documents: Callable[[], Iterator[Document]], is_train: bool) -> Iterator[Document]:
             train = sum(len(document.text) for document in self.train())
             total = train + sum(len(document.text) for document in self.val())
-            train_budget = round(train * min(1, max_chars / total))
-            left = train_budget if is_train else min(max_chars, total) - train_budget
+            keep = min(max_chars, total)
+            keep_train = round(keep * train / total) if total else 0
+            left = keep_train if is_train else keep - keep_train
             for document in documents():
                 if left <= 0:
                     return
