@@ -237,7 +237,7 @@ class Tokenizer:
         hints = []
         for token in unknown:
             bare = token.strip() or token
-            meant = [bare.lower(), bare.upper(), bare.capitalize()]
+            meant = [bare.lower(), bare.capitalize(), bare.upper()]
             meant += [_LOOKALIKES.get(bare, ""), unicodedata.normalize("NFKC", bare)]
             if len(bare) == 1:
                 meant += [unicodedata.normalize("NFD", bare)[0]]
@@ -248,7 +248,7 @@ class Tokenizer:
             for word in filter(None, meant):
                 spelt = len(bare) == 1 and set(word) <= vocab.keys()
                 if word in vocab or f" {word}" in vocab or spelt:
-                    hints.append(f"{word.strip() or word!r} for {bare}")
+                    hints.append(f"{word!r} for {bare!r}")
                     break
         kind = "characters" if all(len(token) == 1 for token in unknown) else "words"
         return (
