@@ -66,8 +66,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 f"the earlier {path.name} is intact" if path.exists() else "nothing was left behind"
             )
             raise CheckpointError(
-                f"could not write the checkpoint {path} ({buffer.tell():,} bytes): {error.strerror}; "
-                f"{kept}. Free some space or set run_dir to another disk, then resume."
+                f"could not write the checkpoint {path} ({buffer.tell():,} bytes): "
+                f"{error.strerror}; {kept}. Free some space, then resume."
             ) from error
 
     def load_checkpoint(
@@ -91,6 +91,7 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except (
         RuntimeError,
+        OSError,
         EOFError,
         zipfile.BadZipFile,
         pickle.UnpicklingError,
@@ -98,8 +99,8 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
         ValueError,
     ) as error:
         raise CheckpointError(
-            f"{path} ({path.stat().st_size:,} bytes) is no complete checkpoint of this project: it is "
-            f"truncated, damaged or from another program ({_first_line(error)})"
+            f"{path} ({path.stat().st_size:,} bytes) is no complete checkpoint of this project: "
+            f"it is truncated, damaged or from another program ({_first_line(error)})"
         ) from error
     missing = {"state_dict", "hyper_parameters"} - set(
         checkpoint if isinstance(checkpoint, dict) else ()

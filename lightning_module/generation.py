@@ -31,7 +31,7 @@ def next_tokens(
         DataError: the prompt holds characters that the tokenizer does not know.
     """
     logits, _ = _read(model, tokenizer, prompt)
-    best = torch.softmax(logits, -1).topk(min(k, tokenizer.vocab_size))
+    best = torch.softmax(logits[0], -1).topk(min(k, tokenizer.vocab_size))
     return [
         NextToken(i, tokenizer.token(i), p)
         for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
@@ -120,8 +120,10 @@ def _sample(logits: Tensor, temperature: float, top_p: float, generator: torch.G
     if temperature == 0:
         return logits.argmax(-1)
     probabilities, ids = torch.softmax(logits / temperature, -1).sort(-1, descending=True)
-    # A token stays while the ones before it hold less than top_p: the likeliest always stays.
+    # A token stays while the ones before it hold less than top_p; the likeliest always.
     before = probabilities.cumsum(-1) - probabilities
-    probabilities = probabilities.masked_fill(before >= top_p, 0.0)
+    left_out = before >= top_p
+    left_out[:, 0] = False
+    probabilities = probabilities.masked_fill(left_out, 0.0)
     chosen = torch.multinomial(probabilities, 1, generator=generator)
     return ids.gather(1, chosen)[:, 0]

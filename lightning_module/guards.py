@@ -68,7 +68,7 @@ class StopWhenDiverged(L.Callback):
     def _diverged(what: str) -> None:
         raise Diverged(
             f"{what}: training diverged and was stopped; the checkpoints are from before. "
-            "Try a lower optimizer.lr, a longer model.warmup or a smaller trainer.gradient_clip_val."
+            "Try a lower optimizer.lr, a longer model.warmup or less trainer.gradient_clip_val."
         )
 
 

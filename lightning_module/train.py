@@ -63,8 +63,8 @@ def train(config: DictConfig, checkpoint: Path | None = None) -> dict[str, Any]:
     run_dir = Path(config.run_dir)
     if checkpoint is None and run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
         raise RunError(
-            f"run_dir {run_dir} exists and is not empty. Choose another, or go on with the run in it: "
-            f"resume={run_dir}"
+            f"run_dir {run_dir} exists and is not empty. Choose another, or go on with the run "
+            f"in it: resume={run_dir}"
         )
     L.seed_everything(config.seed, workers=True, verbose=False)
     # Everything that can be wrong with settings and data shows before anything is written.

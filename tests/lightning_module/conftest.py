@@ -1,0 +1,80 @@
+import os
+import random
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from lightning_module.checkpoints import BEST, CHECKPOINTS
+
+TINY = [
+    "data=text_files",
+    "data.lanes=4",
+    "data.seq_len=16",
+    "model.hidden_size=32",
+    "model.embedding_size=16",
+    "trainer.accelerator=cpu",
+    "trainer.max_epochs=-1",
+    "trainer.check_val_every_n_epoch=null",
+]
+
+
+def made_text(characters: int, seed: int = 0) -> str:
+    """Sentences of a few words: a model learns them in seconds, and chance does not."""
+    choose = random.Random(seed).choice
+    text = ""
+    while len(text) < characters:
+        who, does = choose(["The cat", "A dog", "My horse"]), choose(["sees", "hears", "wants"])
+        text += f"{who} {does} {choose(['the moon', 'a bird', 'the old house'])}.\n"
+    return text[:characters]
+
+
+@pytest.fixture(scope="session")
+def command(tmp_path_factory):
+    """Runs the real commands, each in a process of its own, with a cache of their own."""
+    home = tmp_path_factory.mktemp("home")
+
+    def run(module, *arguments, cwd=home, stdin="", **environment):
+        return subprocess.run(
+            [sys.executable, "-m", f"lightning_module.{module}", *map(str, arguments)],
+            cwd=cwd,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            env={**os.environ, "TRITON_GRU_CACHE": str(home / "cache"), **environment},
+        )
+
+    run.home = home
+    return run
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "made.txt"
+    path.write_text(made_text(20_000), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def trained(command, text_file):
+    """A run directory that the real command filled, and what it printed."""
+    run_dir = command.home / "runs" / "trained"
+    done = command(
+        "train",
+        *TINY,
+        f"data.paths=[{text_file}]",
+        f"run_dir={run_dir}",
+        "optimizer.lr=0.02",
+        "trainer.max_steps=250",
+        "trainer.val_check_interval=100",
+    )
+    assert done.returncode == 0, done.stderr
+    run_dir.joinpath("output.txt").write_text(done.stdout)
+    return run_dir
+
+
+@pytest.fixture
+def checkpoint(trained):
+    return torch.load(trained / CHECKPOINTS / BEST, weights_only=True)

@@ -1,0 +1,294 @@
+"""The commands as a user runs them, each in a process of its own."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from lightning_module.checkpoints import BEST, CHECKPOINTS, LAST, TOKENIZER
+from lightning_module.train import CONFIGS
+from tests.lightning_module.conftest import TINY, made_text
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def test_a_run_directory_holds_what_it_should(trained):
+    summary = json.loads((trained / "summary.json").read_text())
+    for name in ("val_loss", "val_perplexity", "val_bits_per_char", "val_top1", "val_top5"):
+        assert summary[name] > 0
+    assert summary["val_loss"] < 1.0  # the made sentences have about 0.25 nats a character
+    assert summary["tokens_per_second"] > 0
+    assert summary["steps"] == 250
+    assert summary["wall_seconds"] > 0
+    assert summary["versions"]["torch"] == torch.__version__
+    checkpoint = torch.load(trained / CHECKPOINTS / BEST, weights_only=True)
+    assert summary["parameters"] == sum(w.numel() for w in checkpoint["state_dict"].values())
+    assert (trained / CHECKPOINTS / LAST).is_file()
+    assert (trained / CHECKPOINTS / TOKENIZER).is_file()
+    config = OmegaConf.load(trained / "config.yaml")
+    assert config.trainer.max_steps == 250
+    assert config.optimizer.lr == 0.02
+    assert (trained / "curves.png").read_bytes().startswith(PNG)
+    assert list((trained / "tensorboard").glob("events.out.tfevents.*"))
+
+
+def test_metrics_are_logged_at_each_validation(trained):
+    with (trained / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    # every 100 steps and, because 250 is no multiple of 100, at the end
+    assert [int(r["step"]) + 1 for r in rows if r["val_loss"]] == [100, 200, 250]
+    assert sum(bool(r["train_loss"]) for r in rows) == 25
+    assert all(float(r["tokens_per_second"]) > 0 for r in rows if r["train_loss"])
+    samples = (trained / "samples.txt").read_text()
+    assert [f"== step {s}," in samples for s in (100, 200, 250)] == [True] * 3
+
+
+def test_output_without_a_terminal_is_plain_lines(trained):
+    output = (trained / "output.txt").read_text()
+    assert "step 250: held-out text" in output
+    assert "\x1b" not in output
+    assert "\r" not in output
+
+
+def test_predict_shows_bars_and_sentences(command, trained):
+    done = command("predict", 'prompt=The cat "sees", no', f"checkpoint={trained}", "k=3")
+    assert "does not know" in done.stderr  # the comma and the quotes are in no made sentence
+    assert done.returncode == 1
+    done = command("predict", "prompt=The cat ", f"checkpoint={trained}", "k=3", "num_sentences=2")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("%") == 3
+    assert "█" in done.stdout
+    sentences = [line for line in done.stdout.splitlines() if line.startswith("The cat ")][1:]
+    assert len(sentences) == 2
+    assert all(sentence.rstrip().endswith(".") for sentence in sentences)
+
+
+def test_predict_reads_prompts_from_standard_input_and_writes_json(command, trained):
+    done = command(
+        "predict",
+        "format=json",
+        f"runs={trained.parent}",
+        "num_sentences=1",
+        "temperature=0",
+        stdin="The cat \n\nA dog \n",
+    )
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [f["prompt"] for f in found] == ["The cat ", "A dog "]
+    for f in found:
+        assert [t["probability"] for t in f["next"]] == sorted(
+            (t["probability"] for t in f["next"]), reverse=True
+        )
+        assert {t["text"] for t in f["next"][:3]} == {"s", "h", "w"}  # sees, hears, wants
+        assert f["continuations"][0].endswith(".")
+
+
+def test_chinese_end_to_end(command, tmp_path):
+    sentences = ["却说曹操大怒，", "孔明笑曰：", "玄德大喜。", "关公曰：“不可！”"]
+    (tmp_path / "三国.txt").write_text("\n".join(sentences * 200), encoding="utf-8")
+    done = command(
+        "train",
+        *TINY,
+        "data.paths=[三国.txt]",
+        "run_dir=跑",
+        "trainer.max_steps=150",
+        "optimizer.lr=0.02",
+        "model/core=gru_reset_before",
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    done = command(
+        "predict", "prompt=关公曰：", "checkpoint=跑", "temperature=0", "format=json", cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["continuations"][0] == "“不可！”"
+    assert "关公曰：" in done.stdout
+
+
+@pytest.mark.parametrize("tokenizer", ["bpe", "word"])
+@pytest.mark.parametrize("core", ["lstm", "rnn"])
+def test_other_tokenizers_and_cores(command, text_file, tmp_path, tokenizer, core):
+    done = command(
+        "train",
+        *TINY,
+        f"data.paths=[{text_file}]",
+        f"tokenizer={tokenizer}",
+        "tokenizer.vocab_size=300",
+        f"model/core={core}",
+        f"run_dir={tmp_path / 'run'}",
+        "trainer.max_steps=5",
+    )
+    assert done.returncode == 0, done.stderr
+    done = command("predict", "prompt=The cat sees", f"checkpoint={tmp_path / 'run'}")
+    assert done.returncode == 0, done.stderr
+
+
+def run_arguments(text_file, run_dir, *more):
+    return [
+        *TINY,
+        f"data.paths=[{text_file}]",
+        f"run_dir={run_dir}",
+        "model.dropout=0.1",
+        "trainer.max_steps=600",
+        "trainer.val_check_interval=250",
+        *more,
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "after"), [(signal.SIGINT, "Tokens"), (signal.SIGTERM, "step 250:")]
+)
+def test_a_stopped_run_resumes_to_the_same_weights(command, text_file, tmp_path, number, after):
+    whole = command("train", *run_arguments(text_file, tmp_path / "whole"))
+    assert whole.returncode == 0, whole.stderr
+
+    run_dir = tmp_path / "stopped"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lightning_module.train", *run_arguments(text_file, run_dir)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TRITON_GRU_CACHE": str(command.home / "cache")},
+    )
+    if after == "Tokens":  # before the first validation: as soon as a step is logged
+        while not (run_dir / "tensorboard").exists():
+            time.sleep(0.02)
+        time.sleep(1.0)
+    else:
+        for line in process.stdout:
+            if line.startswith(after):
+                break
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 128 + number, errors
+    assert f"resume={run_dir}" in errors
+    stopped_at = torch.load(run_dir / CHECKPOINTS / LAST, weights_only=True)["global_step"]
+    assert 0 < stopped_at < 600
+
+    resumed = command("train", f"resume={run_dir}")
+    assert resumed.returncode == 0, resumed.stderr
+    expected = torch.load(tmp_path / "whole" / CHECKPOINTS / LAST, weights_only=True)
+    got = torch.load(run_dir / CHECKPOINTS / LAST, weights_only=True)
+    assert got["global_step"] == 600
+    for name, weight in expected["state_dict"].items():
+        assert torch.equal(got["state_dict"][name], weight), name
+
+    def validations(folder):
+        with (folder / "metrics.csv").open() as file:
+            return [(r["step"], r["val_loss"]) for r in csv.DictReader(file) if r["val_loss"]]
+
+    assert validations(run_dir) == validations(tmp_path / "whole")
+
+
+def test_resume_takes_new_values_but_no_new_groups(command, trained, tmp_path, text_file):
+    run_dir = tmp_path / "short"
+    arguments = run_arguments(text_file, run_dir, "trainer.max_steps=20")
+    assert command("train", *arguments).returncode == 0
+    done = command("train", f"resume={run_dir}", "model/core=lstm")
+    assert done.returncode == 1
+    assert "cannot be changed in a run under way" in done.stderr
+    done = command("train", f"resume={run_dir}", "trainer.max_steps=30")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((run_dir / "summary.json").read_text())["steps"] == 30
+    done = command("train", f"resume={run_dir}", "model.hidden_size=33")
+    assert done.returncode == 1
+    assert "does not fit the model" in done.stderr
+
+
+BAD = {
+    "a file that is not there": (["data.paths=[no.txt]"], "no.txt"),
+    "an empty file": (["data.paths=[empty.txt]"], "empty.txt"),
+    "not UTF-8": (["data.paths=[latin.txt]"], "latin.txt"),
+    "too short for the lanes": (["data.paths=[short.txt]", "data.lanes=64"], "data.lanes"),
+    "a run directory that exists": (["data.paths=[good.txt]", "run_dir=used"], "used exists"),
+    "a size that is none": (["data.paths=[good.txt]", "model.hidden_size=0"], "hidden_size"),
+    "an unknown core": (["data.paths=[good.txt]", "model.core.name=x"], "model.core.name"),
+    "an unknown backend": (["data.paths=[good.txt]", "model.core.backend=x"], "backend"),
+    "an unknown group": (["data.paths=[good.txt]", "model/core=mamba"], "mamba"),
+    "an unknown key": (["data.paths=[good.txt]", "trainer.max_step=3"], "max_step"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_refused_before_anything_is_written(command, tmp_path, case):
+    arguments, expected = BAD[case]
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "latin.txt").write_bytes("Käse ".encode("latin-1") * 100)
+    (tmp_path / "short.txt").write_text("Too short.")
+    (tmp_path / "good.txt").write_text(made_text(5_000))
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "precious").write_text("data")
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    done = command("train", *TINY, "trainer.max_steps=2", *arguments, cwd=tmp_path)
+    assert done.returncode == 1
+    assert expected in done.stderr
+    assert "Traceback" not in done.stderr
+    after = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    assert after == before
+    assert not list(tmp_path.glob("runs/*"))
+
+
+def test_a_diverging_run_stops_and_names_the_step(command, text_file, tmp_path):
+    run_dir = tmp_path / "run"
+    done = command(
+        "train",
+        *run_arguments(text_file, run_dir, "optimizer.lr=1e30", "model.warmup=0.9"),
+    )
+    assert done.returncode == 1
+    assert "the training loss of step" in done.stderr
+    assert "diverged" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (run_dir / CHECKPOINTS / LAST).exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["prompt=a", "checkpoint=nowhere"], "nowhere does not exist"),
+        (["prompt=a", "runs=nowhere"], "Train one first"),
+        (["prompt=a", "format=xml"], "format must be text or json; got 'xml'"),
+        (["prompt=a", "temperature=-1"], "temperature must be a number of at least 0; got -1"),
+        (["prompt=a", "top_p=2"], "top_p must be a number from 0 to 1; got 2"),
+        (["prompt=a", "device=abacus"], "device 'abacus' cannot be used here"),
+    ],
+)
+def test_predict_refuses_bad_settings(command, trained, arguments, expected):
+    if not any(a.startswith(("checkpoint", "runs")) for a in arguments):
+        arguments = [*arguments, f"checkpoint={trained}"]
+    done = command("predict", *arguments)
+    assert done.returncode == 1
+    assert expected in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_sweep_makes_a_directory_a_job(command, text_file, tmp_path):
+    done = command(
+        "train",
+        "-m",
+        *run_arguments(text_file, "unused", "trainer.max_steps=3"),
+        "model/core=gru,rnn",
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    jobs = sorted(tmp_path.glob("multirun/*/*/summary.json"))
+    assert [job.parent.name for job in jobs] == ["0", "1"]
+    cores = [OmegaConf.load(job.parent / "config.yaml").model.core.name for job in jobs]
+    assert cores == ["gru", "rnn"]
+    assert not (tmp_path / "unused").exists()
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in CONFIGS.glob("experiment/*.yaml")))
+def test_experiments_compose(name):
+    from hydra import compose, initialize_config_dir
+
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = compose("train", [f"experiment={name}"])
+    assert config.trainer.max_time is not None

@@ -1,0 +1,111 @@
+import pytest
+import torch
+
+from lightning_module.corpora import DataError
+from lightning_module.generation import _sample, continue_prompt, next_tokens
+from lightning_module.predictor import SentencePredictor
+from lightning_module.tokenizers import Tokenizer, TokenizerSettings
+
+TEXT = "ab.c!”d 。"
+
+
+@pytest.fixture
+def tokenizer():
+    return Tokenizer.train(TokenizerSettings("char"), [TEXT])
+
+
+class Scripted(SentencePredictor):
+    """Says the given text whatever it reads; its state counts the tokens read."""
+
+    def __init__(self, tokenizer, text):
+        super().__init__(tokenizer.vocab_size)
+        self.ids = tokenizer.encode(text)
+        self.read = []
+
+    def forward(self, tokens, state=None):
+        step = 0 if state is None else int(state.flatten()[0])
+        self.read.append(tokens.clone())
+        logits = torch.full((len(tokens), tokens.shape[1], self.hparams.vocab_size), -20.0)
+        logits[-1, :, self.ids[min(step, len(self.ids) - 1)]] = 20.0
+        return logits, torch.full((1, tokens.shape[1], 1), step + 1.0)
+
+
+@pytest.mark.parametrize(
+    ("says", "sentence"),
+    [
+        ("ab.c", "ab."),
+        ("ab.”c", "ab.”"),
+        ("a!.”c", "a!.”"),
+        ("d。a", "d。"),
+        (".", "." * 6),  # nothing else comes: cut at max_tokens
+        ("abdaba", "abdaba"),
+    ],
+)
+def test_a_sentence_ends_after_its_full_stop_and_closing_marks(tokenizer, says, sentence):
+    model = Scripted(tokenizer, says)
+    got = continue_prompt(model, tokenizer, "ab", num_sentences=2, temperature=0, max_tokens=6)
+    assert got == [sentence, sentence]
+
+
+def test_the_model_reads_the_prompt_and_then_what_it_said(tokenizer):
+    model = Scripted(tokenizer, "cd.a")
+    continue_prompt(model, tokenizer, "ab", temperature=0)
+    read = [tokenizer.decode(t[:, 0].tolist()) for t in model.read]
+    assert read == ["ab", "c", "d", "."]
+
+
+def test_an_empty_prompt_begins_a_document(tokenizer):
+    model = Scripted(tokenizer, "a.b")
+    continue_prompt(model, tokenizer, "", temperature=0)
+    assert model.read[0].tolist() == [[tokenizer.doc_id]]
+
+
+def test_next_tokens_are_the_softmax_in_order(tokenizer):
+    torch.manual_seed(0)
+    model = SentencePredictor(tokenizer.vocab_size).eval()
+    got = next_tokens(model, tokenizer, "ab", k=4)
+    logits, _ = model(torch.tensor(tokenizer.encode("ab"))[:, None])
+    expected = logits[-1, 0].softmax(-1).sort(descending=True)
+    assert [t.id for t in got] == expected.indices[:4].tolist()
+    assert [t.probability for t in got] == pytest.approx(expected.values[:4].tolist(), rel=1e-5)
+    assert got[0].text == tokenizer.token(got[0].id)
+    everything = next_tokens(model, tokenizer, "ab", k=1000)
+    assert sum(t.probability for t in everything) == pytest.approx(1, rel=1e-5)
+
+
+def test_the_seed_decides_and_doc_and_unk_are_never_said(tokenizer):
+    torch.manual_seed(0)
+    model = SentencePredictor(tokenizer.vocab_size).eval()
+    torch.nn.init.constant_(model.output.bias, 0)
+    model.output.bias.data[[tokenizer.doc_id, tokenizer.unk_id]] = 10.0
+    ask = {"num_sentences": 4, "max_tokens": 30, "temperature": 1.0, "top_p": 1.0}
+    first = continue_prompt(model, tokenizer, "a", seed=3, **ask)
+    assert first == continue_prompt(model, tokenizer, "a", seed=3, **ask)
+    assert first != continue_prompt(model, tokenizer, "a", seed=4, **ask)
+    assert len(set(first)) > 1
+    assert not any("<" in text for text in first)
+
+
+def test_sampling_follows_temperature_and_nucleus():
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().expand(40_000, -1)
+    generator = torch.Generator().manual_seed(0)
+
+    def shares(temperature, top_p):
+        drawn = _sample(logits, temperature, top_p, generator)
+        return drawn.bincount(minlength=4) / len(logits)
+
+    close = {"rtol": 0, "atol": 0.015}
+    torch.testing.assert_close(shares(1.0, 1.0), torch.tensor([0.5, 0.3, 0.15, 0.05]), **close)
+    torch.testing.assert_close(shares(1.0, 0.6), torch.tensor([0.625, 0.375, 0, 0]), **close)
+    assert shares(1.0, 0.0)[0] == 1
+    assert shares(0, 1.0)[0] == 1
+    squared = torch.tensor([0.25, 0.09, 0.0225, 0.0025])
+    torch.testing.assert_close(shares(0.5, 1.0), squared / squared.sum(), **close)
+
+
+def test_unknown_characters_in_a_prompt_are_named(tokenizer):
+    model = SentencePredictor(tokenizer.vocab_size)
+    with pytest.raises(DataError, match="'ß'"):
+        continue_prompt(model, tokenizer, "aß")
+    with pytest.raises(DataError, match="'ß'"):
+        next_tokens(model, tokenizer, "aß", 3)
