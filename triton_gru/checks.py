@@ -32,7 +32,7 @@ def check_sequence(
             f"For {kind} input, hx should also be {x.dim()}-D but got {hx.dim()}-D tensor; "
             f"input is {list(x.shape)}, hx is {list(hx.shape)}"
         )
-    if not _autocasts(x) and x.dtype != weight_ih.dtype:
+    if not autocasts(x) and x.dtype != weight_ih.dtype:
         raise ValueError(
             f"RNN input dtype ({x.dtype}) does not match weight dtype ({weight_ih.dtype}). "
             f"Convert input: input.to({weight_ih.dtype}), or convert model: model.to({x.dtype})"
@@ -78,7 +78,7 @@ def check_cell(x: Tensor, hx: Tensor | None, weight_ih: Tensor, hidden_size: int
         raise RuntimeError(
             f"Input batch size {x.shape[0]} doesn't match hidden0 batch size {hx.shape[0]}"
         )
-    if not _autocasts(x) and x.dtype != weight_ih.dtype:
+    if not autocasts(x) and x.dtype != weight_ih.dtype:
         raise RuntimeError(
             f"GRUCell input dtype ({x.dtype}) does not match weight dtype ({weight_ih.dtype}). "
             f"Convert input: input.to({weight_ih.dtype}), or convert model: model.to({x.dtype})"
@@ -95,7 +95,7 @@ def _check_tensors(owner: str, x: Tensor, hx: Tensor | None) -> None:
 
 
 def _check_dtypes_and_devices(x: Tensor, hx: Tensor | None, weight_ih: Tensor) -> None:
-    if hx is not None and hx.dtype != x.dtype and not _autocasts(x):
+    if hx is not None and hx.dtype != x.dtype and not autocasts(x):
         raise RuntimeError(
             f"hx dtype ({hx.dtype}) does not match input dtype ({x.dtype}). "
             f"Convert hx: hx.to({x.dtype})"
@@ -119,5 +119,7 @@ def _check_dtypes_and_devices(x: Tensor, hx: Tensor | None, weight_ih: Tensor) -
         )
 
 
-def _autocasts(x: Tensor) -> bool:
-    return torch.is_autocast_enabled(x.device.type)
+def autocasts(x: Tensor) -> bool:
+    """Whether products of x run in the dtype of autocast."""
+    kind = x.device.type
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)

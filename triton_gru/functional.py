@@ -8,7 +8,7 @@ from torch import _VF, Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from triton_gru import sequences
-from triton_gru.checks import check_cell, check_sequence
+from triton_gru.checks import autocasts, check_cell, check_sequence
 from triton_gru.recurrence import choose_backend, recurrence
 
 
@@ -199,9 +199,8 @@ def _compute_dtype(x: Tensor, hx: Tensor) -> torch.dtype:
     Under autocast cuDNN takes and returns autocast's dtype, while ATen on a CPU multiplies in it
     and keeps state and output in the dtype of hx.
     """
-    kind = x.device.type
-    if kind == "cuda" and torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
-        return torch.get_autocast_dtype(kind)
+    if x.is_cuda and autocasts(x) and x.dtype != torch.float64:
+        return torch.get_autocast_dtype("cuda")
     return hx.dtype
 
 

@@ -1,0 +1,90 @@
+"""What GRU costs on a CPU, as ratios to torch.nn.GRU: `python -m benchmarks.layer_cpu`.
+
+Every repeat runs all contestants one after another and each is compared with nn.GRU of the same
+repeat, so that what else the machine does meets all of them alike. Printed is the median of these
+ratios and the quartiles around it.
+"""
+
+import argparse
+import statistics
+import time
+
+import torch
+from torch import nn
+
+from triton_gru import GRU
+
+# (T, B, I, H); the first is the shape that the limits below are stated for.
+SHAPES = [
+    (64, 32, 256, 256),
+    (64, 32, 128, 128),
+    (128, 8, 512, 512),
+    (1, 1, 64, 64),
+    (200, 1, 64, 64),
+]
+LIMITS = {"auto": 1.03, "reference": 1.3}
+
+
+def contestants(input_size: int, hidden_size: int) -> dict[str, nn.Module]:
+    theirs = nn.GRU(input_size, hidden_size)
+    return {
+        "nn.GRU": theirs,
+        "auto": GRU.from_torch(theirs),
+        "reference": GRU.from_torch(theirs, backend="reference"),
+        "reset_before": GRU(input_size, hidden_size, reset_after=False),
+    }
+
+
+def seconds(module: nn.Module, x: torch.Tensor, dy: torch.Tensor, calls: int) -> float:
+    """A forward and backward, gradients of input and parameters included."""
+    start = time.perf_counter()
+    for _ in range(calls):
+        y, _ = module(x)
+        torch.autograd.grad(y, [x, *module.parameters()], dy)
+    return (time.perf_counter() - start) / calls
+
+
+def measure(shape: tuple[int, int, int, int], repeats: int) -> dict[str, list[float]]:
+    T, B, I, H = shape  # noqa: E741
+    x, dy = torch.randn(T, B, I, requires_grad=True), torch.randn(T, B, H)
+    modules = contestants(I, H)
+    calls = 1
+    while seconds(modules["nn.GRU"], x, dy, calls) * calls < 0.02:
+        calls *= 2
+    times = {name: [] for name in modules}
+    for repeat in range(repeats + 2):
+        # The order turns, as a contestant's caches depend on who ran before it.
+        names = list(modules)
+        for name in names[repeat % len(names) :] + names[: repeat % len(names)]:
+            times[name].append(seconds(modules[name], x, dy, calls))
+    return {name: values[2:] for name, values in times.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=40, help="of each shape (default: 40)")
+    parser.add_argument("--threads", type=int, default=2, help="of torch (default: 2)")
+    parser.add_argument("--shapes", type=int, default=len(SHAPES), help="only the first so many")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    print(
+        f"torch {torch.__version__}, {options.threads} threads, {options.repeats} repeats, float32"
+    )
+    print(f"{'T':>4} {'B':>3} {'I':>4} {'H':>4}  nn.GRU ms  ratio to it, median (quartiles)")
+    for shape in SHAPES[: options.shapes]:
+        times = measure(shape, options.repeats)
+        base = times.pop("nn.GRU")
+        cells = []
+        for name, values in times.items():
+            ratios = [ours / theirs for ours, theirs in zip(values, base, strict=True)]
+            low, middle, high = statistics.quantiles(ratios, n=4)
+            over = shape == SHAPES[0] and middle > LIMITS.get(name, float("inf"))
+            mark = f" above {LIMITS[name]}!" if over else ""
+            cells.append(f"{name} {middle:.3f} ({low:.3f}-{high:.3f}){mark}")
+        T, B, I, H = shape  # noqa: E741
+        print(f"{T:4} {B:3} {I:4} {H:4}  {statistics.median(base) * 1e3:9.2f}  {'  '.join(cells)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,20 @@
+"""How far two computations of the same thing may lie apart, by dtype: stated here, once."""
+
+import torch
+from torch import Tensor
+
+# States lie within -1 and 1, the tests' gradients within about 100. float64 and float32 leave room
+# for thousands of roundings, which a wrong term exceeds by orders of magnitude; 16-bit dtypes round
+# the state itself at every step and leave room for about ten.
+TOLERANCE = {
+    torch.float64: {"rtol": 1e-11, "atol": 1e-12},
+    torch.float32: {"rtol": 1e-4, "atol": 1e-5},
+    torch.float16: {"rtol": 1e-2, "atol": 1e-2},
+    torch.bfloat16: {"rtol": 8e-2, "atol": 8e-2},
+}
+
+
+def assert_close(actual, expected, *, dtype: torch.dtype | None = None) -> None:
+    """Compares tensors or sequences of them within the tolerance of dtype, by default their own."""
+    first = actual if isinstance(actual, Tensor) else actual[0]
+    torch.testing.assert_close(actual, expected, **TOLERANCE[dtype or first.dtype])

@@ -1,0 +1,161 @@
+"""Which backend runs, what explain says of it, and what the package needs to be imported."""
+
+import subprocess
+import sys
+import types
+
+import pytest
+import torch
+
+from tests.tolerances import assert_close
+from triton_gru import GRU, equations, recurrence
+from triton_gru.recurrence import choose_backend
+
+WITHOUT_TRITON = """
+import importlib.abc, sys
+
+class Refuse(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("triton", "lightning", "lightning_module", "hydra"):
+            raise ImportError(name)
+
+sys.meta_path.insert(0, Refuse())
+import torch
+import triton_gru
+for reset_after in (True, False):
+    layer = triton_gru.GRU(3, 4, reset_after=reset_after)
+    layer(torch.randn(2, 1, 3))[0].sum().backward()
+assert not any(name.split(".")[0] == "triton" for name in sys.modules)
+print("ran")
+"""
+
+
+def test_import_and_use_need_no_triton():
+    process = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TRITON], capture_output=True, text=True, check=False
+    )
+    assert process.stdout.strip() == "ran", process.stderr
+
+
+def choose(backend="auto", device="cuda", reset_after=True):
+    return choose_backend(
+        backend,
+        reset_after=reset_after,
+        device=torch.device(device),
+        dtype=torch.float32,
+        batch_size=3,
+        hidden_size=5,
+    )
+
+
+@pytest.fixture
+def engine(monkeypatch):
+    """Stands in for the kernels: the equations, on any device, with an obstacle to be set."""
+    engine = types.SimpleNamespace(
+        scan_forward=equations.scan_forward,
+        scan_backward=equations.scan_backward,
+        obstacle=lambda **scan: None,
+    )
+    monkeypatch.setattr(recurrence, "_triton_engine", lambda: engine)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    return engine
+
+
+@pytest.mark.parametrize(
+    ("reset_after", "device", "expected"),
+    [
+        (True, "cpu", "torch"),
+        (False, "cpu", "reference"),
+        (True, "cuda", "torch"),
+        (False, "cuda", "reference"),
+    ],
+)
+def test_auto_without_kernels(reset_after, device, expected, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(recurrence, "_triton_engine", lambda: "no kernels here")
+    choice = choose(reset_after=reset_after, device=device)
+    assert choice.backend == expected
+    assert ("a CUDA GPU" if device == "cpu" else "no kernels here") in choice.reason
+
+
+def test_triton_says_what_is_missing(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(RuntimeError, match=r"need a CUDA GPU and the tensors are on cpu.*'auto'"):
+        choose("triton", device="cpu")
+    monkeypatch.setattr(recurrence.importlib.util, "find_spec", lambda name: None)
+    recurrence._triton_engine.cache_clear()
+    try:
+        with pytest.raises(RuntimeError, match="triton is not installed"):
+            choose("triton")
+    finally:
+        recurrence._triton_engine.cache_clear()
+
+
+def test_layer_with_backend_triton_raises_on_a_cpu(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    layer = GRU(3, 5, backend="triton")  # may be built before it is moved to a GPU
+    with pytest.raises(RuntimeError, match=r"backend='triton' cannot run: .*CUDA GPU"):
+        layer(torch.zeros(2, 1, 3))
+    assert layer.explain().startswith("No backend will run. backend='triton' cannot run: ")
+
+
+def test_kernels_are_taken_where_they_have_no_obstacle(engine):
+    assert choose(device="cuda").backend == "triton"
+    engine.obstacle = lambda **scan: f"hidden_size={scan['hidden_size']} is too large"
+    assert choose(device="cuda") == (
+        "torch",
+        "hidden_size=5 is too large, and torch's own GRU (cuDNN) computes reset_after=True",
+    )
+    with pytest.raises(RuntimeError, match="hidden_size=5 is too large"):
+        choose("triton")
+
+
+@pytest.mark.parametrize("reset_after", [True, False])
+def test_the_engine_computes_forward_and_backward_but_no_second_derivative(engine, reset_after):
+    calls = []
+
+    def counted(function):
+        def call(*args, **kwargs):
+            calls.append((function.__name__, torch.is_grad_enabled()))
+            return function(*args, **kwargs)
+
+        return call
+
+    engine.scan_forward = counted(equations.scan_forward)
+    engine.scan_backward = counted(equations.scan_backward)
+    layer = GRU(3, 5, reset_after=reset_after, backend="triton", dtype=torch.float64)
+    x = torch.randn(4, 2, 3, dtype=torch.float64, requires_grad=True)
+
+    def gradient(create_graph):
+        return torch.autograd.grad(layer(x)[0].sin().sum(), x, create_graph=create_graph)[0]
+
+    first = gradient(False)
+    assert calls == [("scan_forward", False), ("scan_backward", False)]
+    recorded = gradient(True)
+    assert calls[2:] == [("scan_forward", False)]
+    assert_close(recorded, first)
+    recorded.square().sum().backward()
+    assert x.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({}, "Backend 'torch' will run: the Triton kernels need a CUDA GPU and the tensors are on"),
+        ({"backend": "reference"}, "Backend 'reference' will run: it was asked for by name."),
+        ({"reset_after": False}, "torch has no kernel for reset_after=False."),
+    ],
+)
+def test_explain(options, text, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    layer = GRU(3, 5, **options)
+    packed = torch.nn.utils.rnn.pack_sequence([torch.zeros(2, 3)])
+    for x in (None, torch.zeros(2, 3), torch.zeros(2, 1, 3), packed):
+        assert text in layer.explain(x)
+
+
+def test_explain_names_the_batch_and_device_of_the_input(engine):
+    engine.obstacle = lambda **scan: f"{scan['batch_size']} rows of {scan['dtype']}"
+    layer = GRU(3, 5, batch_first=True)
+    assert "4 rows of torch.bfloat16" in layer.explain(torch.zeros(4, 2, 3, dtype=torch.bfloat16))
+    assert "on meta" not in layer.explain()

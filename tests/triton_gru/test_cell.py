@@ -1,0 +1,101 @@
+"""GRUCell against torch.nn.GRUCell, and against the layer for the variant that torch lacks."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from tests.tolerances import assert_close
+from triton_gru import GRU, GRUCell, gru_cell
+
+BACKENDS = ["torch", "reference"]
+
+
+def results(cell, x, hx):
+    h = cell(x, hx)
+    inputs = [t for t in (x, hx, *cell.parameters()) if t is not None]
+    return h, *torch.autograd.grad(h.sin().sum(), inputs)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(), (3,), (0,)])
+@pytest.mark.parametrize("with_hx", [True, False])
+def test_equals_nn_gru_cell(with_hx, shape, bias, backend):
+    theirs = nn.GRUCell(5, 7, bias, dtype=torch.float64)
+    ours = GRUCell.from_torch(theirs, backend=backend)
+    x = torch.randn(*shape, 5, dtype=torch.float64, requires_grad=True)
+    hx = torch.randn(*shape, 7, dtype=torch.float64, requires_grad=True) if with_hx else None
+    assert_close(results(ours, x, hx), results(theirs, x, hx))
+
+
+@pytest.mark.parametrize("reset_after", [True, False])
+def test_a_cell_step_by_step_is_the_layer(reset_after):
+    layer = GRU(5, 7, reset_after=reset_after, dtype=torch.float64)
+    cell = GRUCell(5, 7, reset_after=reset_after, dtype=torch.float64)
+    for ours, theirs in zip(cell.parameters(), layer.parameters(), strict=True):
+        ours.data.copy_(theirs.data)
+    x = torch.randn(6, 3, 5, dtype=torch.float64)
+    h = None
+    for t, expected in enumerate(layer(x)[0]):
+        h = cell(x[t], h)
+        assert_close(h, expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("h_dtype", [torch.float32, None])
+def test_autocast_gives_the_dtypes_of_nn_gru_cell(h_dtype, dtype, backend):
+    theirs = nn.GRUCell(5, 7)
+    ours = GRUCell.from_torch(theirs, backend=backend)
+    x, hx = torch.randn(3, 5), torch.randn(3, 7, dtype=h_dtype or dtype)
+    with torch.autocast("cpu", dtype):
+        assert ours(x).dtype == theirs(x).dtype
+        actual, expected = ours(x, hx), theirs(x, hx)
+    assert actual.dtype == expected.dtype
+    assert_close(actual, expected, dtype=dtype)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_parameters_state_dict_and_copies(bias):
+    torch.manual_seed(3)
+    theirs = nn.GRUCell(5, 7, bias)
+    torch.manual_seed(3)
+    ours = GRUCell(5, 7, bias, reset_after=False)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    for actual, expected in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(actual, expected)
+    theirs.load_state_dict(ours.state_dict())
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(3, 5)
+    for twin in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
+        assert torch.equal(twin(x), ours(x)) and not twin.reset_after
+
+
+def test_from_torch_and_back():
+    theirs = nn.GRUCell(5, 7, bias=False, dtype=torch.float64).eval()
+    ours = GRUCell.from_torch(theirs)
+    back = ours.to_torch()
+    assert type(ours) is GRUCell and type(back) is nn.GRUCell
+    x = torch.randn(3, 5, dtype=torch.float64)
+    for module in (ours, back):
+        assert torch.equal(module(x), theirs(x)) and not module.training and not module.bias
+    with pytest.raises(ValueError, match="reset_after=True"):
+        GRUCell(5, 7, reset_after=False).to_torch()
+    with pytest.raises(TypeError, match=r"expects a torch\.nn\.GRUCell, got: GRU"):
+        GRUCell.from_torch(nn.GRU(5, 7))
+
+
+def test_repr_and_explain():
+    assert repr(GRUCell(5, 7)) == repr(nn.GRUCell(5, 7))
+    cell = GRUCell(5, 7, bias=False, reset_after=False)
+    assert repr(cell) == "GRUCell(5, 7, bias=False, reset_after=False)"
+    assert "'reference' will run" in cell.explain(torch.randn(3, 5))
+
+
+def test_functional_cell():
+    cell = GRUCell(5, 7, reset_after=False)
+    x, hx = torch.randn(3, 5), torch.randn(3, 7)
+    assert torch.equal(gru_cell(x, hx, *cell.parameters(), reset_after=False), cell(x, hx))
