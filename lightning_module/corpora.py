@@ -382,7 +382,13 @@ def hf(
                 f"{name} has no column {text_column!r}; set data.text_column to one of: {columns}."
             )
         for index, row in enumerate(rows):
-            yield Document(f"{split} {index}", row[text_column])
+            text = row[text_column] or ""
+            if not isinstance(text, str):
+                raise DataError(
+                    f"Row {index} of {split} of {name} has no text in column {text_column!r} but a "
+                    f"{type(text).__name__}: set data.text_column to another one."
+                )
+            yield Document(f"{split} {index}", text)
 
     return Corpus(
         name="hf-" + re.sub(r"\W+", "-", name).strip("-"),

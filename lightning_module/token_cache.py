@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -207,17 +208,21 @@ class TokenCache:
             _flush(file)
 
     def _replace_with(self, new: Path) -> None:
-        if self.folder.exists():
+        new.chmod(0o755)  # mkdtemp makes it for its user alone
+        try:
+            os.rename(new, self.folder)  # refused where a folder lies that is not empty
+            return
+        except OSError:
             if self._is_whole():  # another run was first
                 return
-            damaged = new.with_name(new.name + "-damaged")
+        damaged = new.with_name(new.name + "-damaged")
+        with contextlib.suppress(FileNotFoundError):
             os.rename(self.folder, damaged)
-            shutil.rmtree(damaged, ignore_errors=True)
-        new.chmod(0o755)  # mkdtemp makes it for its user alone
+        shutil.rmtree(damaged, ignore_errors=True)
         try:
             os.rename(new, self.folder)
         except OSError:
-            if not self._is_whole():  # not because another run was first
+            if not self._is_whole():
                 raise
 
     def _sweep(self) -> None:

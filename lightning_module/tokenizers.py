@@ -34,16 +34,23 @@ BYTES = 256
 
 # Scripts that set no spaces between words: a character is a word.
 _UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}"
+# Nothing is longer than this: byte pairs of a run of 100,000 letters, as files that are no prose
+# hold them, would take minutes.
+_RUN = "{1,32}"
 # A space belongs to what follows it, so that joining tokens restores the text. Newlines are kept
 # apart from all else: text can be divided after them without changing its tokens (see `pieces`).
-_WHITESPACE = r"\n+|[^\S\n]+(?!\S)|[^\S\n]+"
+_WHITESPACE = rf"\n{_RUN}|[^\S\n]{_RUN}(?!\S)|[^\S\n]{_RUN}"
 _SPLITS = {
     "char": r"[\s\S]",
     "word": (
-        rf" ?[{_UNSPACED}]| ?[\p{{L}}\p{{M}}&&[^{_UNSPACED}]]+(?:['’][\p{{L}}&&[^{_UNSPACED}]]+)*"
-        rf"| ?\p{{N}}+| ?[^\s\p{{L}}\p{{M}}\p{{N}}]|{_WHITESPACE}"
+        rf" ?[{_UNSPACED}]"
+        rf"| ?[\p{{L}}\p{{M}}&&[^{_UNSPACED}]]{_RUN}(?:['’][\p{{L}}&&[^{_UNSPACED}]]{_RUN})?"
+        rf"| ?\p{{N}}{_RUN}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]|{_WHITESPACE}"
     ),
-    "bpe": (r" ?[\p{L}\p{M}]+(?:['’]\p{L}+)*| ?\p{N}{1,3}| ?[^\s\p{L}\p{M}\p{N}]+|" + _WHITESPACE),
+    "bpe": (
+        rf" ?[\p{{L}}\p{{M}}]{_RUN}(?:['’]\p{{L}}{_RUN})?| ?\p{{N}}{{1,3}}"
+        rf"| ?[^\s\p{{L}}\p{{M}}\p{{N}}]{_RUN}|{_WHITESPACE}"
+    ),
 }
 # A word that occurs once is `<unk>` in training too: else `<unk>` would come up in held-out text
 # alone and never be learnt. Characters keep theirs, so that training text decodes to itself.
