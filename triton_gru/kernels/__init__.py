@@ -1,0 +1,1 @@
+"""The Triton kernels of the recurrence, and the engine that launches them."""

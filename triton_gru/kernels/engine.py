@@ -1,0 +1,510 @@
+"""The engine of backend "triton": checks, plans, allocates, launches.
+
+`scan_forward` and `scan_backward` take and return what `triton_gru.equations` states, with resets
+besides; `step` is one time step. None of them records anything for autograd.
+"""
+
+import contextlib
+import functools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from triton_gru import plan as planning
+from triton_gru.kernels import exchange
+from triton_gru.kernels import step as step_kernels
+from triton_gru.kernels.scan_backward import scan_backward_kernel
+from triton_gru.kernels.scan_forward import scan_forward_kernel
+from triton_gru.plan import Device, DoesNotFit, Plan, Problem
+
+DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+PROTOCOLS = {
+    planning.SENTINEL: exchange.SENTINEL.value,
+    planning.COUNTER: exchange.COUNTER.value,
+}
+# int32 words between the counters of two groups: one line of L2 each.
+COUNTER_STRIDE = 32
+
+
+class KernelTimeout(RuntimeError):
+    """A program waited for its group longer than any healthy step takes, and gave up."""
+
+
+# -- what runs here -------------------------------------------------------------------------
+
+
+def obstacle(
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    batch_size: int,
+    hidden_size: int,
+    reset_after: bool,
+    directions: int = 1,
+) -> str | None:
+    """Why the kernels cannot run this, as the end of a sentence, or None when they can."""
+    if dtype not in DTYPES:
+        return f"the kernels compute float32, bfloat16 and float16, not {dtype}"
+    if device.type == "cuda" and torch.version.hip is not None:
+        # A volatile load may be hoisted out of its loop there (triton#11223): a wait without end.
+        return "the kernels are not enabled on AMD GPUs"
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+        return "the kernels need compute capability 8.0 or newer"
+    for direction in ("forward", "backward"):
+        problem = Problem(
+            batch_size, hidden_size, DTYPES[dtype], reset_after, direction, directions
+        )
+        try:
+            planning.best_plan(problem, device_limits(device))
+        except DoesNotFit as error:
+            return str(error)
+    return None
+
+
+@functools.cache
+def device_limits(device: torch.device) -> Device:
+    """The plan's description of a device; the reference GPU for a CPU (the interpreter)."""
+    if device.type != "cuda":
+        return planning.DEVICES[90]
+    properties = torch.cuda.get_device_properties(device)
+    return planning.describe(
+        name=properties.name,
+        capability=10 * properties.major + properties.minor,
+        multiprocessors=properties.multi_processor_count,
+        shared_bytes=properties.shared_memory_per_block_optin,
+    )
+
+
+def plan_scan(
+    gates_x: Tensor, h0: Tensor, *, reset_after: bool, direction: str, precision: str = "tf32"
+) -> Plan:
+    """The plan that `scan_forward` or `scan_backward` follows unless it is given one.
+
+    Raises:
+        DoesNotFit: No kernel takes this shape.
+    """
+    problem = Problem(
+        batch=gates_x.shape[1],
+        hidden=h0.shape[-1],
+        dtype=DTYPES[gates_x.dtype],
+        reset_after=reset_after,
+        direction=direction,
+        directions=h0.shape[0],
+        tensor_cores=precision != "ieee",
+    )
+    return planning.best_plan(problem, device_limits(gates_x.device))
+
+
+# -- the scans ------------------------------------------------------------------------------
+
+
+def scan_forward(
+    gates_x: Tensor,
+    h0: Tensor,
+    weight_hh: Tensor,
+    bias_hh: Tensor | None,
+    *,
+    reset_after: bool,
+    lengths: Tensor | None = None,
+    resets: Tensor | None = None,
+    reset_state: Tensor | None = None,
+    save_gates: bool = False,
+    plan: Plan | None = None,
+    polls: int = planning.POLLS,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """All states of a layer.
+
+    Args:
+        gates_x: W_ih x + b_ih, [T, B, D, 3H]; its dtype is the one computed in.
+        h0: [D, B, H].
+        weight_hh: [D, 3H, H].
+        bias_hh: [D, 3H] or None.
+        reset_after: The variant.
+        lengths: [B], integer, or None. Past its end a row's state stays as it is.
+        resets: [T, B], bool, or None. Where true, the state starts anew before that step.
+        reset_state: What it starts from, [D, B, H], or None for zero.
+        save_gates: Whether to return the gates' hidden part too, for `scan_backward` to use.
+        plan: How to launch; chosen by `plan_scan` if None.
+        polls: Looks after which a wait gives up.
+
+    Returns:
+        y, [T, B, D, H]; with save_gates (y, gates_h) with gates_h [T, B, D, 3H].
+
+    Raises:
+        DoesNotFit: No kernel takes this shape.
+        KernelTimeout: An earlier launch on this device gave up waiting.
+    """
+    check_errors(gates_x.device)
+    T, B, D, _ = gates_x.shape
+    H, HP = h0.shape[-1], planning.padded_size(h0.shape[-1])
+    dtype, precision = gates_x.dtype, matrix_precision(gates_x.dtype)
+    if plan is None:
+        plan = plan_scan(
+            gates_x, h0, reset_after=reset_after, direction="forward", precision=precision
+        )
+    exchanges = plan.group > 1
+    fill = exchanges and plan.protocol == planning.SENTINEL
+
+    to_row = resets is not None and reset_state is not None
+    states = _exchange_buffer((T + 2 + to_row, B, D, HP), gates_x, fill)
+    for slot, state in ((0, h0), (T + 1, h0), (T + 2, reset_state))[: 2 + to_row]:
+        states[slot, ..., :H] = state.transpose(0, 1)
+        states[slot, ..., H:] = 0
+    gated = gates_x
+    if exchanges and not reset_after:
+        gated = _exchange_buffer((T, B, D, HP), gates_x, fill)
+    gates_h = torch.empty_like(gates_x, memory_format=torch.contiguous_format)
+
+    with _on(gates_x.device):
+        _launch(
+            scan_forward_kernel,
+            plan,
+            gates_x.device,
+            polls,
+            gates_x=gates_x.contiguous(),
+            weight=_padded_weight(weight_hh, HP, dtype),
+            bias=gates_x if bias_hh is None else bias_hh.to(dtype).contiguous(),
+            states=states,
+            gated=gated,
+            gates_h=gates_h,
+            lengths=_lengths(lengths, gates_x),
+            resets=_resets(resets, gates_x),
+            steps=T,
+            batch=B,
+            hidden=H,
+            padded=HP,
+            DIRECTIONS=D,
+            MERGE=plan.merge,
+            RESET_AFTER=reset_after,
+            HAS_BIAS=bias_hh is not None,
+            HAS_LENGTHS=lengths is not None,
+            HAS_RESETS=resets is not None,
+            RESET_TO_ROW=to_row,
+            SAVE_GATES=save_gates,
+            PRECISION=precision,
+        )
+    y = states[1 : T + 1, ..., :H]
+    return (y, gates_h) if save_gates else y
+
+
+def scan_backward(
+    dy: Tensor,
+    y: Tensor,
+    gates_x: Tensor,
+    h0: Tensor,
+    weight_hh: Tensor,
+    bias_hh: Tensor | None,
+    *,
+    reset_after: bool,
+    lengths: Tensor | None = None,
+    resets: Tensor | None = None,
+    reset_state: Tensor | None = None,
+    gates_h: Tensor | None = None,
+    plan: Plan | None = None,
+    polls: int = planning.POLLS,
+) -> tuple[Tensor | None, ...]:
+    """The derivative of `scan_forward`.
+
+    Args:
+        dy: What the loss passes to y, [T, B, D, H].
+        y: What `scan_forward` returned.
+        gates_x: This and the following up to reset_state: what `scan_forward` was given.
+        h0: As gates_x.
+        weight_hh: As gates_x.
+        bias_hh: As gates_x.
+        reset_after: As gates_x.
+        lengths: As gates_x.
+        resets: As gates_x.
+        reset_state: As gates_x.
+        gates_h: What it returned with save_gates; computed anew, with one product, if None.
+        plan: How to launch; chosen by `plan_scan` if None.
+        polls: Looks after which a wait gives up.
+
+    Returns:
+        The derivatives by gates_x, h0, weight_hh and bias_hh (None without a bias), each of its
+        argument's shape; with a reset_state a fifth, by it.
+    """
+    check_errors(gates_x.device)
+    T, B, D, _ = gates_x.shape
+    H, HP = h0.shape[-1], planning.padded_size(h0.shape[-1])
+    dtype, precision = gates_x.dtype, matrix_precision(gates_x.dtype)
+    if plan is None:
+        plan = plan_scan(
+            gates_x, h0, reset_after=reset_after, direction="backward", precision=precision
+        )
+    fill = plan.group > 1 and plan.protocol == planning.SENTINEL
+    to_row = resets is not None and reset_state is not None
+
+    weight, h0_cast = weight_hh.to(dtype), h0.to(dtype).contiguous()
+    before = _states_before(y, h0_cast, resets, reset_state)
+    if gates_h is None:
+        bias = None if bias_hh is None else bias_hh.to(dtype)
+        gates_h = _hidden_gates(before, gates_x, weight, bias, reset_after)
+    y_rows = y if _rows_are_regular(y) else y.contiguous()
+    d_gates = _exchange_buffer((T, B, D, 3, HP), gates_x, fill)
+    d_c = _exchange_buffer((T, B, D, HP), gates_x, fill) if reset_after else d_gates
+    dh0 = torch.empty_like(h0_cast, dtype=torch.float32)
+    d_reset_state = torch.empty_like(dh0) if to_row else dh0
+
+    with _on(gates_x.device):
+        _launch(
+            scan_backward_kernel,
+            plan,
+            gates_x.device,
+            polls,
+            dy=dy.to(dtype).contiguous(),
+            y=y_rows,
+            h0=h0_cast,
+            gates_x=gates_x.contiguous(),
+            gates_h=gates_h.contiguous(),
+            weight=_padded_weight(weight, HP, dtype),
+            d_gates=d_gates,
+            d_c=d_c,
+            dh0=dh0,
+            d_reset_rows=d_reset_state,
+            lengths=_lengths(lengths, gates_x),
+            resets=_resets(resets, gates_x),
+            reset_rows=reset_state.to(dtype).contiguous() if to_row else h0_cast,
+            steps=T,
+            batch=B,
+            hidden=H,
+            padded=HP,
+            y_row=y_rows.stride(2),
+            DIRECTIONS=D,
+            RESET_AFTER=reset_after,
+            HAS_LENGTHS=lengths is not None,
+            HAS_RESETS=resets is not None,
+            RESET_TO_ROW=to_row,
+            PRECISION=precision,
+        )
+
+    d_gates = d_gates[..., :H]
+    d_gates_x = d_gates.flatten(3)  # a view where H is a multiple of 16, else a copy
+    by_n = d_c[..., :H] if reset_after else d_gates[:, :, :, 2]
+    dweight = weight.new_empty(D, 3 * H, H)
+    for d in range(D):
+        of_n = before[d]
+        if not reset_after:
+            r = torch.sigmoid(gates_x[:, :, d, :H] + gates_h[:, :, d, :H])
+            of_n = r * before[d]
+        for block, by, state in (
+            (slice(0, 2 * H), d_gates_x[:, :, d, : 2 * H], before[d]),
+            (slice(2 * H, 3 * H), by_n[:, :, d], of_n),
+        ):
+            dweight[d, block] = by.flatten(0, 1).t() @ state.flatten(0, 1)
+    dbias = None
+    if bias_hh is not None:
+        dbias = torch.cat([d_gates_x[..., : 2 * H].sum((0, 1)), by_n.sum((0, 1))], -1)
+        dbias = dbias.to(bias_hh.dtype)
+    results = (d_gates_x, dh0.to(h0.dtype), dweight.to(weight_hh.dtype), dbias)
+    return (*results, d_reset_state.to(reset_state.dtype)) if to_row else results
+
+
+def step(
+    gates_x: Tensor,
+    h: Tensor,
+    weight_hh: Tensor,
+    bias_hh: Tensor | None,
+    *,
+    reset_after: bool,
+) -> Tensor:
+    """The state after one step.
+
+    Args:
+        gates_x: W_ih x + b_ih, [B, 3H]; its dtype is the one computed in.
+        h: The state before, [B, H].
+        weight_hh: [3H, H].
+        bias_hh: [3H] or None.
+        reset_after: The variant.
+
+    Returns:
+        [B, H].
+    """
+    B, H = h.shape
+    dtype = gates_x.dtype
+    if dtype not in DTYPES:
+        raise TypeError(f"the kernels compute {', '.join(map(str, DTYPES))}, got: {dtype}")
+    gates_x, h = gates_x.contiguous(), h.to(dtype).contiguous()
+    out = torch.empty_like(h)
+    gated = h if reset_after else torch.empty_like(h)
+    update = h if reset_after else torch.empty_like(h, dtype=torch.float32)
+    tiles = planning.step_tiles(DTYPES[dtype])
+    grid = (-(-H // tiles.columns), -(-B // tiles.rows))
+    phases = (0,) if reset_after else (1, 2)
+    with _on(gates_x.device):
+        for phase in phases:
+            step_kernels.step_kernel[grid](
+                gates_x=gates_x,
+                weight=weight_hh.to(dtype).contiguous(),
+                bias=gates_x if bias_hh is None else bias_hh.to(dtype).contiguous(),
+                h=h,
+                gated=gated,
+                update=update,
+                out=out,
+                batch=B,
+                hidden=H,
+                ROWS=tiles.rows,
+                COLS=tiles.columns,
+                CHUNK=tiles.chunk,
+                SPLIT=tiles.warps,
+                PHASE=phase,
+                HAS_BIAS=bias_hh is not None,
+                PRECISION=matrix_precision(dtype),
+                num_warps=tiles.warps,
+                num_stages=tiles.stages,
+            )
+    return out
+
+
+def matrix_precision(dtype: torch.dtype) -> str:
+    """How float32 products are rounded, following `torch.backends.cudnn.allow_tf32` as nn.GRU."""
+    return "ieee" if dtype == torch.float32 and not torch.backends.cudnn.allow_tf32 else "tf32"
+
+
+# -- errors that a kernel reports -----------------------------------------------------------
+
+# For each device the words that kernels write, and where the host reads them later without a wait.
+_errors: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+
+def _error_words(device: torch.device) -> tuple[Tensor, Tensor]:
+    if device not in _errors:
+        words = torch.zeros(2, dtype=torch.int32, device=device)
+        seen = words if device.type != "cuda" else torch.zeros(2, dtype=torch.int32).pin_memory()
+        _errors[device] = (words, seen)
+    return _errors[device]
+
+
+def check_errors(device: torch.device, synchronize: bool = False) -> None:
+    """Raises what an earlier launch on the device reported.
+
+    Every scan calls this first, without waiting for the device: it sees what has been reported by
+    then. With `synchronize` it waits for all that was launched.
+
+    Raises:
+        KernelTimeout: A program gave up waiting; y and gradients of that launch hold NaN.
+    """
+    if device not in _errors:
+        return
+    words, seen = _errors[device]
+    if device.type == "cuda":
+        if torch.cuda.is_current_stream_capturing():
+            return
+        if synchronize:
+            torch.cuda.synchronize(device)
+    member, at = seen.tolist()
+    if member:
+        words.zero_()
+        seen.zero_()
+        raise KernelTimeout(
+            f"program {member - 1} of a GRU kernel on {device} waited in vain for its group at "
+            f"step {at}, gave up and left NaN. The programs of a group must all be resident: is another "
+            "kernel holding multiprocessors for good? backend='torch' does without groups"
+        )
+
+
+# -- allocation and launch ------------------------------------------------------------------
+
+
+def _exchange_buffer(shape: tuple[int, ...], like: Tensor, fill: bool) -> Tensor:
+    """Uninitialised, or, for the sentinel protocol, full of the pattern that means "not yet"."""
+    buffer = torch.empty(shape, dtype=like.dtype, device=like.device)
+    if fill:
+        buffer.view(torch.int32 if like.dtype == torch.float32 else torch.int16).fill_(-1)
+    return buffer
+
+
+def _padded_weight(weight_hh: Tensor, padded: int, dtype: torch.dtype) -> Tensor:
+    """[D, 3H, H] -> [D, 3, HP, HP], zero beyond H."""
+    D, _, H = weight_hh.shape
+    weight = weight_hh.to(dtype).reshape(D, 3, H, H)
+    if H != padded:
+        weight = F.pad(weight, (0, padded - H, 0, padded - H))
+    return weight.contiguous()
+
+
+def _lengths(lengths: Tensor | None, like: Tensor) -> Tensor:
+    """As the kernels read it; any pointer where there is none to read."""
+    return like if lengths is None else lengths.to(like.device, torch.int32).contiguous()
+
+
+def _resets(resets: Tensor | None, like: Tensor) -> Tensor:
+    return like if resets is None else resets.to(like.device, torch.int8).contiguous()
+
+
+def _rows_are_regular(y: Tensor) -> bool:
+    """Whether y is [T, B, D, H] with rows at one distance, as `scan_forward` returns it."""
+    _, B, D, H = y.shape
+    row = y.stride(2)
+    return row >= H and y.stride() == (B * D * row, D * row, row, 1)
+
+
+def _states_before(
+    y: Tensor, h0: Tensor, resets: Tensor | None, reset_state: Tensor | None
+) -> list[Tensor]:
+    """For each direction the state that each step started from, [T, B, H]."""
+    states = []
+    for d in range(h0.shape[0]):
+        first = h0[d : d + 1]
+        before = torch.cat([y[1:, :, d], first] if d else [first, y[:-1, :, d]])
+        if resets is not None:
+            row = 0.0 if reset_state is None else reset_state[d].to(y.dtype)
+            before = torch.where(resets[..., None].bool(), row, before)
+        states.append(before)
+    return states
+
+
+def _hidden_gates(
+    before: list[Tensor],
+    gates_x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    reset_after: bool,
+) -> Tensor:
+    """The hidden part of every step's gates, [T, B, D, 3H]: one product over all steps."""
+    H = weight.shape[-1]
+    directions = []
+    for d, h in enumerate(before):
+        b = None if bias is None else bias[d]
+        if reset_after:
+            directions.append(F.linear(h, weight[d], b))
+            continue
+        b_rz, b_n = (None, None) if b is None else (b[: 2 * H], b[2 * H :])
+        rz = F.linear(h, weight[d, : 2 * H], b_rz)
+        u = torch.sigmoid(gates_x[:, :, d, :H] + rz[..., :H]) * h
+        directions.append(torch.cat([rz, F.linear(u, weight[d, 2 * H :], b_n)], -1))
+    return torch.stack(directions, 2)
+
+
+def _on(device: torch.device):
+    """Makes a device current, so that the launch goes to its current stream."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
+def _launch(kernel, plan: Plan, device: torch.device, polls: int, **arguments) -> None:
+    words, seen = _error_words(device)
+    counters = words
+    if plan.group > 1 and plan.protocol == planning.COUNTER:
+        counters = torch.zeros(plan.groups * COUNTER_STRIDE, dtype=torch.int32, device=device)
+    for first in range(0, plan.groups, plan.groups_a_launch):
+        groups = min(plan.groups_a_launch, plan.groups - first)
+        kernel[(groups * plan.group,)](
+            **arguments,
+            counters=counters,
+            error=words,
+            polls=polls,
+            first_group=first,
+            ROWS=plan.rows,
+            COLS=plan.columns,
+            CHUNK=plan.chunk,
+            CHUNKS=plan.chunks,
+            SPLIT=plan.split,
+            GROUP=plan.group,
+            PROTOCOL=PROTOCOLS[plan.protocol],
+            num_warps=plan.warps,
+            num_stages=1,
+            launch_cooperative_grid=plan.group > 1,
+        )
+    if plan.group > 1 and device.type == "cuda":
+        seen.copy_(words, non_blocking=True)

@@ -1,0 +1,195 @@
+"""How the programs of a group hand each other a vector every step. One seam, two protocols.
+
+SENTINEL  Every slot of the buffer holds, before the launch, a bit pattern that arithmetic never
+          yields: all ones, a negative quiet NaN. A reader loads its tile, volatile, until no
+          element holds the pattern. Each element is its own flag: no counter, no fence, and no
+          reuse hazard, because each slot is written once in a launch. `publish` stores NaN
+          results as the positive canonical NaN, so a diverged run ends in NaN, never in a wait.
+COUNTER   The writer stores, then adds 1 to its group's counter with release; a reader polls the
+          counter, takes it once with acquire, and loads. The counter only grows: event e is
+          complete when it reaches GROUP * (e + 1).
+
+Rules both keep:
+* A poll is bounded. When the bound is passed the program marks the error words and waits no more.
+* Nobody relies on reading its own stores back in program order (triton#10924, triton#9887): under
+  SENTINEL an element that has not arrived is read again, whoever wrote it; under COUNTER the
+  barrier and the release/acquire pair stand between.
+* Loads under COUNTER go to L2 (`.cg`): an L1 line may have been filled before its neighbour wrote.
+"""
+
+import triton
+import triton.language as tl
+
+SENTINEL = tl.constexpr(0)
+COUNTER = tl.constexpr(1)
+
+
+@triton.jit
+def as_words(pointer):
+    """The same address, read as 32-bit words: two elements of a 16-bit dtype at a time."""
+    return pointer.to(tl.pointer_type(tl.int32))
+
+
+@triton.jit
+def unpack(word, DTYPE: tl.constexpr):
+    """The elements in a tensor of words; the last axis doubles for a 16-bit dtype."""
+    if DTYPE.primitive_bitwidth == 32:
+        return word.to(DTYPE, bitcast=True)
+    else:
+        pair = tl.join(word.to(tl.int16), (word >> 16).to(tl.int16))
+        shape: tl.constexpr = word.shape[:-1] + [2 * word.shape[-1]]  # noqa: RUF005
+        return tl.reshape(pair, shape).to(DTYPE, bitcast=True)
+
+
+@triton.jit
+def _load(
+    base,
+    offsets,
+    block,
+    extra,
+    extra_offsets,
+    mask,
+    k,
+    K,
+    BLOCKS: tl.constexpr,
+    EXTRA: tl.constexpr,
+    CHUNK: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    PROTOCOL: tl.constexpr,
+):
+    """Every chunk of every block, as one tuple; volatile under SENTINEL, from L2 under COUNTER.
+
+    The chunks stay words until `product` takes them: unpacking there is also what keeps the
+    compiler from staging all of them in shared memory at once, next to the weights.
+    """
+    tiles = ()
+    for i in tl.static_range((BLOCKS + EXTRA) * CHUNKS):
+        if i < BLOCKS * CHUNKS:
+            at = as_words(base) + offsets + (i // CHUNKS) * block + (i % CHUNKS) * CHUNK
+        else:
+            at = as_words(extra) + extra_offsets + (i % CHUNKS) * CHUNK
+        inside = mask & (k + (i % CHUNKS) * CHUNK < K)
+        if PROTOCOL == SENTINEL:
+            tiles += (tl.load(at, mask=inside, other=0, volatile=True),)
+        else:
+            tiles += (tl.load(at, mask=inside, other=0, cache_modifier=".cg"),)
+    return tiles
+
+
+@triton.jit
+def _any_missing(tiles, TILES: tl.constexpr, WORD: tl.constexpr):
+    """Not 0 if any element of any tile is missing. One reduction for all: it costs two barriers.
+
+    Two 16-bit elements are tested at once: a half of w is all ones if and only if a half of ~w is
+    zero, and ~w - 0x00010001 = -0x00010002 - w borrows into the top bit of exactly the lowest such
+    half (the top bit being clear in ~w, set in w). Subtract, and, or: one instruction an element.
+    """
+    if WORD == 2:
+        found = (-0x00010002 - tiles[0]) & tiles[0]
+        for i in tl.static_range(1, TILES):
+            found = found | ((-0x00010002 - tiles[i]) & tiles[i])
+        missing = (found & -0x7FFF8000) != 0
+    else:
+        missing = tiles[0] == -1
+        for i in tl.static_range(1, TILES):
+            missing = missing | (tiles[i] == -1)
+    return tl.max(tl.ravel(missing.to(tl.int32)), axis=0)
+
+
+@triton.jit
+def receive(
+    base,
+    offsets,
+    block,
+    extra,
+    extra_offsets,
+    mask,
+    k,
+    K,
+    counter,
+    target,
+    polls,
+    BLOCKS: tl.constexpr,
+    EXTRA: tl.constexpr,
+    CHUNK: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    WORD: tl.constexpr,
+    PROTOCOL: tl.constexpr,
+):
+    """Waits for vectors of K words; returns their chunks of words, and 1 if they were late.
+
+    All chunks are loaded before the first is looked at: their latencies overlap. All lengths and
+    offsets below are in 32-bit words.
+
+    Args:
+        base: pointer to the first block in the slot of this step.
+        offsets: of the first chunk from `base`; chunk i lies i * CHUNK further.
+        block: from one block to the next.
+        extra: pointer to one further block, in another buffer; read if EXTRA.
+        extra_offsets: as `offsets`, for `extra`.
+        mask: rows that are wanted at all.
+        k: column of each word of the first chunk.
+        K: words in a block, beyond which a chunk reads 0.
+        counter: this group's counter (COUNTER only).
+        target: value the counter must have reached (COUNTER only).
+        polls: how many repeated looks to spend at most.
+        BLOCKS: blocks at `base`.
+        EXTRA: 1 if there is a block at `extra`, else 0.
+        CHUNK: words a chunk.
+        CHUNKS: chunks a block.
+        WORD: elements a word, 2 for a 16-bit dtype and 1 for float32.
+        PROTOCOL: SENTINEL or COUNTER.
+    """
+    left = polls
+    if PROTOCOL == COUNTER:
+        seen = tl.load(counter, volatile=True)
+        while (seen < target) & (left > 0):
+            seen = tl.load(counter, volatile=True)
+            left -= 1
+        taken = tl.atomic_add(counter, 0, sem="acquire", scope="gpu")
+        late = ((taken < target) & (seen < target) & (left <= 0)).to(tl.int32)
+        tl.debug_barrier()
+    # fmt: off
+    tiles = _load(base, offsets, block, extra, extra_offsets, mask, k, K,
+                  BLOCKS, EXTRA, CHUNK, CHUNKS, PROTOCOL)
+    if PROTOCOL == SENTINEL:
+        missing = _any_missing(tiles, (BLOCKS + EXTRA) * CHUNKS, WORD)
+        while (missing != 0) & (left > 0):
+            tiles = _load(base, offsets, block, extra, extra_offsets, mask, k, K,
+                          BLOCKS, EXTRA, CHUNK, CHUNKS, PROTOCOL)
+            missing = _any_missing(tiles, (BLOCKS + EXTRA) * CHUNKS, WORD)
+            left -= 1
+        late = ((missing != 0) & (left <= 0)).to(tl.int32)
+    # fmt: on
+    return tiles, late
+
+
+@triton.jit
+def publish(pointers, value, mask, PROTOCOL: tl.constexpr):
+    """Stores what this program owns of a vector. Under COUNTER, `announce` must follow."""
+    value = value.to(pointers.dtype.element_ty)
+    if PROTOCOL == SENTINEL:
+        if value.dtype.primitive_bitwidth == 32:
+            nan = tl.full(value.shape, 0x7FC00000, tl.int32).to(value.dtype, bitcast=True)
+        elif value.dtype == tl.bfloat16:
+            nan = tl.full(value.shape, 0x7FC0, tl.int16).to(value.dtype, bitcast=True)
+        else:
+            nan = tl.full(value.shape, 0x7E00, tl.int16).to(value.dtype, bitcast=True)
+        value = tl.where(value == value, value, nan)
+    tl.store(pointers, value, mask=mask)
+
+
+@triton.jit
+def announce(counter, PROTOCOL: tl.constexpr):
+    """Tells the group that every store of this program before it is done (COUNTER only)."""
+    if PROTOCOL == COUNTER:
+        tl.debug_barrier()
+        tl.atomic_add(counter, 1, sem="release", scope="gpu")
+
+
+@triton.jit
+def report(error, late, member, step):
+    """Marks the error words: 1 + the program that gave up waiting, and the step it was at."""
+    if late != 0:
+        tl.store(error, member + 1)
+        tl.store(error + 1, step)

@@ -1,0 +1,235 @@
+"""The forward recurrence over all time steps, W_hh resident on chip.
+
+One kernel, two shapes of a launch (docs/kernels.md has the picture):
+
+GROUP == 1  "single": a program owns every column, the state never leaves its registers.
+GROUP  > 1  "group": GROUP programs share the columns of one batch tile; each step they exchange
+            h, and with `reset_after=False` also u = r * h, by `exchange.py`.
+
+The output is also the exchange buffer: `states` holds h0 in slot 0 (forward direction) and in
+slot T + 1 (backward direction), y of time t in slot t + 1, and, where resets go to a given row,
+that row in slot T + 2. "The state before step t" is therefore always one slot of one buffer.
+
+The product sees the state rounded to the dtype of `states`, as the other programs do; the blend
+z * h sees the float32 state that its owner carries in registers.
+"""
+
+import triton
+import triton.language as tl
+
+from triton_gru.kernels.cell import blend, candidate, sigmoid
+from triton_gru.kernels.exchange import announce, publish, receive, report
+from triton_gru.kernels.tile import (
+    chunk_columns,
+    chunk_rows,
+    load_weight,
+    owned,
+    product,
+    product_own,
+    total,
+    total_three,
+    total_two,
+    zero_sum,
+)
+
+
+@triton.jit
+def scan_forward_kernel(
+    gates_x,  # [T, B, D, 3H]
+    weight,  # [D, 3, HP, HP], zero beyond H
+    bias,  # [D, 3H]; read if HAS_BIAS
+    states,  # [T + 2 (+ 1), B, D, HP], see above
+    gated,  # [T, B, D, HP], exchange of r * h; used if not RESET_AFTER and GROUP > 1
+    gates_h,  # [T, B, D, 3H], hidden part of the pre-activations; written if SAVE_GATES
+    lengths,  # [B] int32; read if HAS_LENGTHS
+    resets,  # [T, B] int8; read if HAS_RESETS
+    counters,  # int32, 32 apart, one a group; used under COUNTER
+    error,  # int32[2]
+    steps,  # T
+    batch,  # B
+    hidden,  # H
+    padded,  # HP: H rounded up to a multiple of 16, so that rows of `states` stay aligned
+    polls,  # how many repeated looks a wait may cost
+    first_group,  # number of the launch's first group; further groups follow in later launches
+    DIRECTIONS: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+    CHUNK: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    SPLIT: tl.constexpr,
+    GROUP: tl.constexpr,
+    MERGE: tl.constexpr,
+    RESET_AFTER: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_LENGTHS: tl.constexpr,
+    HAS_RESETS: tl.constexpr,
+    RESET_TO_ROW: tl.constexpr,
+    SAVE_GATES: tl.constexpr,
+    PROTOCOL: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Fills slots 1 .. T of `states`, and `gates_h` if asked. Grid: groups * GROUP programs."""
+    DTYPE: tl.constexpr = states.dtype.element_ty
+    WORD: tl.constexpr = 32 // DTYPE.primitive_bitwidth
+    program = tl.program_id(0)
+    member = program % GROUP
+    group = program // GROUP + first_group
+    tiles = tl.cdiv(batch, ROWS)
+    direction = group // tiles
+    row0 = (group % tiles) * ROWS
+    col0 = member * COLS
+    counter = counters + group * 32
+
+    # Weights: K is the contiguous axis of a row of weight_hh, the column is the gate's unit.
+    block = padded * padded
+    own_weight = weight + direction * 3 * block
+    w_r = load_weight(own_weight, col0, padded, 1, padded, COLS, CHUNK, CHUNKS, SPLIT)
+    w_z = load_weight(own_weight + block, col0, padded, 1, padded, COLS, CHUNK, CHUNKS, SPLIT)
+    w_n = load_weight(own_weight + 2 * block, col0, padded, 1, padded, COLS, CHUNK, CHUNKS, SPLIT)
+
+    # Elements this program owns, and where they lie within one slot or one step.
+    row, col = owned(row0, col0, ROWS, COLS, SPLIT)
+    real = (row < batch) & (col < hidden)
+    stored = (row < batch) & (col < padded)
+    own = (row * DIRECTIONS + direction) * padded + col
+    own_gates = (row * DIRECTIONS + direction) * 3 * hidden + col
+    slot = (batch * DIRECTIONS * padded).to(tl.int64)
+    gate_step = (batch * DIRECTIONS * 3 * hidden).to(tl.int64)
+
+    # The tile of the whole vector that the product reads, in words (exchange.py).
+    tile_row = chunk_rows(row0, ROWS, SPLIT)
+    words = padded // WORD
+    k = chunk_columns(CHUNK // WORD, SPLIT)
+    tile = (tile_row * DIRECTIONS + direction) * words + k
+    wanted = tile_row < batch
+
+    time = direction * (steps - 1)
+    forwards = 1 - 2 * direction
+    h0_slot = (direction * (steps + 1)).to(tl.int64)
+    h = tl.load(states + h0_slot * slot + own, mask=stored, other=0.0).to(tl.float32)
+    if HAS_RESETS:
+        anew = tl.zeros_like(h)
+        if RESET_TO_ROW:
+            at = states + (steps + 2) * slot + own
+            anew = tl.load(at, mask=stored, other=0.0).to(tl.float32)
+    if HAS_LENGTHS:
+        length = tl.load(lengths + row, mask=row < batch, other=0)
+        tile_length = tl.load(lengths + tile_row, mask=wanted, other=0)
+    if HAS_BIAS:
+        own_bias = bias + direction * 3 * hidden + col
+        b_r = tl.load(own_bias, mask=col < hidden, other=0.0).to(tl.float32)
+        b_z = tl.load(own_bias + hidden, mask=col < hidden, other=0.0).to(tl.float32)
+        b_n = tl.load(own_bias + 2 * hidden, mask=col < hidden, other=0.0).to(tl.float32)
+
+    at = gates_x + time * gate_step + own_gates
+    x_r = tl.load(at, mask=real, other=0.0)
+    x_z = tl.load(at + hidden, mask=real, other=0.0)
+    x_n = tl.load(at + 2 * hidden, mask=real, other=0.0)
+    failed = 0
+
+    for step in range(steps):
+        # The state before this step.
+        if HAS_RESETS:
+            at = resets + time * batch
+            reset = tl.load(at + row, mask=row < batch, other=0) != 0
+            if HAS_LENGTHS:
+                reset = reset & (time < length)
+            h = tl.where(reset, anew, h)
+        if GROUP > 1:
+            before = time + 2 * direction  # the slot before in the direction's own sense
+            from_rows = wanted
+            if HAS_LENGTHS or HAS_RESETS:
+                slots = tl.zeros_like(tile_row) + before
+                if HAS_LENGTHS:
+                    from_rows = from_rows & (time < tile_length)
+                if HAS_RESETS:
+                    tile_reset = tl.load(at + tile_row, mask=wanted, other=0) != 0
+                    if RESET_TO_ROW:
+                        slots = tl.where(tile_reset, steps + 2, slots)
+                    else:
+                        from_rows = from_rows & (tile_reset == 0)
+                base = states
+                offsets = slots.to(tl.int64) * (slot // WORD) + tile
+            else:
+                base = states + before * slot
+                offsets = tile
+            target = GROUP * step * (1 if RESET_AFTER else 2)
+            # fmt: off
+            vector, late = receive(
+                base, offsets, 0, base, offsets, from_rows, k, words,
+                counter, target, tl.where(failed != 0, 0, polls),
+                1, 0, CHUNK // WORD, CHUNKS, WORD, PROTOCOL,
+            )
+            # fmt: on
+            report(error, late, program, step)
+            failed = failed | late
+
+        # The hidden part of the gates.
+        zero = zero_sum(ROWS, COLS, SPLIT)
+        if GROUP > 1:
+            acc_r = product(zero, vector, w_r, 0, CHUNKS, DTYPE, PRECISION)
+            acc_z = product(zero, vector, w_z, 0, CHUNKS, DTYPE, PRECISION)
+            if RESET_AFTER:
+                acc_n = product(zero, vector, w_n, 0, CHUNKS, DTYPE, PRECISION)
+        else:
+            acc_r = product_own(zero, h, w_r, DTYPE, PRECISION)
+            acc_z = product_own(zero, h, w_z, DTYPE, PRECISION)
+            if RESET_AFTER:
+                acc_n = product_own(zero, h, w_n, DTYPE, PRECISION)
+        if RESET_AFTER:
+            h_r, h_z, h_n = total_three(acc_r, acc_z, acc_n, ROWS, COLS, SPLIT, MERGE)
+        else:
+            h_r, h_z = total_two(acc_r, acc_z, ROWS, COLS, SPLIT, MERGE)
+        if HAS_BIAS:
+            h_r += b_r
+            h_z += b_z
+        r = sigmoid(x_r.to(tl.float32) + h_r)
+        z = sigmoid(x_z.to(tl.float32) + h_z)
+        if not RESET_AFTER:
+            if GROUP > 1:
+                u = tl.where(failed != 0, float("nan"), r * h)
+                publish(gated + time * slot + own, u, stored, PROTOCOL)
+                announce(counter, PROTOCOL)
+                here = wanted
+                if HAS_LENGTHS:
+                    here = here & (time < tile_length)
+                base = gated + time * slot
+                # fmt: off
+                vector, late = receive(
+                    base, tile, 0, base, tile, here, k, words,
+                    counter, GROUP * (2 * step + 1), tl.where(failed != 0, 0, polls),
+                    1, 0, CHUNK // WORD, CHUNKS, WORD, PROTOCOL,
+                )
+                # fmt: on
+                report(error, late, program, step)
+                failed = failed | late
+                acc_n = product(zero, vector, w_n, 0, CHUNKS, DTYPE, PRECISION)
+            else:
+                acc_n = product_own(zero, r * h, w_n, DTYPE, PRECISION)
+            h_n = total(acc_n, ROWS, COLS, SPLIT)
+        if HAS_BIAS:
+            h_n += b_n
+        n = candidate(x_n.to(tl.float32), r, h_n, RESET_AFTER)
+        new = blend(z, n, h)
+        if GROUP > 1:
+            new = tl.where(failed != 0, float("nan"), new)
+
+        # Past its end a row keeps its state; the backward direction comes to its last element so.
+        h = tl.where(time < length, new, h) if HAS_LENGTHS else new
+        publish(states + (time + 1) * slot + own, h, stored, PROTOCOL)
+        if GROUP > 1:
+            announce(counter, PROTOCOL)
+        if SAVE_GATES:
+            at = gates_h + time * gate_step + own_gates
+            tl.store(at, h_r.to(gates_h.dtype.element_ty), mask=real)
+            tl.store(at + hidden, h_z.to(gates_h.dtype.element_ty), mask=real)
+            tl.store(at + 2 * hidden, h_n.to(gates_h.dtype.element_ty), mask=real)
+
+        # The gates of the next step are under way while the exchange is. (Loaded after the
+        # products also because the compiler lays out the arithmetic like the last load it meets.)
+        time += forwards
+        ahead = real & (step + 1 < steps)
+        at = gates_x + time * gate_step + own_gates
+        x_r = tl.load(at, mask=ahead, other=0.0)
+        x_z = tl.load(at + hidden, mask=ahead, other=0.0)
+        x_n = tl.load(at + 2 * hidden, mask=ahead, other=0.0)

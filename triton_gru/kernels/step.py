@@ -1,0 +1,101 @@
+"""One time step, for decoding and reinforcement learning: no loop over time, nothing resident.
+
+A step at small batch is a matter of reading W_hh once, so the weights are streamed through the
+matrix units tile by tile with every multiprocessor taking some columns; rows beyond the batch
+ride along in the 16-row tile that the weights' bytes pay for. With `reset_after=False` the
+candidate needs all of r * h, so the step is two launches (PHASE 1 and 2) instead of one.
+"""
+
+import triton
+import triton.language as tl
+
+from triton_gru.kernels.cell import blend, candidate, sigmoid
+from triton_gru.kernels.tile import owned, total, zero_sum
+
+WHOLE_STEP = tl.constexpr(0)  # reset_after: everything from h
+GATES = tl.constexpr(1)  # not reset_after: r and z from h; leaves r * h and z
+CANDIDATE = tl.constexpr(2)  # not reset_after: n from r * h; takes z
+
+
+@triton.jit
+def _load_weight_chunk(weight, k, col, hidden):
+    inside = (k < hidden) & (col < hidden)
+    return tl.load(weight + col.to(tl.int64) * hidden + k, mask=inside, other=0.0)
+
+
+@triton.jit
+def step_kernel(
+    gates_x,  # [B, 3H]
+    weight,  # [3H, H]
+    bias,  # [3H]; read if HAS_BIAS
+    h,  # [B, H]
+    gated,  # [B, H], r * h; written in GATES, read in CANDIDATE
+    update,  # [B, H] float32, z; written in GATES, read in CANDIDATE
+    out,  # [B, H]
+    batch,  # B
+    hidden,  # H
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+    CHUNK: tl.constexpr,
+    SPLIT: tl.constexpr,
+    PHASE: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """One column tile of one row tile. Grid: (column tiles, row tiles)."""
+    col0 = tl.program_id(0) * COLS
+    row0 = tl.program_id(1) * ROWS
+    part: tl.constexpr = CHUNK // SPLIT
+    split = tl.arange(0, SPLIT)[:, None, None] * part
+    k_vector = split + tl.arange(0, part)[None, None, :]
+    k_weight = split + tl.arange(0, part)[None, :, None]
+    tile_row = row0 + tl.arange(0, ROWS)[None, :, None]
+    tile_col = col0 + tl.arange(0, COLS)[None, None, :]
+    source = gated if PHASE == CANDIDATE else h
+    square = hidden.to(tl.int64) * hidden
+
+    acc_r = zero_sum(ROWS, COLS, SPLIT)
+    acc_z = zero_sum(ROWS, COLS, SPLIT)
+    acc_n = zero_sum(ROWS, COLS, SPLIT)
+    for k0 in range(0, hidden, CHUNK):
+        inside = (tile_row < batch) & (k_vector + k0 < hidden)
+        vector = tl.load(source + tile_row * hidden + k_vector + k0, mask=inside, other=0.0)
+        if PHASE != CANDIDATE:
+            w_r = _load_weight_chunk(weight, k_weight + k0, tile_col, hidden)
+            w_z = _load_weight_chunk(weight + square, k_weight + k0, tile_col, hidden)
+            acc_r = tl.dot(vector, w_r, acc_r, input_precision=PRECISION)
+            acc_z = tl.dot(vector, w_z, acc_z, input_precision=PRECISION)
+        if PHASE != GATES:
+            w_n = _load_weight_chunk(weight + 2 * square, k_weight + k0, tile_col, hidden)
+            acc_n = tl.dot(vector, w_n, acc_n, input_precision=PRECISION)
+
+    row, col = owned(row0, col0, ROWS, COLS, SPLIT)
+    real = (row < batch) & (col < hidden)
+    own = row * hidden + col
+    own_gates = row * 3 * hidden + col
+    state = tl.load(h + own, mask=real, other=0.0).to(tl.float32)
+    if PHASE != CANDIDATE:
+        a_r = total(acc_r, ROWS, COLS, SPLIT)
+        a_z = total(acc_z, ROWS, COLS, SPLIT)
+        a_r += tl.load(gates_x + own_gates, mask=real, other=0.0).to(tl.float32)
+        a_z += tl.load(gates_x + own_gates + hidden, mask=real, other=0.0).to(tl.float32)
+        if HAS_BIAS:
+            a_r += tl.load(bias + col, mask=real, other=0.0).to(tl.float32)
+            a_z += tl.load(bias + hidden + col, mask=real, other=0.0).to(tl.float32)
+        r = sigmoid(a_r)
+        z = sigmoid(a_z)
+    if PHASE == GATES:
+        tl.store(gated + own, (r * state).to(gated.dtype.element_ty), mask=real)
+        tl.store(update + own, z, mask=real)
+    else:
+        x_n = tl.load(gates_x + own_gates + 2 * hidden, mask=real, other=0.0).to(tl.float32)
+        h_n = total(acc_n, ROWS, COLS, SPLIT)
+        if HAS_BIAS:
+            h_n += tl.load(bias + 2 * hidden + col, mask=real, other=0.0).to(tl.float32)
+        if PHASE == CANDIDATE:
+            z = tl.load(update + own, mask=real, other=0.0)
+            n = candidate(x_n, z, h_n, False)
+        else:
+            n = candidate(x_n, r, h_n, True)
+        new = blend(z, n, state)
+        tl.store(out + own, new.to(out.dtype.element_ty), mask=real)

@@ -1,0 +1,180 @@
+"""Which elements a program owns, how it holds weights, and its matrix product. Shared by the scans.
+
+A program owns ROWS batch rows x COLS columns of the state. Its product sums over K columns that
+come in CHUNKS chunks of CHUNK. With SPLIT > 1 a chunk is held as [SPLIT, ., CHUNK / SPLIT]: one
+slice of K for each warp. A tile of 16 rows and 16 or 32 columns is too small to share out among 4
+or 8 warps (they would repeat each other's work and each read the whole vector from shared
+memory: 288 against 36 matrix instructions a warp at H = 768, 16 columns), but K is long. The
+partial sums meet in one reduction over the warps.
+"""
+
+import triton
+import triton.language as tl
+
+from triton_gru.kernels.exchange import unpack
+
+
+@triton.jit
+def owned(row0, col0, ROWS: tl.constexpr, COLS: tl.constexpr, SPLIT: tl.constexpr):
+    """Row and column of each element a program owns.
+
+    One dimension when warps split K: the sum over warps is then laid out one element a thread
+    instead of repeated in every warp, which spares 7/8 of the exponentials.
+    """
+    if SPLIT > 1:
+        e = tl.arange(0, ROWS * COLS)
+        row = row0 + e // COLS
+        col = col0 + e % COLS
+    else:
+        row = row0 + tl.arange(0, ROWS)[:, None] + tl.zeros([1, COLS], tl.int32)
+        col = col0 + tl.arange(0, COLS)[None, :] + tl.zeros([ROWS, 1], tl.int32)
+    return row, col
+
+
+@triton.jit
+def chunk_rows(row0, ROWS: tl.constexpr, SPLIT: tl.constexpr):
+    """Batch rows along a chunk of the exchanged vector: [1, ROWS, 1] or [ROWS, 1]."""
+    if SPLIT > 1:
+        return row0 + tl.arange(0, ROWS)[None, :, None]
+    else:
+        return row0 + tl.arange(0, ROWS)[:, None]
+
+
+@triton.jit
+def chunk_columns(CHUNK: tl.constexpr, SPLIT: tl.constexpr):
+    """Columns (K) of the first chunk: [SPLIT, 1, CHUNK / SPLIT] or [1, CHUNK]."""
+    if SPLIT > 1:
+        part: tl.constexpr = CHUNK // SPLIT
+        return tl.arange(0, SPLIT)[:, None, None] * part + tl.arange(0, part)[None, None, :]
+    else:
+        return tl.arange(0, CHUNK)[None, :]
+
+
+@triton.jit
+def load_weight(
+    matrix,
+    col0,
+    size,
+    stride_k,
+    stride_col,
+    COLS: tl.constexpr,
+    CHUNK: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    SPLIT: tl.constexpr,
+):
+    """A [K, COLS] slice of one square [size, size] block of the weights, as a tuple of chunks.
+
+    Called before the time loop: the compiler places the tiles in shared memory once, for all
+    steps. Chunks let K be no power of two without padding it to one (768 = 3 x 256).
+    """
+    if SPLIT > 1:
+        part: tl.constexpr = CHUNK // SPLIT
+        k = tl.arange(0, SPLIT)[:, None, None] * part + tl.arange(0, part)[None, :, None]
+        col = col0 + tl.arange(0, COLS)[None, None, :]
+    else:
+        k = tl.arange(0, CHUNK)[:, None]
+        col = col0 + tl.arange(0, COLS)[None, :]
+    tiles = ()
+    for i in tl.static_range(CHUNKS):
+        inside = (k + i * CHUNK < size) & (col < size)
+        at = matrix + (k + i * CHUNK) * stride_k + col * stride_col
+        tiles += (tl.load(at, mask=inside, other=0.0),)
+    return tiles
+
+
+@triton.jit
+def zero_sum(ROWS: tl.constexpr, COLS: tl.constexpr, SPLIT: tl.constexpr):
+    """The accumulator that `product` adds to."""
+    if SPLIT > 1:
+        return tl.zeros([SPLIT, ROWS, COLS], tl.float32)
+    else:
+        return tl.zeros([ROWS, COLS], tl.float32)
+
+
+@triton.jit
+def product(
+    acc,
+    vector,
+    weight,
+    FIRST: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    DTYPE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Returns acc + vector @ weight in float32; `vector` holds words, chunks FIRST .. are meant."""
+    chunks = ()
+    for i in tl.static_range(CHUNKS):
+        chunks += (unpack(vector[FIRST + i], DTYPE),)
+    for i in tl.static_range(CHUNKS):
+        acc = tl.dot(chunks[i], weight[i], acc, input_precision=PRECISION)
+    return acc
+
+
+@triton.jit
+def product_own(acc, vector, weight, DTYPE: tl.constexpr, PRECISION: tl.constexpr):
+    """Returns acc + vector @ weight where the program holds all of the vector, as one chunk."""
+    return tl.dot(vector.to(DTYPE), weight[0], acc, input_precision=PRECISION)
+
+
+@triton.jit
+def add_one(a, b):
+    """The sum over warps of one accumulator."""
+    return a + b
+
+
+@triton.jit
+def add_two(a0, a1, b0, b1):
+    """The sum over warps of two accumulators in one reduction."""
+    return a0 + b0, a1 + b1
+
+
+@triton.jit
+def add_three(a0, a1, a2, b0, b1, b2):
+    """The sum over warps of three accumulators in one reduction: one set of barriers."""
+    return a0 + b0, a1 + b1, a2 + b2
+
+
+@triton.jit
+def flat(acc, ROWS: tl.constexpr, COLS: tl.constexpr, SPLIT: tl.constexpr):
+    """[SPLIT, ROWS, COLS] -> [SPLIT, ROWS * COLS], the shape `owned` pairs with."""
+    return tl.reshape(acc, [SPLIT, ROWS * COLS])
+
+
+@triton.jit
+def total(acc, ROWS: tl.constexpr, COLS: tl.constexpr, SPLIT: tl.constexpr):
+    """One accumulator summed over the warps, in the shape of `owned`."""
+    if SPLIT > 1:
+        return tl.reduce(flat(acc, ROWS, COLS, SPLIT), 0, add_one)
+    else:
+        return acc
+
+
+@triton.jit
+def total_two(
+    a, b, ROWS: tl.constexpr, COLS: tl.constexpr, SPLIT: tl.constexpr, MERGE: tl.constexpr
+):
+    """Two accumulators summed over the warps, in one reduction if MERGE.
+
+    That saves barriers, but takes shared memory for both at once.
+    """
+    if MERGE and SPLIT > 1:
+        a = flat(a, ROWS, COLS, SPLIT)
+        b = flat(b, ROWS, COLS, SPLIT)
+        return tl.reduce((a, b), 0, add_two)
+    else:
+        return total(a, ROWS, COLS, SPLIT), total(b, ROWS, COLS, SPLIT)
+
+
+@triton.jit
+def total_three(
+    a, b, c, ROWS: tl.constexpr, COLS: tl.constexpr, SPLIT: tl.constexpr, MERGE: tl.constexpr
+):
+    """Three accumulators summed over the warps; MERGE as in `total_two`."""
+    if MERGE and SPLIT > 1:
+        a = flat(a, ROWS, COLS, SPLIT)
+        b = flat(b, ROWS, COLS, SPLIT)
+        c = flat(c, ROWS, COLS, SPLIT)
+        return tl.reduce((a, b, c), 0, add_three)
+    else:
+        a = total(a, ROWS, COLS, SPLIT)
+        return a, total(b, ROWS, COLS, SPLIT), total(c, ROWS, COLS, SPLIT)

@@ -1,0 +1,397 @@
+"""From a shape and a device to a kernel, its tiles and the time a step cannot be shorter than.
+
+Pure Python: no torch, no triton, no device. `device_from_torch` is the one place that asks one.
+
+The arithmetic. A program keeps its slice of W_hh on chip for all steps, so a step of it costs
+
+    floor = exchanges * latency + max(weight bytes / (128 B / clock), exchanged bytes / L2 rate)
+
+where `weight bytes` are those of one program's slice, read from shared memory once a step, and
+`exchanged bytes` what all programs together read of each other's results. What the floor leaves
+out and the choice between plans must see (matrix instructions on tiles padded to 16 x 8, staging
+of the vector, partial sums of the warps) is in `estimate_us`. Neither is a measurement.
+"""
+
+import dataclasses
+import math
+
+KIB = 1024
+# Bytes a streaming multiprocessor reads from its shared memory a clock, on every part of the table.
+SHARED_BYTES_PER_CLOCK = 128
+# One exchange between programs: a store to L2, a load from it, and the check. To be measured.
+EXCHANGE_LATENCY_US = 1.0
+# Programs of a launch must all be resident; this share of the device is left to others.
+HEADROOM = 1 / 32
+# Rows of `states` and of the weights are padded to this many elements, so that rows stay aligned.
+ALIGNMENT = 16
+# Repeated looks before a wait gives up: with L2 answering in half a microsecond or more, about a
+# second, far beyond any healthy step.
+POLLS = 1 << 20
+
+ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+SENTINEL, COUNTER = "sentinel", "counter"
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """What a plan needs to know of a GPU.
+
+    Attributes:
+        name: for people.
+        capability: compute capability, 10 * major + minor.
+        multiprocessors: streaming multiprocessors.
+        shared_bytes: shared memory one program may have.
+        clock_mhz: sustained clock assumed in the arithmetic.
+        l2_bytes_per_clock: what all multiprocessors together read from L2 a clock.
+    """
+
+    name: str
+    capability: int
+    multiprocessors: int
+    shared_bytes: int
+    clock_mhz: int
+    l2_bytes_per_clock: int
+
+    @property
+    def resident_programs(self) -> int:
+        """Programs one launch may hold, one to a multiprocessor, with headroom."""
+        return self.multiprocessors - math.ceil(self.multiprocessors * HEADROOM)
+
+
+# Multiprocessors and shared memory are the vendor's tables; clocks are the middle of base and boost
+# that a busy card holds; L2 rates are what public microbenchmarks report, rounded down.
+DEVICES = {
+    80: Device("A100 SXM", 80, 108, 163 * KIB, 1410, 3072),
+    86: Device("RTX 3090", 86, 82, 99 * KIB, 1695, 1536),
+    89: Device("L40S", 89, 142, 99 * KIB, 2250, 2048),
+    90: Device("H200 SXM", 90, 132, 227 * KIB, 1755, 3072),
+    100: Device("B200", 100, 148, 227 * KIB, 1850, 4096),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How one scan is launched.
+
+    Attributes:
+        kernel: "single" or "group".
+        direction: "forward" or "backward".
+        rows: batch rows a program.
+        columns: columns of the state a program.
+        chunk: columns of the vector that one piece of the resident weights spans.
+        chunks: how many such pieces.
+        split: parts into which warps split a chunk; 1 where they split the columns instead.
+        warps: warps a program.
+        group: programs that share the columns of one batch tile.
+        groups: batch tiles x directions.
+        launches: how many launches it takes when not all groups are resident together.
+        groups_a_launch: groups of each launch but the last.
+        merge: whether the warps' partial sums of all gates meet in one reduction.
+        protocol: "sentinel" or "counter".
+        weight_bytes: of one program's slice.
+        shared_bytes: estimate of what the compiler allocates.
+        exchanged_bytes: read from L2 a step by all programs of a launch.
+        floor_us: a step cannot be shorter, see the module's docstring.
+        estimate_us: with everything counted; what plans are compared by.
+    """
+
+    kernel: str
+    direction: str
+    rows: int
+    columns: int
+    chunk: int
+    chunks: int
+    split: int
+    warps: int
+    group: int
+    groups: int
+    launches: int
+    groups_a_launch: int
+    merge: bool
+    protocol: str
+    weight_bytes: int
+    shared_bytes: int
+    exchanged_bytes: int
+    floor_us: float
+    estimate_us: float
+
+
+class DoesNotFit(ValueError):
+    """No plan fits; the message says what is too large for what."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """One scan to be planned.
+
+    Attributes:
+        batch: rows.
+        hidden: hidden_size.
+        dtype: "float32", "bfloat16" or "float16".
+        reset_after: the variant.
+        direction: "forward" or "backward".
+        directions: 1, or 2 for a bidirectional layer.
+        tensor_cores: whether float32 products may use tf32.
+    """
+
+    batch: int
+    hidden: int
+    dtype: str
+    reset_after: bool
+    direction: str = "forward"
+    directions: int = 1
+    tensor_cores: bool = True
+
+
+def padded_size(hidden: int) -> int:
+    """hidden_size as the kernels store it."""
+    return -(-hidden // ALIGNMENT) * ALIGNMENT
+
+
+def best_plan(problem: Problem, device: Device) -> Plan:
+    """The plan with the smallest estimate.
+
+    Raises:
+        DoesNotFit: Nothing fits; the message is a sentence without its full stop.
+    """
+    plans = all_plans(problem, device)
+    if plans:
+        return plans[0]
+    raise DoesNotFit(_why_not(problem, device))
+
+
+def all_plans(problem: Problem, device: Device) -> list[Plan]:
+    """Every plan that fits, best first."""
+    if problem.dtype not in ELEMENT_BYTES or problem.batch < 1 or problem.hidden < 1:
+        return []
+    plans = [_single(problem, device, rows) for rows in (16, 32)]
+    plans += [
+        _group(problem, device, rows, columns, warps, protocol)
+        for rows in (16, 32)
+        for columns in (16, 32, 64)
+        for warps in (4, 8)
+        for protocol in (SENTINEL, COUNTER)
+    ]
+    fitting = [plan for plan in plans if plan is not None]
+    # Ties go to fewer programs, then to sentinel (one trip to L2 less, see kernels/exchange.py).
+    return sorted(
+        fitting,
+        key=lambda p: (round(p.estimate_us, 3), p.group * p.groups, p.protocol != SENTINEL),
+    )
+
+
+def _why_not(problem: Problem, device: Device) -> str:
+    if problem.dtype not in ELEMENT_BYTES:
+        return f"the kernels compute {', '.join(ELEMENT_BYTES)}, not {problem.dtype}"
+    if problem.batch < 1 or problem.hidden < 1:
+        return f"batch {problem.batch} x hidden_size {problem.hidden} is empty"
+    size = padded_size(problem.hidden)
+    total = 3 * size * size * ELEMENT_BYTES[problem.dtype]
+    room = device.resident_programs * device.shared_bytes
+    return (
+        f"W_hh of hidden_size={problem.hidden} in {problem.dtype} is {total / 2**20:.1f} MiB and "
+        f"has to stay on chip with the vectors it multiplies; the {device.resident_programs} programs "
+        f"of {device.shared_bytes // KIB} KiB that {device.name} holds at once have "
+        f"{room / 2**20:.1f} MiB, and no tile of ours fits"
+    )
+
+
+def describe(*, name: str, capability: int, multiprocessors: int, shared_bytes: int) -> Device:
+    """A device that reported its own limits; clock and L2 rate of the nearest one in the table."""
+    known = [c for c in DEVICES if c <= capability]
+    nearest = DEVICES[max(known)] if known else DEVICES[min(DEVICES)]
+    return dataclasses.replace(
+        nearest,
+        name=name,
+        capability=capability,
+        multiprocessors=multiprocessors,
+        shared_bytes=shared_bytes,
+    )
+
+
+# -- the two shapes of a launch ---------------------------------------------------------------
+
+# Registers a thread can have are 255. The compiler's use was measured over a sweep of tiles
+# (benchmarks/results/static); what decides about spills is what has to live through the wait for
+# the vector, the vector itself (in words) and the accumulators, per thread. These are the largest
+# loads that compiled without a spill in the time loop.
+REGISTER_LOAD = {("forward", SENTINEL): 96, ("backward", SENTINEL): 112}
+ACCUMULATORS_ALONE = 96
+
+
+def _single(problem: Problem, device: Device, rows: int) -> Plan | None:
+    size = padded_size(problem.hidden)
+    columns = max(16, 1 << (size - 1).bit_length())
+    element = ELEMENT_BYTES[problem.dtype]
+    warps = 8 if columns >= 128 else 4
+    sums = 3 if problem.direction == "forward" else 1
+    if sums * rows * columns / (32 * warps) > 64:
+        return None
+    weight = 3 * columns * columns * element
+    shared = weight + rows * columns * (element + (8 if problem.direction == "backward" else 0))
+    if shared > device.shared_bytes:
+        return None
+    groups = problem.directions * -(-problem.batch // rows)
+    return _priced(
+        problem,
+        device,
+        kernel="single",
+        rows=rows,
+        columns=columns,
+        chunk=columns,
+        chunks=1,
+        split=1,
+        warps=warps,
+        group=1,
+        groups=groups,
+        launches=1,
+        groups_a_launch=groups,
+        merge=False,
+        protocol=SENTINEL,
+        weight_bytes=weight,
+        shared_bytes=shared,
+    )
+
+
+def _group(
+    problem: Problem, device: Device, rows: int, columns: int, warps: int, protocol: str
+) -> Plan | None:
+    size = padded_size(problem.hidden)
+    element = ELEMENT_BYTES[problem.dtype]
+    group = -(-size // columns)
+    if group == 1 or group > device.resident_programs:
+        return None
+    chunk = _chunk(size, warps)
+    chunks = -(-size // chunk)
+    forward = problem.direction == "forward"
+    sums = 3 if forward else 1
+
+    # Registers: see REGISTER_LOAD.
+    vectors = 1 if forward else (3 if problem.reset_after else 2)
+    vector = vectors * rows * chunk * chunks * element / 4 / (32 * warps)
+    accumulators = sums * rows * columns / 32
+    if accumulators > ACCUMULATORS_ALONE:
+        return None
+    if protocol == SENTINEL and vector + accumulators > REGISTER_LOAD[problem.direction, SENTINEL]:
+        return None
+
+    weight = 3 * columns * chunk * chunks * element
+    staging = rows * chunk * chunks * element
+    sum_bytes = warps * rows * columns * 4
+    merged = (3 if problem.reset_after else 2) if forward else 1
+    shared = weight + max(staging, merged * sum_bytes)
+    merge = forward and shared <= device.shared_bytes
+    if not merge:
+        shared = weight + max(staging, sum_bytes)
+    if shared > device.shared_bytes:
+        return None
+
+    groups = problem.directions * -(-problem.batch // rows)
+    groups_a_launch = min(groups, device.resident_programs // group)
+    return _priced(
+        problem,
+        device,
+        kernel="group",
+        rows=rows,
+        columns=columns,
+        chunk=chunk,
+        chunks=chunks,
+        split=warps,
+        warps=warps,
+        group=group,
+        groups=groups,
+        launches=-(-groups // groups_a_launch),
+        groups_a_launch=groups_a_launch,
+        merge=merge,
+        protocol=protocol,
+        weight_bytes=weight,
+        shared_bytes=shared,
+    )
+
+
+def _chunk(size: int, warps: int) -> int:
+    """The chunk that covers `size` with the least waste; among equals the widest.
+
+    A warp takes chunk / warps columns, at least the 16 that one matrix instruction sums over, and
+    at most 64: wider pieces only lengthen the code that loads them.
+    """
+    chunks = [warps * part for part in (16, 32, 64)]
+    return min(chunks, key=lambda c: (-(-size // c) * c, -c))
+
+
+def _priced(problem: Problem, device: Device, **plan) -> Plan:
+    forward = problem.direction == "forward"
+    element = ELEMENT_BYTES[problem.dtype]
+    rows, columns, span = plan["rows"], plan["columns"], plan["chunk"] * plan["chunks"]
+    programs = plan["group"] * min(plan["groups"], plan["groups_a_launch"])
+    vectors = 3 if not forward else (1 if problem.reset_after else 2)
+    exchanged = exchanges = 0
+    if plan["kernel"] == "group":
+        exchanged = programs * rows * padded_size(problem.hidden) * element * vectors
+        exchanges = 1 if problem.reset_after else 2
+
+    clocks_us = device.clock_mhz
+    weights = plan["weight_bytes"] / SHARED_BYTES_PER_CLOCK
+    over_l2 = exchanged / device.l2_bytes_per_clock
+    floor = exchanges * EXCHANGE_LATENCY_US + max(weights, over_l2) / clocks_us
+
+    # Beyond the floor: the vector is written to shared memory and read from it again; the warps'
+    # partial sums likewise; the matrix units see whole 16 x 8 tiles, float32 at half the rate.
+    multiplied = 3 * rows * columns * span
+    if problem.dtype == "float32" and not problem.tensor_cores:
+        arithmetic = multiplied / 128
+    else:
+        rate = MATRIX_RATE.get(device.capability, 1024) * (0.5 if element == 4 else 1)
+        arithmetic = multiplied / rate
+    staged = 2 * rows * span * element * vectors / SHARED_BYTES_PER_CLOCK
+    sums = 3 if forward else (1 if problem.reset_after else 2)
+    summed = 2 * sums * plan["split"] * rows * columns * 4 / SHARED_BYTES_PER_CLOCK
+    if plan["split"] == 1:
+        summed = 0
+    latency = exchanges * (EXCHANGE_LATENCY_US + (COUNTER_EXTRA_US if _counts(plan) else 0))
+    busy = max(weights + staged, arithmetic, over_l2) + summed + FIXED_CLOCKS
+    waves = plan["launches"]
+    if plan["kernel"] == "single":
+        # No exchange, so nothing has to be resident together: programs queue for a place.
+        waves = -(-plan["groups"] // device.multiprocessors)
+    return Plan(
+        **plan,
+        direction=problem.direction,
+        exchanged_bytes=exchanged,
+        floor_us=waves * floor,
+        estimate_us=waves * (latency + busy / clocks_us),
+    )
+
+
+def _counts(plan: dict) -> bool:
+    return plan["kernel"] == "group" and plan["protocol"] == COUNTER
+
+
+# Multiply-adds a clock and multiprocessor that mma.sync reaches on 16-bit operands (on sm_90 and
+# sm_100 that is half of what their asynchronous instructions do; a 16-row tile cannot use those).
+MATRIX_RATE = {80: 1024, 86: 512, 89: 512, 90: 1024, 100: 1024}
+# The counter costs the drain of the stores and one more trip to L2 than the sentinel.
+COUNTER_EXTRA_US = 0.7
+# Gates, barriers and addresses of a step, from the instruction counts of the static report.
+FIXED_CLOCKS = 300
+
+
+# -- one step ---------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class StepTiles:
+    """How `kernels/step.py` is launched; the same for every shape."""
+
+    rows: int
+    columns: int
+    chunk: int
+    warps: int
+    stages: int
+
+
+def step_tiles(dtype: str) -> StepTiles:
+    """Narrow columns: at hidden_size 512 already 32 programs share the reading of W_hh."""
+    if dtype == "float32":
+        return StepTiles(rows=16, columns=16, chunk=64, warps=4, stages=3)
+    return StepTiles(rows=16, columns=16, chunk=128, warps=4, stages=3)
