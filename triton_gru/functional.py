@@ -79,9 +79,11 @@ def gru(
         hidden_size=H,
     )
     if choice.backend == "torch":
-        sizes = () if packed is None else (packed.batch_sizes,)
-        options = (bias, L, dropout, training, bidirectional, *(() if packed else (False,)))
-        y, h_n = _VF.gru(x, *sizes, hx, params, *options)
+        options = (params, bias, L, dropout, training, bidirectional)
+        if packed is None:
+            y, h_n = _VF.gru(x, hx, *options, False)  # x has its steps first by now
+        else:
+            y, h_n = _VF.gru(x, packed.batch_sizes, hx, *options)
     else:
         lengths = None
         if packed is not None:

@@ -11,17 +11,18 @@ from triton_gru import functional
 from triton_gru.recurrence import check_backend, choose_backend
 
 
-class GRU(nn.GRU):
+class GRU(nn.RNNBase):
     """A multi-layer gated recurrent unit that takes the place of `torch.nn.GRU`.
 
     Parameters, their names, order and initial values, `state_dict`, shapes and errors are those of
     `torch.nn.GRU`, whose documentation says what the arguments before the star mean.
 
-    It is a subclass of `torch.nn.GRU`: code that goes by `isinstance(module, nn.GRU)`, such as
-    functions that initialise weights, share or flatten them, or count operations, goes on working,
-    and parameters, pickling and replication need no second implementation. Code that replaces
-    modules by exact type, such as `torch.ao.quantization`, leaves it alone, which is right because
-    the replacement would know nothing of `reset_after`.
+    It is an `nn.RNNBase`, from which parameters, pickling and replication come, and no `nn.GRU`:
+    Dynamo refuses to trace any instance of `nn.GRU` (torch/_dynamo/variables/builder.py,
+    `allow_rnn`), so that `torch.compile(fullgraph=True)` would fail. Nor may code that takes an
+    `nn.GRU` apart, to quantise it for instance, take this one for it, as it knows no `reset_after`.
+    Code that asks for `isinstance(module, nn.GRU)`, to initialise weights for instance, should ask
+    for `nn.RNNBase`.
 
     Args:
         input_size: Features of the input.
@@ -70,6 +71,7 @@ class GRU(nn.GRU):
         if not isinstance(num_layers, int):
             raise TypeError(f"num_layers should be of type int, got: {type(num_layers).__name__}")
         super().__init__(
+            "GRU",
             input_size,
             hidden_size,
             num_layers,
@@ -117,13 +119,13 @@ class GRU(nn.GRU):
         return _explain(self, x, batch_size)
 
     @classmethod
-    def from_torch(cls, module: nn.GRU, *, backend: str = "auto") -> "GRU":
+    def from_torch(cls, module: "nn.GRU | GRU", *, backend: str = "auto") -> "GRU":
         """A GRU with the settings, mode and a copy of the parameters of a `torch.nn.GRU`.
 
         Raises:
-            TypeError: module is no `torch.nn.GRU`.
+            TypeError: module is neither a `torch.nn.GRU` nor a GRU.
         """
-        _check_module(module, nn.GRU)
+        _check_module(module, nn.GRU, cls)
         options = {"reset_after": getattr(module, "reset_after", True), "backend": backend}
         return _copy(module, cls(*_settings(module), device="meta", **options))
 
@@ -142,7 +144,7 @@ class GRU(nn.GRU):
 
 
 class GRUCell(nn.GRUCell):
-    """One step of a gated recurrent unit, in the place of `torch.nn.GRUCell`, whose subclass it is.
+    """One step of a gated recurrent unit, in the place of `torch.nn.GRUCell`, and a subclass of it.
 
     Args:
         input_size: Features of the input.
@@ -208,7 +210,7 @@ class GRUCell(nn.GRUCell):
         Raises:
             TypeError: module is no `torch.nn.GRUCell`.
         """
-        _check_module(module, nn.GRUCell)
+        _check_module(module, nn.GRUCell, cls)
         options = {"reset_after": getattr(module, "reset_after", True), "backend": backend}
         return _copy(module, cls(*_settings(module), device="meta", **options))
 
@@ -232,8 +234,8 @@ def _check_options(reset_after: bool, backend: str) -> None:
     check_backend(backend, reset_after)
 
 
-def _check_module(module: nn.Module, expected: type[nn.Module]) -> None:
-    if not isinstance(module, expected):
+def _check_module(module: nn.Module, expected: type[nn.Module], ours: type[nn.Module]) -> None:
+    if not isinstance(module, (expected, ours)):
         raise TypeError(
             f"from_torch expects a torch.nn.{expected.__name__}, got: {type(module).__name__}"
         )
@@ -247,7 +249,7 @@ def _check_convertible(module: GRU | GRUCell) -> None:
         )
 
 
-def _settings(module: nn.GRU | nn.GRUCell) -> tuple:
+def _settings(module: nn.RNNBase | nn.GRUCell) -> tuple:
     """The constructor's arguments before device, in order."""
     settings = (module.input_size, module.hidden_size)
     if isinstance(module, nn.GRUCell):

@@ -114,8 +114,8 @@ def test_reference_in_lower_precision_errs_no_more_than_nn_gru(dtype):
         ]
 
     ours_errors, theirs_errors = errors(ours), errors(theirs)
-    # Gradients go by the worst one: nn.GRU adds up that of W_hh step by step and ours is one product,
-    # as that of W_ih is in both, which rounds a little more in float32 and much less in 16 bits.
+    # Gradients go by the worst one: nn.GRU adds up that of W_hh step by step, while ours is one
+    # product, as that of W_ih is in both; in 16 bits it rounds far less.
     limits = [*theirs_errors[:2], *[max(theirs_errors[2:])] * len(ours_errors[2:])]
     assert all(o <= 1.5 * limit for o, limit in zip(ours_errors, limits, strict=True))
 
@@ -263,10 +263,22 @@ def test_weight_norm():
     assert_close(GRU.from_torch(ours)(x), theirs(x))
 
 
-def test_is_an_nn_gru():
-    layer = GRU(5, 7)
-    assert isinstance(layer, nn.GRU) and layer.mode == "GRU"
-    layer.flatten_parameters()
+def test_has_what_users_read_off_an_nn_gru():
+    theirs, ours = pair(num_layers=2, bidirectional=True)
+    assert isinstance(ours, nn.RNNBase)
+    for name in vars(theirs):
+        assert hasattr(ours, name)
+    for name in ("mode", "proj_size", "input_size", "hidden_size", "bidirectional", "dropout"):
+        assert getattr(ours, name) == getattr(theirs, name)
+    ours.flatten_parameters()
+
+
+@pytest.mark.parametrize("reset_after", [True, False])
+def test_compiles_into_one_graph(reset_after):
+    """Why GRU is no nn.GRU: Dynamo does not trace one."""
+    layer = GRU(5, 7, 2, bidirectional=True, reset_after=reset_after)
+    x = torch.randn(4, 3, 5)
+    assert_close(torch.compile(layer, fullgraph=True, backend="eager")(x), layer(x))
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=IDS)
