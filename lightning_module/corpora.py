@@ -382,7 +382,9 @@ def hf(
                 f"{name} has no column {text_column!r}; set data.text_column to one of: {columns}."
             )
         for index, row in enumerate(rows):
-            text = row[text_column] or ""
+            text = row[text_column]
+            if text is None:
+                continue
             if not isinstance(text, str):
                 raise DataError(
                     f"Row {index} of {split} of {name} has no text in column {text_column!r} but a "

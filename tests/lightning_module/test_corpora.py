@@ -381,7 +381,7 @@ def test_hf(hub):
 def test_hf_wrong_names(hub):
     with pytest.raises(DataError, match=r"has no column 'body'.* one of: text, label"):
         list(corpora.hf("some/set", text_column="body").train())
-    with pytest.raises(DataError, match="Row 1 of train .* no text in column 'label' but a int"):
+    with pytest.raises(DataError, match=r"Row 0 of train .* no text in column 'label' but a int"):
         list(corpora.hf("some/set", text_column="label").train())
     with pytest.raises(
         DataError, match=r"(?s)'nothing' of some/set.*one of \[train, test\].*val_s"
