@@ -14,6 +14,7 @@ from rich.table import Table
 from lightning_module.checkpoints import CheckpointError, find_checkpoint, load_predictor
 from lightning_module.corpora import DataError
 from lightning_module.generation import NextToken, continue_prompt, next_tokens
+from lightning_module.overrides import quote_arguments
 from lightning_module.train import CONFIGS
 
 FORMATS = ("text", "json")
@@ -117,21 +118,9 @@ def _task(config: DictConfig) -> None:
         raise SystemExit(1) from None
 
 
-def quoted(argument: str) -> str:
-    """`prompt=TEXT` as Hydra takes it, so that a prompt may hold commas, quotes and brackets.
-
-    Hydra reads values in a grammar of its own, in which `To be, or not` is a list of two.
-    """
-    key, equals, text = argument.partition("=")
-    if key != "prompt" or not equals or text in ("", "null"):
-        return argument
-    backslashes_doubled_before_quote = text.replace("\\", "\\\\").replace("'", "\\'")
-    return f"prompt='{backslashes_doubled_before_quote}'"
-
-
 def main() -> None:
     """Entry point of `triton-gru-predict`."""
-    sys.argv[1:] = [quoted(argument) for argument in sys.argv[1:]]
+    quote_arguments()
     _task()
 
 

@@ -52,6 +52,10 @@ class SampleWriter(L.Callback):
             "max_tokens": max_tokens,
         }
 
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        for prompt in self.prompts:  # one with an unknown character fails now, not after an hour
+            trainer.datamodule.tokenizer.encode(prompt)
+
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
@@ -66,14 +70,13 @@ class SampleWriter(L.Callback):
 
     @staticmethod
     def _opening(trainer: L.Trainer, tokenizer: Tokenizer) -> str:
-        """The first line of the held-out text, or as much as a short prompt holds."""
-        chunk = next(iter(trainer.val_dataloaders))
-        known = [
-            i
-            for i in chunk.inputs[:40, 0].tolist()
-            if i not in (tokenizer.doc_id, tokenizer.unk_id)
-        ]
-        return tokenizer.decode(known).strip().split("\n")[0]
+        """The first line of the held-out text, or as much of it as the tokenizer knows."""
+        ids = next(iter(trainer.val_dataloaders)).inputs[:40, 0].tolist()
+        if ids[0] == tokenizer.doc_id:
+            del ids[0]
+        if tokenizer.unk_id in ids:
+            del ids[ids.index(tokenizer.unk_id) :]
+        return tokenizer.decode(ids).lstrip("\n").split("\n")[0]
 
 
 class RunReport(L.Callback):

@@ -28,6 +28,7 @@ from lightning_module.checkpoints import (
 )
 from lightning_module.corpora import DataError
 from lightning_module.guards import Diverged, Stopped
+from lightning_module.overrides import quote_arguments
 from lightning_module.predictor import SentencePredictor
 from lightning_module.reports import METRICS, read_metrics, summarize
 
@@ -55,7 +56,7 @@ def train(config: DictConfig, checkpoint: Path | None = None) -> dict[str, Any]:
 
     Raises:
         DataError: the text or the tokenizer cannot be used.
-        RunError: the run directory is in use.
+        RunError: the run directory is in use, or the settings make no model.
         CheckpointError: a checkpoint cannot be read or written.
         Diverged: the loss became NaN or infinite.
         Stopped: a signal ended the run; its state is saved.
@@ -71,23 +72,26 @@ def train(config: DictConfig, checkpoint: Path | None = None) -> dict[str, Any]:
     data = instantiate(config.data, tokenizer=instantiate(config.tokenizer))
     data.prepare_data()
     data.setup("fit")
-    model = SentencePredictor(
-        data.vocab_size,
-        chars_per_token=data.chars_per_token,
-        optimizer=instantiate(config.optimizer),
-        **OmegaConf.to_container(config.model, resolve=True),
+    log.info(data.describe())
+    try:
+        model = SentencePredictor(
+            data.vocab_size,
+            chars_per_token=data.chars_per_token,
+            optimizer=instantiate(config.optimizer),
+            **OmegaConf.to_container(config.model, resolve=True),
+        )
+    except (TypeError, ValueError) as error:
+        raise RunError(f"the settings below model make no model: {error}") from error
+    trainer = instantiate(
+        config.trainer,
+        callbacks=[instantiate(c) for c in config.callbacks.values() if c is not None],
+        logger=_loggers(config, checkpoint),
+        plugins=[AtomicCheckpointIO()],
     )
-    callbacks = [instantiate(c) for c in config.callbacks.values() if c is not None]
 
     (run_dir / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
     OmegaConf.save(config, run_dir / CONFIG, resolve=True)
     data.tokenizer.save(run_dir / CHECKPOINTS / TOKENIZER)
-    trainer = instantiate(
-        config.trainer,
-        callbacks=callbacks,
-        logger=_loggers(config, checkpoint),
-        plugins=[AtomicCheckpointIO()],
-    )
     try:
         trainer.fit(model, datamodule=data, ckpt_path=checkpoint)
     except RuntimeError as error:
@@ -193,6 +197,7 @@ def _show(metrics: dict[str, Any], run_dir: Path) -> None:
 
 def main() -> None:
     """Entry point of `triton-gru-train`."""
+    quote_arguments()
     _task()
 
 

@@ -17,6 +17,7 @@ TINY = [
     "trainer.accelerator=cpu",
     "trainer.max_epochs=-1",
     "trainer.check_val_every_n_epoch=null",
+    "trainer.val_check_interval=1000",
 ]
 
 
