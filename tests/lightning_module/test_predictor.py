@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from lightning_module import predictor
 from lightning_module.data import IGNORE, Chunk
-from lightning_module.predictor import CORES, SentencePredictor
+from lightning_module.predictor import CORES, LockedDropout, SentencePredictor
 
 V, T, B = 11, 5, 3
 
@@ -107,6 +107,17 @@ def test_tied_weights_are_one_tensor_and_learn_with_unequal_sizes():
     names = dict(net.named_parameters())
     assert "output.weight" not in names
     assert "to_embedding.weight" in names
+
+
+def test_locked_dropout_drops_the_same_features_at_every_step():
+    dropout = LockedDropout(0.25)
+    x = torch.ones(50, 40, 30)
+    y = dropout(x)
+    assert y.unique().tolist() == pytest.approx([0, 1 / 0.75])
+    assert torch.equal(y, y[:1].expand_as(y))
+    assert not torch.equal(y[0, 0], y[0, 1])
+    assert (y[0] == 0).double().mean() == pytest.approx(0.25, abs=0.05)
+    assert dropout.eval()(x) is x
 
 
 def test_validation_metrics_against_their_definitions():

@@ -1,0 +1,43 @@
+# The commands of the README. Everything goes into .venv; nothing else is touched.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# `make train ARGS="trainer.max_time=00:00:05:00"` passes more settings on.
+ARGS ?=
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help setup train test lint constraints
+
+help:  ## list the commands
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 22
+
+setup: $(VENV)/installed  ## create .venv with the pinned versions
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt torch
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	touch $@
+
+train: setup  ## train on Shakespeare for about three minutes and continue three sentences
+	$(BIN)/triton-gru-train experiment=quickstart $(ARGS)
+	$(BIN)/triton-gru-predict prompt="ROMEO:" num_sentences=3
+
+test: setup  ## run all tests
+	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+lint: setup  ## check the format and the style
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+# A fresh environment with the newest versions that pyproject.toml allows; torch and triton stay
+# where they are pinned until someone moves them by hand, because the kernels are proved on them.
+constraints:  ## refresh constraints.txt with the newest versions
+	rm -rf .venv-constraints
+	$(PYTHON) -m venv .venv-constraints
+	.venv-constraints/bin/python -m pip install -q $$(grep -E '^(torch|triton)==' constraints.txt)
+	.venv-constraints/bin/python -m pip install -q '.[dev]'
+	.venv-constraints/bin/python -m pip freeze --exclude triton-gru \
+		| sed -e 's/+cpu$$//' -e '/^triton-gru @/d' > constraints.new
+	mv constraints.new constraints.txt
+	rm -rf .venv-constraints
