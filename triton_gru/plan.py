@@ -24,6 +24,9 @@ EXCHANGE_LATENCY_US = 1.0
 HEADROOM = 1 / 32
 # Rows of `states` and of the weights are padded to this many elements, so that rows stay aligned.
 ALIGNMENT = 16
+# Registers a thread may have. Said to the compiler, which otherwise rounds down to 128 or 168 for
+# programs to share a multiprocessor, and spills a little: these have it to themselves.
+MAX_REGISTERS = 255
 # Repeated looks before a wait gives up: with L2 answering in half a microsecond or more, about a
 # second, far beyond any healthy step.
 POLLS = 1 << 20
@@ -87,6 +90,7 @@ class Plan:
         launches: how many launches it takes when not all groups are resident together.
         groups_a_launch: groups of each launch but the last.
         merge: whether the warps' partial sums of all gates meet in one reduction.
+        stage_all: whether the whole vector is staged in shared memory at once, not chunk by chunk.
         protocol: "sentinel" or "counter".
         weight_bytes: of one program's slice.
         shared_bytes: estimate of what the compiler allocates.
@@ -108,6 +112,7 @@ class Plan:
     launches: int
     groups_a_launch: int
     merge: bool
+    stage_all: bool
     protocol: str
     weight_bytes: int
     shared_bytes: int
@@ -190,8 +195,8 @@ def _why_not(problem: Problem, device: Device) -> str:
     room = device.resident_programs * device.shared_bytes
     return (
         f"W_hh of hidden_size={problem.hidden} in {problem.dtype} is {total / 2**20:.1f} MiB and "
-        f"has to stay on chip with the vectors it multiplies; the {device.resident_programs} programs "
-        f"of {device.shared_bytes // KIB} KiB that {device.name} holds at once have "
+        f"has to stay on chip with the vectors it multiplies; the {device.resident_programs} "
+        f"programs of {device.shared_bytes // KIB} KiB that {device.name} holds at once have "
         f"{room / 2**20:.1f} MiB, and no tile of ours fits"
     )
 
@@ -211,12 +216,20 @@ def describe(*, name: str, capability: int, multiprocessors: int, shared_bytes: 
 
 # -- the two shapes of a launch ---------------------------------------------------------------
 
-# Registers a thread can have are 255. The compiler's use was measured over a sweep of tiles
-# (benchmarks/results/static); what decides about spills is what has to live through the wait for
-# the vector, the vector itself (in words) and the accumulators, per thread. These are the largest
-# loads that compiled without a spill in the time loop.
-REGISTER_LOAD = {("forward", SENTINEL): 96, ("backward", SENTINEL): 112}
-ACCUMULATORS_ALONE = 96
+# A thread has 255 registers. What decides about spills is what lives through the wait for the
+# vector, the vector itself, and then the accumulators, which weigh half as much again. In a sweep
+# of 120 tiles on sm_90 (rows 16 and 32, columns 8 to 64, H 256 to 2048) these were the largest
+# words + 1.5 accumulators a thread below which none spilled in the time loop.
+REGISTER_LOAD = {  # by direction, protocol and warps
+    ("forward", SENTINEL, 4): 160,
+    ("forward", SENTINEL, 8): 160,
+    ("forward", COUNTER, 4): 130,
+    ("forward", COUNTER, 8): 140,
+    ("backward", SENTINEL, 4): 168,
+    ("backward", SENTINEL, 8): 204,
+    ("backward", COUNTER, 4): 160,
+    ("backward", COUNTER, 8): 168,
+}
 
 
 def _single(problem: Problem, device: Device, rows: int) -> Plan | None:
@@ -247,6 +260,7 @@ def _single(problem: Problem, device: Device, rows: int) -> Plan | None:
         launches=1,
         groups_a_launch=groups,
         merge=False,
+        stage_all=True,
         protocol=SENTINEL,
         weight_bytes=weight,
         shared_bytes=shared,
@@ -270,20 +284,19 @@ def _group(
     vectors = 1 if forward else (3 if problem.reset_after else 2)
     vector = vectors * rows * chunk * chunks * element / 4 / (32 * warps)
     accumulators = sums * rows * columns / 32
-    if accumulators > ACCUMULATORS_ALONE:
-        return None
-    if protocol == SENTINEL and vector + accumulators > REGISTER_LOAD[problem.direction, SENTINEL]:
+    if vector + 1.5 * accumulators > REGISTER_LOAD[problem.direction, protocol, warps]:
         return None
 
     weight = 3 * columns * chunk * chunks * element
-    staging = rows * chunk * chunks * element
     sum_bytes = warps * rows * columns * 4
     merged = (3 if problem.reset_after else 2) if forward else 1
-    shared = weight + max(staging, merged * sum_bytes)
-    merge = forward and shared <= device.shared_bytes
-    if not merge:
-        shared = weight + max(staging, sum_bytes)
-    if shared > device.shared_bytes:
+    # In order of preference: all chunks staged at once and all sums merged, else less of either.
+    for stage_all, merge in ((True, True), (True, False), (False, False)):
+        staging = rows * chunk * element * (chunks if stage_all else 1)
+        shared = weight + max(staging, sum_bytes * (merged if merge else 1))
+        if shared <= device.shared_bytes:
+            break
+    else:
         return None
 
     groups = problem.directions * -(-problem.batch // rows)
@@ -303,6 +316,7 @@ def _group(
         launches=-(-groups // groups_a_launch),
         groups_a_launch=groups_a_launch,
         merge=merge,
+        stage_all=stage_all,
         protocol=protocol,
         weight_bytes=weight,
         shared_bytes=shared,

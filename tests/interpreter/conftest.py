@@ -2,6 +2,9 @@
 
 import os
 
+import pytest
+import torch
+
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 
 if INTERPRETING:
@@ -10,3 +13,16 @@ if INTERPRETING:
     harness.install()
 else:
     collect_ignore_glob = ["test_*.py"]
+
+
+@pytest.fixture(autouse=INTERPRETING)
+def poisoned_memory():
+    """torch.empty holds NaN: what a kernel forgets to write, or reads too early, shows."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=INTERPRETING)
+def no_tf32(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)

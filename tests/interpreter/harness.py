@@ -5,14 +5,15 @@ never ends. Here each program is a thread. One runs at a time; at every atomic a
 load it hands over to a program that a seeded generator picks. So a seed is an interleaving.
 
 Memory is weaker than any GPU's, on purpose. A store goes to the program's own buffer. Its elements
-become visible one by one, in random order, at later hand-overs; all of them at an atomic with
-release, or at the program's end. A program does not see its own buffered stores either, as Triton
+become visible one by one, in random order, at later hand-overs, its own or after its end; all of
+them at an atomic with release. A program does not see its own buffered stores either, as Triton
 does not order a program's store against its later load. What a missing release, a wait that looks
 at one element of a tile, or a value read back instead of kept, would do on rare occasions on a
 GPU, it does here on most seeds.
 
 A missing wait shows as a wrong value (poisoned memory holds NaN), a missing signal as `Deadlock`,
-which names for each program the line it waits on and the elements it waits for.
+which names for each program the line it waits on and the elements it waits for. An access outside
+the memory of every argument is `OutOfBounds`.
 
 Works on Triton 3.6, 3.7 and 3.9 (their interpreter's memory hooks differ in trailing arguments
 only). It also mends three things of the stock interpreter that would blur a comparison: float32 to
@@ -34,8 +35,9 @@ import triton
 import triton.language as tl
 from triton.runtime import interpreter
 
-# Hand-overs that every live program may pass without any memory changing before it is a deadlock.
-ROUNDS_WITHOUT_PROGRESS = 4
+# A program that has looked so often at the same place since memory last changed is stuck. When all
+# are, and no store is under way, it is a deadlock.
+LOOKS_WITHOUT_CHANGE = 3
 # Chance that the next program is one whose last look is older than the last change of memory.
 FRESH_CHANCE = 0.9
 # Chance that a hand-over makes some of a program's buffered stores visible.
@@ -51,6 +53,10 @@ _stock_reduce = interpreter.ReduceOps.apply_impl
 
 class Deadlock(AssertionError):
     """No program can go on. The message names each one, the line it is at and what it lacks."""
+
+
+class OutOfBounds(AssertionError):
+    """A program touched memory that belongs to no argument."""
 
 
 class _Stop(BaseException):
@@ -74,10 +80,22 @@ class _Program:
         self.index = index
         self.baton = threading.Semaphore(0)
         self.stores: list[list[np.ndarray]] = []  # [addresses, values, still buffered]
-        self.passed = 0  # hand-overs since memory last changed
-        self.waits_for = "it has not started"
+        # Since memory last changed: hand-overs, looks at each place, and what the looks found.
+        self.passed = 0
+        self.looks: dict[tuple, int] = {}
+        self.found: dict[tuple, Callable[[], str | None]] = {}
+        self.last: tuple = ("its start",)
         self.done = False
-        self.error: BaseException | None = None
+
+    @property
+    def stuck(self) -> bool:
+        return self.done or max(self.looks.values(), default=0) >= LOOKS_WITHOUT_CHANGE
+
+    def describe(self) -> str:
+        if self.done:
+            return "is done"
+        lacks = [text for text in (found() for found in self.found.values()) if text]
+        return "; ".join(lacks[:2]) or f"is at {self.last[0]}"
 
 
 class _Scheduler:
@@ -89,6 +107,10 @@ class _Scheduler:
         self.programs = [_Program(i, index) for i, index in enumerate(indices)]
         self.body = body
         self.tensors = tensors
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in tensors.values()}
+        self.spans = np.array(
+            sorted((at, at + s.nbytes()) for at, s in storages.items()), np.uint64
+        )
         self.detect = detect
         self.stopping = False
         self.finished = threading.Semaphore(0)
@@ -116,8 +138,7 @@ class _Scheduler:
                 _current.program = program
                 _current.scheduler = self
                 _current.grid_idx = program.index
-                self.body()
-                self._flush(program, everything=True)
+                self.body()  # stores that are still buffered become visible later, or at the end
         except _Stop:
             pass
         except BaseException as error:
@@ -127,6 +148,8 @@ class _Scheduler:
         self._progress()
         following = self._next()
         if following is None:
+            for ended in self.programs:
+                self._flush(ended, everything=True)
             self.finished.release()
         else:
             following.baton.release()
@@ -142,24 +165,29 @@ class _Scheduler:
     def _progress(self) -> None:
         for program in self.programs:
             program.passed = 0
+            program.looks.clear()
+            program.found.clear()
 
-    def hand_over(self, waits_for: Callable[[], str | None]) -> None:
-        """Called by a program before an atomic or a volatile load."""
+    def hand_over(self, place: tuple) -> None:
+        """Called by a program before an atomic or a volatile load; `place` is what it looks at."""
         program = _current.program
         self.run.handovers += 1
-        program.waits_for = waits_for
+        self.run.waits += place == program.last
+        program.last = place
         program.passed += 1
-        if self.random.random() < FLUSH_CHANCE:
-            self._flush(program, everything=False)
-        live = [p for p in self.programs if not p.done]
-        if self.detect and min(p.passed for p in live) > ROUNDS_WITHOUT_PROGRESS:
-            buffered = [p for p in live if p.stores]
+        program.looks[place] = program.looks.get(place, 0) + 1
+        for other in self.programs:
+            may = other.stores and (other is program or other.done)
+            if may and self.random.random() < FLUSH_CHANCE:
+                self._flush(other, everything=False)
+        if self.detect and all(p.stuck for p in self.programs):
+            buffered = [p for p in self.programs if p.stores]
             if buffered:
                 for p in buffered:
                     self._flush(p, everything=True)
             else:
                 self.stopping = True
-                self.failure = Deadlock(self._describe(live))
+                self.failure = Deadlock(self._describe())
                 raise _Stop
         following = self._next()
         if following is not program:
@@ -168,21 +196,31 @@ class _Scheduler:
         if self.stopping:
             raise _Stop
 
-    def _describe(self, live) -> str:
+    def _describe(self) -> str:
         lines = [f"seed {self.run.seed}: no program can go on"]
         for p in self.programs:
-            what = "is done" if p.done else f"waits: {p.waits_for()}"
-            if not p.done and not callable(p.waits_for):
-                what = p.waits_for
-            lines.append(f"  program {p.index} {what}")
+            lines.append(f"  program {p.index} {p.describe()}")
         return "\n".join(lines)
 
     # -- memory -----------------------------------------------------------------------------
 
+    def check_inside(self, addresses: np.ndarray, mask: np.ndarray, what: str) -> None:
+        """Refuses an access outside the memory of every argument."""
+        wanted = addresses[np.broadcast_to(mask, addresses.shape).astype(bool)].astype(np.uint64)
+        span = np.searchsorted(self.spans[:, 0], wanted, side="right").astype(np.int64) - 1
+        outside = (span < 0) | (wanted >= self.spans[np.maximum(span, 0), 1])
+        if outside.any():
+            program = _current.program
+            raise OutOfBounds(
+                f"program {program.index} {what} {outside.sum()} of {wanted.size} elements outside "
+                f"every argument: {_where()}"
+            )
+
     def buffer(self, addresses: np.ndarray, values: np.ndarray, mask: np.ndarray) -> None:
         program = _current.program
         shape = np.broadcast_shapes(addresses.shape, values.shape, mask.shape)
-        flat = [np.broadcast_to(a, shape).ravel().copy() for a in (addresses, values, mask)]
+        arrays = (addresses, values, mask.astype(bool))
+        flat = [np.broadcast_to(a, shape).ravel().copy() for a in arrays]
         if any(np.isin(flat[0][flat[2]], old[0][old[2]]).any() for old in program.stores):
             self._flush(program, everything=True)  # a location keeps its order
         program.stores.append(flat)
@@ -264,34 +302,33 @@ def _where() -> str:
 
 def _masked_load(self, ptrs, mask, other, *rest):
     scheduler, volatile = _current.scheduler, bool(rest[-1])
+    if scheduler is not None:
+        scheduler.check_inside(ptrs.data, mask.data, "reads")
     if scheduler is None or not volatile:
         return _stock_load(self, ptrs, mask, other, *rest)
-    where = _where()
-    result = None
-
-    def waits_for() -> str:
-        wanted = ptrs.data[mask.data]
-        if result is None or not wanted.size:
-            return f"{where}: about to read"
-        values = result.data[mask.data]
-        missing = wanted[values.view(f"u{values.itemsize}") == ~np.zeros(1, f"u{values.itemsize}")]
-        if values.size == 1 and not missing.size:
-            return f"{where}: {scheduler.name(int(wanted[0]))} is {values[0]}"
-        some = ", ".join(scheduler.name(int(a)) for a in missing[:3])
-        return f"{where}: {missing.size} of {wanted.size} elements are missing, the first: {some}"
-
-    program = _current.program
-    again = program.waits_for
-    scheduler.run.waits += getattr(again, "where", None) == where
-    waits_for.where = where
-    scheduler.hand_over(waits_for)
+    place = (_where(), int(ptrs.data.flat[0]), ptrs.data.size)
+    scheduler.hand_over(place)
     result = _stock_load(self, ptrs, mask, other, *rest)
+    wanted = ptrs.data[mask.data.astype(bool)]
+    values = result.data[mask.data.astype(bool)]
+
+    def found() -> str | None:
+        if values.size == 1:
+            return f"waits on {scheduler.name(int(wanted[0]))} = {values[0]} at {place[0]}"
+        unsigned = np.dtype(f"u{values.itemsize}")
+        missing = wanted[values.view(unsigned) == np.iinfo(unsigned).max]
+        some = ", ".join(scheduler.name(int(a)) for a in missing[:3])
+        lack = f"lacks {missing.size} of {wanted.size} elements, first {some}, at {place[0]}"
+        return lack if missing.size else None
+
+    _current.program.found[place] = found
     return result
 
 
 def _masked_store(self, ptrs, value, mask, *rest):
     if _current.scheduler is None:
         return _stock_store(self, ptrs, value, mask, *rest)
+    _current.scheduler.check_inside(ptrs.data, mask.data, "writes")
     return _current.scheduler.buffer(ptrs.data, np.asarray(value.data), mask.data)
 
 
@@ -307,11 +344,10 @@ def _atomic(stock, sem_at: int):
         scheduler = _current.scheduler
         if scheduler is None:
             return stock(self, *args)
-        where = _where()
-        scheduler.hand_over(lambda: f"{where}: an atomic")
+        ptr = args[0] if stock is _stock_cas else args[1]
+        scheduler.hand_over((_where(), int(ptr.data.flat[0]), ptr.data.size))
         if _releases(args[sem_at]):
             scheduler.release()
-        ptr = args[0] if stock is _stock_cas else args[1]
         result = stock(self, *args)
         every = np.ones_like(ptr.data, dtype=bool)
         kind = result.data.dtype

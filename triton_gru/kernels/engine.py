@@ -149,7 +149,7 @@ def scan_forward(
     to_row = resets is not None and reset_state is not None
     states = _exchange_buffer((T + 2 + to_row, B, D, HP), gates_x, fill)
     for slot, state in ((0, h0), (T + 1, h0), (T + 2, reset_state))[: 2 + to_row]:
-        states[slot, ..., :H] = state.transpose(0, 1)
+        states[slot, ..., :H] = _never_the_sentinel(state.transpose(0, 1).to(dtype))
         states[slot, ..., H:] = 0
     gated = gates_x
     if exchanges and not reset_after:
@@ -399,8 +399,8 @@ def check_errors(device: torch.device, synchronize: bool = False) -> None:
         seen.zero_()
         raise KernelTimeout(
             f"program {member - 1} of a GRU kernel on {device} waited in vain for its group at "
-            f"step {at}, gave up and left NaN. The programs of a group must all be resident: is another "
-            "kernel holding multiprocessors for good? backend='torch' does without groups"
+            f"step {at}, gave up and left NaN. The programs of a group must all be resident: is "
+            "another kernel holding multiprocessors for good? backend='torch' does without groups"
         )
 
 
@@ -415,11 +415,17 @@ def _exchange_buffer(shape: tuple[int, ...], like: Tensor, fill: bool) -> Tensor
     return buffer
 
 
+def _never_the_sentinel(state: Tensor) -> Tensor:
+    """The same values; a NaN of all ones, which torch's own conversions can make, made positive."""
+    bits = state.view(torch.int32 if state.dtype == torch.float32 else torch.int16)
+    return bits.masked_fill(bits == -1, torch.iinfo(bits.dtype).max).view(state.dtype)
+
+
 def _padded_weight(weight_hh: Tensor, padded: int, dtype: torch.dtype) -> Tensor:
     """[D, 3H, H] -> [D, 3, HP, HP], zero beyond H."""
     D, _, H = weight_hh.shape
     weight = weight_hh.to(dtype).reshape(D, 3, H, H)
-    if H != padded:
+    if padded != H:
         weight = F.pad(weight, (0, padded - H, 0, padded - H))
     return weight.contiguous()
 
@@ -437,7 +443,8 @@ def _rows_are_regular(y: Tensor) -> bool:
     """Whether y is [T, B, D, H] with rows at one distance, as `scan_forward` returns it."""
     _, B, D, H = y.shape
     row = y.stride(2)
-    return row >= H and y.stride() == (B * D * row, D * row, row, 1)
+    regular = (B * D * row, D * row, row, 1)
+    return row >= H and all(map(int.__eq__, y.stride(), regular))
 
 
 def _states_before(
@@ -501,9 +508,11 @@ def _launch(kernel, plan: Plan, device: torch.device, polls: int, **arguments) -
             CHUNKS=plan.chunks,
             SPLIT=plan.split,
             GROUP=plan.group,
+            STAGE_ALL=plan.stage_all,
             PROTOCOL=PROTOCOLS[plan.protocol],
             num_warps=plan.warps,
             num_stages=1,
+            maxnreg=planning.MAX_REGISTERS,
             launch_cooperative_grid=plan.group > 1,
         )
     if plan.group > 1 and device.type == "cuda":

@@ -95,6 +95,7 @@ def scan_backward_kernel(
     CHUNKS: tl.constexpr,
     SPLIT: tl.constexpr,
     GROUP: tl.constexpr,
+    STAGE_ALL: tl.constexpr,
     RESET_AFTER: tl.constexpr,
     HAS_LENGTHS: tl.constexpr,
     HAS_RESETS: tl.constexpr,
@@ -214,7 +215,7 @@ def scan_backward_kernel(
                 # fmt: on
                 report(error, late, program, step)
                 failed = failed | late
-                acc = product(zero, vector, w_n, 0, CHUNKS, DTYPE, PRECISION)
+                acc = product(zero, vector, w_n, 0, CHUNKS, DTYPE, PRECISION, STAGE_ALL)
             else:
                 acc = product_own(zero, da_n, w_n, DTYPE, PRECISION)
             du = total(acc, ROWS, COLS, SPLIT)
@@ -239,10 +240,10 @@ def scan_backward_kernel(
             # fmt: on
             report(error, late, program, step)
             failed = failed | late
-            acc = product(zero, vector, w_r, 0, CHUNKS, DTYPE, PRECISION)
-            acc = product(acc, vector, w_z, CHUNKS, CHUNKS, DTYPE, PRECISION)
+            acc = product(zero, vector, w_r, 0, CHUNKS, DTYPE, PRECISION, STAGE_ALL)
+            acc = product(acc, vector, w_z, CHUNKS, CHUNKS, DTYPE, PRECISION, STAGE_ALL)
             if RESET_AFTER:
-                acc = product(acc, vector, w_n, 2 * CHUNKS, CHUNKS, DTYPE, PRECISION)
+                acc = product(acc, vector, w_n, 2 * CHUNKS, CHUNKS, DTYPE, PRECISION, STAGE_ALL)
         else:
             acc = product_own(zero, da_r, w_r, DTYPE, PRECISION)
             acc = product_own(acc, da_z, w_z, DTYPE, PRECISION)

@@ -26,6 +26,8 @@ from triton_gru.kernels.tile import (
     owned,
     product,
     product_own,
+    product_three,
+    product_two,
     total,
     total_three,
     total_two,
@@ -59,6 +61,7 @@ def scan_forward_kernel(
     SPLIT: tl.constexpr,
     GROUP: tl.constexpr,
     MERGE: tl.constexpr,
+    STAGE_ALL: tl.constexpr,
     RESET_AFTER: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_LENGTHS: tl.constexpr,
@@ -167,10 +170,16 @@ def scan_forward_kernel(
         # The hidden part of the gates.
         zero = zero_sum(ROWS, COLS, SPLIT)
         if GROUP > 1:
-            acc_r = product(zero, vector, w_r, 0, CHUNKS, DTYPE, PRECISION)
-            acc_z = product(zero, vector, w_z, 0, CHUNKS, DTYPE, PRECISION)
+            # fmt: off
             if RESET_AFTER:
-                acc_n = product(zero, vector, w_n, 0, CHUNKS, DTYPE, PRECISION)
+                acc_r, acc_z, acc_n = product_three(
+                    zero, vector, w_r, w_z, w_n, CHUNKS, DTYPE, PRECISION, STAGE_ALL
+                )
+            else:
+                acc_r, acc_z = product_two(
+                    zero, vector, w_r, w_z, CHUNKS, DTYPE, PRECISION, STAGE_ALL
+                )
+            # fmt: on
         else:
             acc_r = product_own(zero, h, w_r, DTYPE, PRECISION)
             acc_z = product_own(zero, h, w_z, DTYPE, PRECISION)
@@ -203,7 +212,7 @@ def scan_forward_kernel(
                 # fmt: on
                 report(error, late, program, step)
                 failed = failed | late
-                acc_n = product(zero, vector, w_n, 0, CHUNKS, DTYPE, PRECISION)
+                acc_n = product(zero, vector, w_n, 0, CHUNKS, DTYPE, PRECISION, STAGE_ALL)
             else:
                 acc_n = product_own(zero, r * h, w_n, DTYPE, PRECISION)
             h_n = total(acc_n, ROWS, COLS, SPLIT)

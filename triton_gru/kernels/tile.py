@@ -92,6 +92,28 @@ def zero_sum(ROWS: tl.constexpr, COLS: tl.constexpr, SPLIT: tl.constexpr):
 
 
 @triton.jit
+def unpacked(
+    vector,
+    FIRST: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    DTYPE: tl.constexpr,
+    STAGE_ALL: tl.constexpr,
+):
+    """The chunks of a received vector from FIRST on, as elements if STAGE_ALL, else as words.
+
+    A chunk goes through shared memory on its way into the matrix units, as soon as it is unpacked.
+    All at once is fewer barriers; one by one, in the products below, is less shared memory.
+    """
+    chunks = ()
+    for i in tl.static_range(CHUNKS):
+        if STAGE_ALL:
+            chunks += (unpack(vector[FIRST + i], DTYPE),)
+        else:
+            chunks += (vector[FIRST + i],)
+    return chunks
+
+
+@triton.jit
 def product(
     acc,
     vector,
@@ -100,14 +122,61 @@ def product(
     CHUNKS: tl.constexpr,
     DTYPE: tl.constexpr,
     PRECISION: tl.constexpr,
+    STAGE_ALL: tl.constexpr,
 ):
-    """Returns acc + vector @ weight in float32; `vector` holds words, chunks FIRST .. are meant."""
-    chunks = ()
+    """Returns acc + vector @ weight in float32, for the chunks of `vector` from FIRST on."""
+    chunks = unpacked(vector, FIRST, CHUNKS, DTYPE, STAGE_ALL)
     for i in tl.static_range(CHUNKS):
-        chunks += (unpack(vector[FIRST + i], DTYPE),)
-    for i in tl.static_range(CHUNKS):
-        acc = tl.dot(chunks[i], weight[i], acc, input_precision=PRECISION)
+        x = chunks[i] if STAGE_ALL else unpack(chunks[i], DTYPE)
+        acc = tl.dot(x, weight[i], acc, input_precision=PRECISION)
     return acc
+
+
+@triton.jit
+def product_two(
+    zero,
+    vector,
+    weight_a,
+    weight_b,
+    CHUNKS: tl.constexpr,
+    DTYPE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    STAGE_ALL: tl.constexpr,
+):
+    """The products of one vector with two weights."""
+    chunks = unpacked(vector, 0, CHUNKS, DTYPE, STAGE_ALL)
+    a = zero
+    b = zero
+    for i in tl.static_range(CHUNKS):
+        x = chunks[i] if STAGE_ALL else unpack(chunks[i], DTYPE)
+        a = tl.dot(x, weight_a[i], a, input_precision=PRECISION)
+        b = tl.dot(x, weight_b[i], b, input_precision=PRECISION)
+    return a, b
+
+
+@triton.jit
+def product_three(
+    zero,
+    vector,
+    weight_a,
+    weight_b,
+    weight_c,
+    CHUNKS: tl.constexpr,
+    DTYPE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    STAGE_ALL: tl.constexpr,
+):
+    """The products of one vector with three weights."""
+    chunks = unpacked(vector, 0, CHUNKS, DTYPE, STAGE_ALL)
+    a = zero
+    b = zero
+    c = zero
+    for i in tl.static_range(CHUNKS):
+        x = chunks[i] if STAGE_ALL else unpack(chunks[i], DTYPE)
+        a = tl.dot(x, weight_a[i], a, input_precision=PRECISION)
+        b = tl.dot(x, weight_b[i], b, input_precision=PRECISION)
+        c = tl.dot(x, weight_c[i], c, input_precision=PRECISION)
+    return a, b, c
 
 
 @triton.jit

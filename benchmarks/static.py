@@ -1,0 +1,409 @@
+"""What the compiler makes of the kernels, for GPUs that need not be there.
+
+    python -m benchmarks.static --arch 80 86 89 90 100 --json table.json
+
+Plans a grid of shapes for each architecture, compiles the kernel of each plan with the Triton at
+hand and reads the wheel's own cuobjdump. A row falls short when it spills inside the time loop,
+needs more shared memory than the architecture has, loads weights inside the time loop, issues no
+matrix instruction, or spans more programs than can be resident. Exits 1 if any row does.
+
+Times are the arithmetic of `triton_gru.plan` (bytes and operations over the rates in its table of
+devices), not measurements.
+"""
+
+import argparse
+import concurrent.futures
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+
+# The report compiles; it must not find the interpreter in triton's place.
+os.environ.pop("TRITON_INTERPRET", None)
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from triton_gru import plan as planning
+from triton_gru.kernels import exchange, scan_backward, scan_forward, step
+
+CUOBJDUMP = os.path.join(os.path.dirname(triton.__file__), "backends/nvidia/bin/cuobjdump")
+KERNELS = {
+    "forward": scan_forward.scan_forward_kernel,
+    "backward": scan_backward.scan_backward_kernel,
+    "step": step.step_kernel,
+}
+# Argument types of the kernels; what is not named here is a pointer to the tensors' dtype.
+INTEGERS = {"steps", "batch", "hidden", "padded", "y_row", "polls", "first_group"}
+INT32_POINTERS = {"lengths", "counters", "error"}
+FLOAT32_POINTERS = {"dh0", "d_reset_rows", "update"}
+INT8_POINTERS = {"resets"}
+TRITON_TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+MATRIX = ("HMMA", "HGMMA", "UTCHMMA", "UTCQMMA")
+PROTOCOLS = {
+    planning.SENTINEL: exchange.SENTINEL.value,
+    planning.COUNTER: exchange.COUNTER.value,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """What the compiler reports of one kernel."""
+
+    shared: int
+    registers: int
+    spill_bytes: int
+    loop_spill_bytes: int
+    loop_matrix: int
+    loop_instructions: int
+    loop_barriers: int
+    loop_weight_loads: int
+
+
+def _type_of(name: str, dtype: torch.dtype) -> str:
+    if name in INTEGERS:
+        return "i32"
+    if name in INT32_POINTERS:
+        return "*i32"
+    if name in FLOAT32_POINTERS:
+        return "*fp32"
+    if name in INT8_POINTERS:
+        return "*i8"
+    return "*" + TRITON_TYPES[dtype]
+
+
+def compile_kernel(
+    kernel,
+    constants: dict,
+    dtype: torch.dtype,
+    arch: int,
+    warps: int,
+    aligned: bool,
+    stages: int = 1,
+) -> Compiled:
+    """Compiles for compute capability `arch`; `aligned` says that H is a multiple of 16."""
+    names = [name for name in kernel.arg_names if name not in constants]
+    signature = {name: _type_of(name, dtype) for name in names}
+    signature |= dict.fromkeys(constants, "constexpr")
+    unaligned = {"steps", "batch", "polls", "first_group"}
+    if not aligned:
+        unaligned.add("hidden")
+    attributes = {
+        (kernel.arg_names.index(name),): [["tt.divisibility", 16]]
+        for name in names
+        if name not in unaligned
+    }
+    source = ASTSource(kernel, signature, constants, attributes)
+    options = {"num_warps": warps, "num_stages": stages}
+    if stages == 1:
+        options["maxnreg"] = planning.MAX_REGISTERS
+    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        usage = _cuobjdump("-res-usage", file.name)
+        sass = _cuobjdump("-sass", file.name)
+    loop, spilled = time_loop(sass)
+    return Compiled(
+        shared=compiled.metadata.shared,
+        registers=int(re.search(r"REG:(\d+)", usage).group(1)),
+        spill_bytes=spilled,
+        loop_spill_bytes=sum(_local_bytes(op) for op in loop),
+        loop_matrix=sum(op.startswith(MATRIX) for op in loop),
+        loop_instructions=len(loop),
+        loop_barriers=sum(op.startswith("BAR") for op in loop),
+        loop_weight_loads=weight_loads_in_loop(compiled.asm["ttgir"]),
+    )
+
+
+def _cuobjdump(flag: str, path: str) -> str:
+    done = subprocess.run([CUOBJDUMP, flag, path], capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def _local_bytes(op: str) -> int:
+    """Bytes a thread that a local load or store moves; 0 for any other instruction."""
+    if not op.startswith(("LDL", "STL")):
+        return 0
+    width = re.search(r"\.(64|128)\b", op)
+    return int(width.group(1)) // 8 if width else 4
+
+
+def time_loop(sass: str) -> tuple[list[str], int]:
+    """Instructions of the loop over time, and spill bytes moved anywhere in the kernel.
+
+    The loop over time is the longest stretch that ends in a branch back to its start.
+    """
+    code = [
+        (int(at, 16), op, rest)
+        for at, op, rest in re.findall(
+            r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]+)([^;]*);", sass, re.M
+        )
+    ]
+    longest = (0, -1)
+    for at, op, rest in code:
+        target = re.search(r"0x([0-9a-f]+)", rest)
+        if op.startswith("BRA") and target and int(target.group(1), 16) < at:
+            start = int(target.group(1), 16)
+            if at - start > longest[1] - longest[0]:
+                longest = (start, at)
+    loop = [op for at, op, _ in code if longest[0] <= at <= longest[1]]
+    return loop, sum(_local_bytes(op) for _, op, _ in code)
+
+
+def weight_loads_in_loop(ttgir: str) -> int:
+    """Global loads inside the kernel's loop whose address comes from the argument `weight`."""
+    source, weight, depth, count = {}, set(), [], 0
+    for line in ttgir.splitlines():
+        head = re.search(r"tt\.func public @", line)
+        if head:
+            weight = set(re.findall(r"(%weight\w*): !tt\.ptr", line))
+        made = re.match(r"\s*(%[\w#]+)(?::\d+)? = \"?([\w.]+)\"?[^%]*(%[\w#]+)?", line)
+        if made:
+            name, op, first = made.groups()
+            source[name] = first
+            if op == "tt.load" and depth:
+                at = first
+                while at in source and at not in weight:
+                    at = source[at]
+                count += at in weight
+        opened, closed = line.count("{"), line.count("}")
+        if "scf.for" in line:
+            depth.append(0)
+        elif depth:
+            depth[-1] += opened - closed
+            if depth[-1] < 0:
+                depth.pop()
+    return count
+
+
+# -- the grid -------------------------------------------------------------------------------
+
+HIDDEN = (64, 128, 256, 512, 650, 768, 1000, 1024, 1536, 2048)
+BATCHES = (1, 16, 64, 256)
+# What continuous integration compiles: each kernel, variant and dtype at least once an arch.
+SHORT_HIDDEN, SHORT_BATCHES = (128, 768), (16,)
+
+
+def scan_constants(plan: planning.Plan, problem: planning.Problem, protocol: int) -> dict:
+    """The compile-time arguments of a scan without lengths, resets and saved gates."""
+    constants = {
+        "DIRECTIONS": problem.directions,
+        "ROWS": plan.rows,
+        "COLS": plan.columns,
+        "CHUNK": plan.chunk,
+        "CHUNKS": plan.chunks,
+        "SPLIT": plan.split,
+        "GROUP": plan.group,
+        "STAGE_ALL": plan.stage_all,
+        "RESET_AFTER": problem.reset_after,
+        "HAS_LENGTHS": False,
+        "HAS_RESETS": False,
+        "RESET_TO_ROW": False,
+        "PROTOCOL": protocol,
+        "PRECISION": "tf32",
+    }
+    if plan.direction == "forward":
+        constants |= {"HAS_BIAS": True, "SAVE_GATES": False, "MERGE": plan.merge}
+    return constants
+
+
+def step_constants(tiles: planning.StepTiles, phase: int) -> dict:
+    """The compile-time arguments of one phase of a step."""
+    return {
+        "ROWS": tiles.rows,
+        "COLS": tiles.columns,
+        "CHUNK": tiles.chunk,
+        "SPLIT": tiles.warps,
+        "PHASE": phase,
+        "HAS_BIAS": True,
+        "PRECISION": "tf32",
+    }
+
+
+def examine(arch: int, problem: planning.Problem, protocol: str | None = None) -> dict:
+    """One row: the plan of a problem on an architecture and what became of its kernel.
+
+    Args:
+        arch: compute capability as in the table of devices.
+        problem: what to plan.
+        protocol: the best plan with this protocol instead of the best plan.
+    """
+    device = planning.DEVICES[arch]
+    row = {"arch": arch, **dataclasses.asdict(problem)}
+    plans = planning.all_plans(problem, device)
+    if protocol is not None:
+        plans = [p for p in plans if p.kernel == "single" or p.protocol == protocol]
+    if not plans:
+        return row | {"kernel": "none", "short": [], "why": _why_none(problem, device)}
+    plan = plans[0]
+    dtype = getattr(torch, problem.dtype)
+    compiled = compile_kernel(
+        KERNELS[problem.direction],
+        scan_constants(plan, problem, PROTOCOLS[plan.protocol]),
+        dtype,
+        arch,
+        plan.warps,
+        aligned=problem.hidden % 16 == 0,
+    )
+    row |= dataclasses.asdict(plan) | dataclasses.asdict(compiled)
+    row["short"] = shortcomings(row, device)
+    return row
+
+
+def _why_none(problem: planning.Problem, device: planning.Device) -> str:
+    try:
+        planning.best_plan(problem, device)
+    except planning.DoesNotFit as error:
+        return str(error)
+    return "no plan with this protocol"
+
+
+def shortcomings(row: dict, device: planning.Device) -> list[str]:
+    """What is wrong with a row; empty if nothing is."""
+    found = []
+    if row["loop_spill_bytes"]:
+        found.append(f"spills {row['loop_spill_bytes']} B a step")
+    if row["shared"] > device.shared_bytes:
+        found.append(f"needs {row['shared']} B of {device.shared_bytes} B shared memory")
+    if row["loop_weight_loads"]:
+        found.append(f"loads weights {row['loop_weight_loads']} times a step")
+    if not row["loop_matrix"]:
+        found.append("issues no matrix instruction")
+    resident = row["group"] * row["groups_a_launch"]
+    if row["kernel"] == "group" and resident > device.resident_programs:
+        found.append(f"{resident} programs, {device.resident_programs} resident")
+    return found
+
+
+def examine_step(arch: int, dtype: str) -> list[dict]:
+    """The step kernel's three phases; there is no loop over time in it."""
+    tiles = planning.step_tiles(dtype)
+    rows = []
+    for phase in (0, 1, 2):
+        compiled = compile_kernel(
+            KERNELS["step"],
+            step_constants(tiles, phase),
+            getattr(torch, dtype),
+            arch,
+            tiles.warps,
+            aligned=True,
+            stages=tiles.stages,
+        )
+        row = {"arch": arch, "kernel": "step", "dtype": dtype, "phase": phase}
+        row |= dataclasses.asdict(tiles) | dataclasses.asdict(compiled)
+        row["short"] = []
+        if compiled.spill_bytes:
+            row["short"].append(f"spills {compiled.spill_bytes} B")
+        if compiled.shared > planning.DEVICES[arch].shared_bytes:
+            row["short"].append(f"needs {compiled.shared} B shared memory")
+        if not compiled.loop_matrix:
+            row["short"].append("issues no matrix instruction")
+        rows.append(row)
+    return rows
+
+
+def _job(job: tuple) -> list[dict]:
+    kind, *arguments = job
+    return examine_step(*arguments) if kind == "step" else [examine(*arguments)]
+
+
+def report(archs: list[int], short: bool, processes: int) -> list[dict]:
+    """Every row of the grid."""
+    hidden, batches = (SHORT_HIDDEN, SHORT_BATCHES) if short else (HIDDEN, BATCHES)
+    jobs = []
+    for arch in archs:
+        for dtype in ("bfloat16", "float32"):
+            jobs.append(("step", arch, dtype))
+            for size in hidden:
+                for batch in batches:
+                    for reset_after in (True, False):
+                        for direction in ("forward", "backward"):
+                            problem = planning.Problem(batch, size, dtype, reset_after, direction)
+                            jobs.append(("scan", arch, problem))
+        # The other protocol too, once a direction and variant: both are to be measured.
+        for reset_after in (True, False):
+            for direction in ("forward", "backward"):
+                problem = planning.Problem(16, 768, "bfloat16", reset_after, direction)
+                jobs.append(("scan", arch, problem, planning.COUNTER))
+    with concurrent.futures.ProcessPoolExecutor(processes) as pool:
+        return [row for rows in pool.map(_job, jobs, chunksize=1) for row in rows]
+
+
+COLUMNS = {  # heading: (width, key or function)
+    "arch": (4, "arch"),
+    "dtype": (8, "dtype"),
+    "H": (5, "hidden"),
+    "B": (4, "batch"),
+    "reset": (6, lambda r: "after" if r["reset_after"] else "before"),
+    "scan": (8, "direction"),
+    "kernel": (6, "kernel"),
+    "tile": (9, lambda r: f"{r['rows']}x{r['columns']}/{r['warps']}w"),
+    "group": (9, lambda r: f"{r['groups']}x{r['group']}"),
+    "runs": (4, "launches"),
+    "proto": (8, lambda r: r["protocol"] if r["kernel"] == "group" else "-"),
+    "shared": (7, "shared"),
+    "regs": (4, "registers"),
+    "spill": (5, "loop_spill_bytes"),
+    "mma": (4, "loop_matrix"),
+    "W loads": (7, "loop_weight_loads"),
+    "instr": (5, "loop_instructions"),
+    "exch B": (9, "exchanged_bytes"),
+    "floor us": (8, lambda r: f"{r['floor_us']:.2f}"),
+    "est us": (7, lambda r: f"{r['estimate_us']:.2f}"),
+}
+
+
+def table(rows: list[dict]) -> str:
+    """The scans as text, one line each, then the steps, then what does not fit and why."""
+    scans = [r for r in rows if r["kernel"] in ("single", "group")]
+    lines = [" ".join(f"{head:>{width}}" for head, (width, _) in COLUMNS.items())]
+    for row in scans:
+        cells = [(w, key(row) if callable(key) else row[key]) for w, key in COLUMNS.values()]
+        line = " ".join(f"{cell!s:>{width}}" for width, cell in cells)
+        lines.append(line + ("  FALLS SHORT: " + "; ".join(row["short"]) if row["short"] else ""))
+    for row in rows:
+        if row["kernel"] == "step":
+            lines.append(
+                f"{row['arch']:>4} {row['dtype']:>8} step phase {row['phase']}: shared "
+                f"{row['shared']}, registers {row['registers']}, spill {row['spill_bytes']}, "
+                f"matrix {row['loop_matrix']}"
+                + "".join(f"  FALLS SHORT: {s}" for s in row["short"])
+            )
+    refused: dict[str, list[str]] = {}
+    for row in rows:
+        if row["kernel"] == "none":
+            shape = f"sm_{row['arch']} B={row['batch']} {row['direction']}"
+            refused.setdefault(row["why"], []).append(shape)
+    lines += [f"not planned ({len(shapes)} shapes): {why}" for why, shapes in refused.items()]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--arch", type=int, nargs="+", default=[90], choices=planning.DEVICES)
+    parser.add_argument("--short", action="store_true", help="the part that CI compiles")
+    parser.add_argument("--json", help="write every row, with all it holds, to this file")
+    parser.add_argument("--processes", type=int, default=2)
+    arguments = parser.parse_args()
+    started = time.time()
+    rows = report(arguments.arch, arguments.short, arguments.processes)
+    print(f"triton {triton.__version__}")
+    print(table(rows))
+    short = [row for row in rows if row["short"]]
+    print(f"{len(rows)} rows, {len(short)} fall short, {time.time() - started:.0f} s")
+    if arguments.json:
+        with open(arguments.json, "w") as file:
+            json.dump({"triton": triton.__version__, "rows": rows}, file, indent=1)
+            file.write("\n")
+    return 1 if short else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,133 @@
+"""Problems for the kernels, plans that fit tests, and the comparison with float64."""
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from tests.interpreter import oracle
+from triton_gru import plan as planning
+from triton_gru.kernels import engine
+from triton_gru.plan import DEVICES, Plan, Problem
+
+# Largest error as a share of the largest value of the exact result. For float32 a few units in the
+# last place of sums over H <= 130 terms and T <= 5 steps; 16-bit results are rounded at every step
+# (2^-9 and 2^-12 of a value), and the gradients are sums over T * B such terms; tf32 keeps 10 bits.
+TOLERANCE = {
+    torch.float32: 5e-6,
+    torch.float16: 4e-3,
+    torch.bfloat16: 3e-2,
+    "tf32": 4e-3,
+}
+LAUNCHES = ("single", planning.SENTINEL, planning.COUNTER)
+NAMES = ("gates_x", "h0", "weight_hh", "bias_hh")
+
+
+@dataclasses.dataclass
+class Case:
+    """The arguments of one scan, and what the loss passes to its result."""
+
+    arguments: list[Tensor | None]
+    options: dict
+    dy: Tensor
+
+    def exact(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """y and the gradients in float64, by autograd."""
+        leaves = [None if a is None else a.double().requires_grad_() for a in self.arguments]
+        options = dict(self.options)
+        names = list(NAMES)
+        if options.get("reset_state") is not None:
+            options["reset_state"] = options["reset_state"].double().requires_grad_()
+            names.append("reset_state")
+        y = oracle.scan(*leaves, **options)
+        y.backward(self.dy.double())
+        every = leaves + ([options["reset_state"]] if len(names) > len(NAMES) else [])
+        grads = {n: leaf.grad for n, leaf in zip(names, every, strict=True) if leaf is not None}
+        return y.detach(), grads
+
+
+def make_case(
+    T: int,
+    B: int,
+    H: int,
+    D: int = 1,
+    *,
+    reset_after: bool,
+    dtype: torch.dtype = torch.float32,
+    bias: bool = True,
+    lengths: bool = False,
+    resets: str | None = None,
+    seed: int = 0,
+) -> Case:
+    """Random arguments. `resets` is None, "zero" or "row"."""
+    g = torch.Generator().manual_seed(seed)
+
+    def normal(*shape, scale=1.0):
+        return (torch.randn(*shape, generator=g) * scale).to(dtype)
+
+    arguments = [
+        normal(T, B, D, 3 * H),
+        normal(D, B, H),
+        normal(D, 3 * H, H, scale=H**-0.5),
+        normal(D, 3 * H) if bias else None,
+    ]
+    options = {"reset_after": reset_after}
+    if lengths:
+        options["lengths"] = torch.randint(0, T + 1, (B,), generator=g)
+        options["lengths"][0] = T
+    if resets is not None:
+        options["resets"] = torch.rand(T, B, generator=g) < 0.3
+        options["reset_state"] = normal(D, B, H) if resets == "row" else None
+    return Case(arguments, options, normal(T, B, D, H))
+
+
+def make_plan(case: Case, direction: str, launch: str, **wanted) -> Plan:
+    """A plan of the launch asked for, with few programs, as the interpreter likes it."""
+    gates_x, h0 = case.arguments[:2]
+    problem = Problem(
+        batch=gates_x.shape[1],
+        hidden=h0.shape[-1],
+        dtype=engine.DTYPES[gates_x.dtype],
+        reset_after=case.options["reset_after"],
+        direction=direction,
+        directions=h0.shape[0],
+    )
+    plans = [
+        p
+        for p in planning.all_plans(problem, DEVICES[90])
+        if (p.kernel == launch if launch == "single" else p.protocol == launch and p.group > 1)
+        and all(getattr(p, name) == value for name, value in wanted.items())
+    ]
+    return min(plans, key=lambda p: (p.group * p.groups, p.estimate_us))
+
+
+def run(case: Case, launch: str, save_gates: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
+    """y and the gradients as the kernels compute them."""
+    forward, backward = (make_plan(case, d, launch) for d in ("forward", "backward"))
+    y = engine.scan_forward(*case.arguments, **case.options, save_gates=save_gates, plan=forward)
+    saved = {}
+    if save_gates:
+        y, saved["gates_h"] = y
+    grads = engine.scan_backward(
+        case.dy, y, *case.arguments, **case.options, **saved, plan=backward
+    )
+    names = [*NAMES, "reset_state"][: len(grads)]
+    return y, {n: grad for n, grad in zip(names, grads, strict=True) if grad is not None}
+
+
+def error(result: Tensor, exact: Tensor) -> float:
+    """Largest error as a share of the largest value; NaN and missing elements never pass."""
+    assert result.shape == exact.shape, (result.shape, exact.shape)
+    if not exact.numel():
+        return 0.0
+    return ((result.double() - exact).abs().max() / exact.abs().max().clamp_min(1e-30)).item()
+
+
+def assert_close(case: Case, launch: str, tolerance: float, **options) -> None:
+    """Runs the kernels and compares every result."""
+    y, grads = run(case, launch, **options)
+    exact_y, exact = case.exact()
+    assert grads.keys() == exact.keys()
+    errors = {"y": error(y, exact_y)} | {n: error(grads[n], exact[n]) for n in exact}
+    late = {n: e for n, e in errors.items() if not e <= tolerance}
+    assert not late, f"above {tolerance}: {late}"

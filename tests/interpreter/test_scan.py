@@ -1,0 +1,190 @@
+"""Values and gradients of the scans against float64, over shapes, variants, launches and dtypes."""
+
+import pytest
+import torch
+
+from tests.interpreter import harness
+from tests.interpreter.cases import LAUNCHES, TOLERANCE, assert_close, error, make_case, run
+from triton_gru.kernels import engine
+
+# H around the padding of 16 and the tiles of 16, 32 and 64 columns; B around the tile of 16 rows.
+SHAPES = [(5, 3, 17), (1, 1, 33), (2, 17, 18), (2, 3, 65), (1, 3, 130)]
+both_variants = pytest.mark.parametrize("reset_after", [True, False], ids=["after", "before"])
+every_launch = pytest.mark.parametrize("launch", LAUNCHES)
+
+
+@both_variants
+@every_launch
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_values_and_gradients(shape, launch, reset_after):
+    T, B, H = shape
+    if launch == "single" and H > 65:
+        pytest.skip("beyond what one program holds in float32")
+    case = make_case(T, B, H, reset_after=reset_after, seed=T * B * H)
+    with harness.interleaving(H):
+        assert_close(case, launch, TOLERANCE[torch.float32])
+
+
+@both_variants
+def test_one_column_of_state(reset_after):
+    case = make_case(5, 3, 1, reset_after=reset_after)
+    assert_close(case, "single", TOLERANCE[torch.float32])
+
+
+@both_variants
+@every_launch
+def test_two_directions_in_one_launch(launch, reset_after):
+    case = make_case(3, 2, 17, 2, reset_after=reset_after)
+    with harness.interleaving(3):
+        assert_close(case, launch, TOLERANCE[torch.float32])
+
+
+@both_variants
+@every_launch
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_sixteen_bits(dtype, launch, reset_after):
+    case = make_case(4, 3, 34, reset_after=reset_after, dtype=dtype)
+    with harness.interleaving(5):
+        assert_close(case, launch, TOLERANCE[dtype])
+
+
+@every_launch
+def test_tf32_where_torch_allows_it(launch, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    case = make_case(3, 3, 34, reset_after=True)
+    assert_close(case, launch, TOLERANCE["tf32"])
+    y, _ = run(case, launch)
+    assert error(y, case.exact()[0]) > TOLERANCE[torch.float32], "the products were not tf32"
+
+
+@both_variants
+@every_launch
+def test_without_bias(launch, reset_after):
+    assert_close(
+        make_case(2, 3, 20, reset_after=reset_after, bias=False), launch, TOLERANCE[torch.float32]
+    )
+
+
+@both_variants
+@pytest.mark.parametrize("launch", LAUNCHES[:2])
+def test_saved_gates_give_the_gradients_of_recomputed_ones(launch, reset_after):
+    case = make_case(3, 3, 20, reset_after=reset_after)
+    assert_close(case, launch, TOLERANCE[torch.float32], save_gates=True)
+
+
+@both_variants
+@every_launch
+@pytest.mark.parametrize("directions", [1, 2])
+def test_lengths(directions, launch, reset_after):
+    case = make_case(4, 5, 18, directions, reset_after=reset_after, lengths=True)
+    assert case.options["lengths"].min() < 4
+    with harness.interleaving(7):
+        assert_close(case, launch, TOLERANCE[torch.float32])
+
+
+@both_variants
+@every_launch
+@pytest.mark.parametrize("to", ["zero", "row"])
+def test_resets(to, launch, reset_after):
+    case = make_case(4, 5, 18, 2, reset_after=reset_after, resets=to, lengths=to == "row")
+    with harness.interleaving(9):
+        assert_close(case, launch, TOLERANCE[torch.float32])
+
+
+def test_garbage_past_a_rows_end_reaches_nothing():
+    case = make_case(4, 3, 18, reset_after=True, lengths=True)
+    case.options["lengths"] = torch.tensor([4, 2, 0])
+    exact_y, exact = case.exact()
+    case.arguments[0][2:, 1], case.arguments[0][:, 2] = float("nan"), float("nan")
+    y, grads = run(case, "sentinel")
+    assert error(y, exact_y) < TOLERANCE[torch.float32]
+    for name, grad in exact.items():
+        assert error(grads[name], grad) < TOLERANCE[torch.float32], name
+
+
+@every_launch
+def test_a_diverged_state_is_nan_and_nobody_waits_for_it(launch):
+    case = make_case(3, 2, 18, reset_after=True)
+    case.arguments[0][1, 0, 0, 5] = float("nan")
+    bits = torch.tensor(-1, dtype=torch.int32).view(torch.float32)  # the sentinel's own pattern
+    case.arguments[0][0, 1, 0, 40] = bits
+    case.arguments[1][0, 1, 3] = bits
+    y, grads = run(case, launch)
+    assert y[1:, 0].isnan().all(-1)[1] and y[1:, 1].isnan().all()
+    assert not y[0, 0].isnan().any()
+    assert grads["gates_x"].isnan().any()
+
+
+def test_z_of_one_copies_the_state_exactly_and_z_of_zero_forgets_it_exactly():
+    case = make_case(3, 2, 18, reset_after=True)
+    H, (gates_x, h0, _, bias) = 18, case.arguments
+    gates_x[..., H : 2 * H] = torch.inf
+    y, _ = run(case, "sentinel")
+    assert torch.equal(y, h0.transpose(0, 1).expand_as(y))
+    gates_x[..., H : 2 * H] = -torch.inf
+    gates_x[..., :H] = -torch.inf  # r = 0 too: nothing of the state is left
+    y, _ = run(case, "sentinel")
+    assert error(y, torch.tanh(gates_x[..., 2 * H :].double())) < 1e-6
+    del bias
+
+
+@every_launch
+def test_non_contiguous_arguments(launch):
+    case = make_case(3, 4, 18, reset_after=True)
+    gates_x, h0, weight, bias = case.arguments
+    turned = gates_x.transpose(0, 1).contiguous().transpose(0, 1)
+    case.arguments = [turned, h0.mT.contiguous().mT, weight.mT.contiguous().mT, bias]
+    case.dy = case.dy[:1, :1].expand_as(case.dy)
+    exact_y, exact = case.exact()
+    assert not case.arguments[0].is_contiguous()
+    y, grads = run(case, launch)
+    assert error(y, exact_y) < TOLERANCE[torch.float32]
+    assert all(error(grads[n], exact[n]) < TOLERANCE[torch.float32] for n in exact)
+
+
+@both_variants
+@pytest.mark.parametrize("shape", [(1, 1), (3, 17), (17, 130), (2, 65)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_one_step(dtype, shape, reset_after):
+    B, H = shape
+    case = make_case(1, B, H, reset_after=reset_after, dtype=dtype, seed=H)
+    gates_x, h0, weight, bias = case.arguments
+    out = engine.step(gates_x[0, :, 0], h0[0], weight[0], bias[0], reset_after=reset_after)
+    assert error(out, case.exact()[0][0, :, 0]) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_error_is_at_most_that_of_torchs_own_gru_and_half(dtype):
+    """Root mean square over everything: the largest single error is a matter of luck.
+
+    The weights' gradient is no kernel's: one product over T * B terms, whose order of summation is
+    the BLAS's. In float32 on a CPU that alone costs 1.6 of torch's error, which adds up step by
+    step; `triton_gru.equations` has the same 1.6.
+    """
+    T, B, H = 5, 16, 64
+    torch.manual_seed(0)
+    reference = torch.nn.GRU(H, H, dtype=torch.float64)
+    reference.load_state_dict({k: v.to(dtype) for k, v in reference.state_dict().items()})
+    x = torch.randn(T, B, H).to(dtype)
+    h0 = torch.randn(1, B, H).to(dtype)
+    dy = torch.randn(T, B, H).to(dtype)
+
+    def by_torch(of):
+        module = torch.nn.GRU(H, H, dtype=of)
+        module.load_state_dict(reference.state_dict())
+        h = h0.to(of).requires_grad_()
+        y, _ = module(x.to(of), h)
+        y.backward(dy.to(of))
+        return [y.detach(), h.grad, module.weight_hh_l0.grad, module.bias_hh_l0.grad]
+
+    exact, theirs = by_torch(torch.float64), by_torch(dtype)
+    w_ih, w_hh, b_ih, b_hh = (p.detach().to(dtype) for p in reference.parameters())
+    gates_x = torch.nn.functional.linear(x, w_ih, b_ih)[:, :, None]
+    case = make_case(T, B, H, reset_after=True, dtype=dtype)
+    case.arguments, case.dy = [gates_x, h0, w_hh[None], b_hh[None]], dy[:, :, None]
+    y, grads = run(case, "sentinel")
+    ours = [y[:, :, 0], grads["h0"], grads["weight_hh"][0], grads["bias_hh"][0]]
+    for name, a, b, e in zip(("y", "h0", "weight", "bias"), ours, theirs, exact, strict=True):
+        mine, other = ((v.double() - e).square().mean().sqrt().item() for v in (a, b))
+        allowed = 2.0 if name == "weight" else 1.5
+        assert mine <= allowed * other, f"{name}: {mine:.2e} against torch's {other:.2e}"
