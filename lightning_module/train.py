@@ -150,7 +150,7 @@ def resumed(where: str, overrides: list[str]) -> tuple[DictConfig, Path]:
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")
 def _task(config: DictConfig) -> float:
-    _quiet()
+    quiet()
     job = HydraConfig.get()
     sweeping = job.mode == RunMode.MULTIRUN
     try:
@@ -172,7 +172,7 @@ def _task(config: DictConfig) -> float:
     return metrics.get("val_loss", math.nan)
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Silence what Lightning says of choices that are made here on purpose."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for message in (

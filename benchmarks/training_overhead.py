@@ -1,0 +1,105 @@
+"""What Lightning, the callbacks and the data module cost against a bare loop on the same model.
+
+    python -m benchmarks.training_overhead [--steps 150] [--rounds 3]
+
+Both train the model of `experiment=quickstart` on the same chunks with the same optimizer and
+clipping, in turn, in one process. The ratio of tokens a second is what to read; the goal is at
+least 0.9.
+"""
+
+import argparse
+import copy
+import statistics
+import tempfile
+import time
+
+import torch
+import torch.nn.functional as F
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from torch import nn
+
+from lightning_module.predictor import SentencePredictor
+from lightning_module.progress import Throughput
+from lightning_module.train import CONFIGS, quiet
+
+
+class Bare(nn.Module):
+    """The quickstart's model without this project: embedding, nn.GRU, output."""
+
+    def __init__(self, vocab_size: int, embedding_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocab_size, embedding_size)
+        self.core = nn.GRU(embedding_size, hidden_size)
+        self.output = nn.Linear(hidden_size, vocab_size)
+
+    def forward(self, tokens, state):
+        hidden, state = self.core(self.embedding(tokens), state)
+        return self.output(hidden), state
+
+
+def bare_tokens_per_second(model, optimizer, chunks) -> float:
+    state, tokens, begun = None, 0, time.perf_counter()
+    for inputs, targets, _ in chunks:
+        logits, state = model(inputs, state)
+        state = state.detach()
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        tokens += targets.numel()
+    return tokens / (time.perf_counter() - begun)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    quiet()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = compose(
+            "train",
+            [
+                "experiment=quickstart",
+                f"run_dir={tempfile.mkdtemp()}",
+                f"trainer.max_steps={arguments.steps}",
+                "trainer.limit_val_batches=0",
+                "~callbacks.best",  # watches val_loss, and there is no validation here
+            ],
+        )
+    data = instantiate(config.data, tokenizer=instantiate(config.tokenizer))
+    data.prepare_data()
+    data.setup("fit")
+    print(data.describe())
+    loader = data.train_dataloader()
+    chunks = [chunk for chunk, _ in zip(loader, range(arguments.steps), strict=False)]
+    settings = OmegaConf.to_container(config.model)
+    bare = Bare(data.vocab_size, settings["embedding_size"], settings["hidden_size"])
+    ratios = []
+    for round_ in range(arguments.rounds + 1):
+        model = copy.deepcopy(bare)
+        optimizer = instantiate(config.optimizer)(model.parameters())
+        alone = bare_tokens_per_second(model, optimizer, chunks)
+        predictor = SentencePredictor(
+            data.vocab_size, optimizer=instantiate(config.optimizer), **settings
+        )
+        callbacks = [instantiate(c) for c in config.callbacks.values()]
+        loggers = [instantiate(c) for c in config.logger.values()]
+        trainer = instantiate(config.trainer, callbacks=callbacks, logger=loggers)
+        trainer.fit(predictor, datamodule=data)
+        ours = next(c for c in callbacks if isinstance(c, Throughput)).tokens_per_second
+        warm_up = round_ == 0
+        if not warm_up:
+            ratios.append(ours / alone)
+        print(
+            f"bare {alone:,.0f} tokens/s, Lightning {ours:,.0f}, ratio {ours / alone:.3f}"
+            f"{' (warm-up, not counted)' * warm_up}"
+        )
+    print(f"median ratio {statistics.median(ratios):.3f} on {torch.get_num_threads()} threads")
+
+
+if __name__ == "__main__":
+    main()
