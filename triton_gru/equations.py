@@ -29,6 +29,8 @@ Shapes, the same for every engine (T steps, B rows, D directions, H hidden_size)
     lengths    [B] int64 or None   row b has the steps 0 to lengths[b]-1 and then keeps its state
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -90,7 +92,7 @@ def scan_forward(
             h = step(gates_t, h, weight, bias, reset_after)
             states.append(h)
         directions.append(torch.stack(_in_order(states, d)))
-    return torch.stack(directions, 2)
+    return stack(directions, 2)
 
 
 def scan_backward(
@@ -130,10 +132,10 @@ def scan_backward(
         directions.append(backward(dy[:, :, d], h, *gates_all, weight, d))
     d_gates_x, dh0, dweight_hh, dbias_hh = zip(*directions, strict=True)
     return (
-        torch.stack(d_gates_x, 2),
-        torch.stack(dh0),
-        torch.stack(dweight_hh),
-        None if bias_hh is None else torch.stack(dbias_hh),
+        stack(d_gates_x, 2),
+        stack(dh0),
+        stack(dweight_hh),
+        None if bias_hh is None else stack(dbias_hh),
     )
 
 
@@ -178,6 +180,11 @@ def _backward_reset_before(dy, h, r, z, n, u, weight, d):
         _over_all_steps(d_gates[..., 2 * H :], u),
     ]
     return d_gates, dh, torch.cat(by_weight), d_gates.sum((0, 1))
+
+
+def stack(directions: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """torch.stack, without its copy where there is one direction."""
+    return directions[0].unsqueeze(dim) if len(directions) == 1 else torch.stack(directions, dim)
 
 
 def _over_all_steps(d_gates: Tensor, state: Tensor) -> Tensor:

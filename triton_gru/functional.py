@@ -9,6 +9,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from triton_gru import sequences
 from triton_gru.checks import autocasts, check_cell, check_sequence
+from triton_gru.equations import stack
 from triton_gru.recurrence import choose_backend, recurrence
 
 
@@ -77,6 +78,7 @@ def gru(
         dtype=dtype,
         batch_size=B,
         hidden_size=H,
+        directions=D,
     )
     if choice.backend == "torch":
         options = (params, bias, L, dropout, training, bidirectional)
@@ -120,7 +122,7 @@ def _layers(
     last_states = []
     for layer, h0 in enumerate(hx.unflatten(0, (L, D))):
         group = params[layer * D * kinds : (layer + 1) * D * kinds]
-        tensors = [torch.stack(group[kind::kinds]) for kind in range(kinds)]
+        tensors = [stack(group[kind::kinds]) for kind in range(kinds)]
         y, last = recurrence(x, h0, *tensors, *(() if bias else (None, None)), **options)
         x = y.flatten(2)
         last_states.append(last)

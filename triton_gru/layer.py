@@ -286,6 +286,7 @@ def _explain(module: GRU | GRUCell, x: Tensor, batch_size: int) -> str:
             dtype=x.dtype,
             batch_size=batch_size,
             hidden_size=module.hidden_size,
+            directions=2 if getattr(module, "bidirectional", False) else 1,
         )
     except (RuntimeError, ValueError) as error:
         return f"No backend will run. {error}."

@@ -4,7 +4,7 @@ An engine is a module with `scan_forward` and `scan_backward`, with the argument
 results that `equations` states; `equations` is the engine of backend "reference". The engine of
 backend "triton" is the module `triton_gru.kernels.engine`, which has one function more:
 
-    obstacle(*, device, dtype, batch_size, hidden_size, reset_after) -> str | None
+    obstacle(*, device, dtype, batch_size, hidden_size, reset_after, directions) -> str | None
         why the kernels cannot run this, as the end of a sentence, or None when they can
 """
 
@@ -55,6 +55,7 @@ def choose_backend(
     dtype: torch.dtype,
     batch_size: int,
     hidden_size: int,
+    directions: int = 1,
 ) -> Choice:
     """The backend that computes a layer, and why.
 
@@ -65,7 +66,14 @@ def choose_backend(
     check_backend(backend, reset_after)
     if backend in ("torch", "reference"):
         return Choice(backend, "it was asked for by name")
-    obstacle = _triton_obstacle(device, dtype, batch_size, hidden_size, reset_after)
+    obstacle = _triton_obstacle(
+        device,
+        dtype=dtype,
+        batch_size=batch_size,
+        hidden_size=hidden_size,
+        reset_after=reset_after,
+        directions=directions,
+    )
     if backend == "triton":
         if obstacle:
             raise RuntimeError(
@@ -85,19 +93,13 @@ def choose_backend(
     return Choice("reference", f"{obstacle}, and torch has no kernel for reset_after=False")
 
 
-def _triton_obstacle(device, dtype, batch_size, hidden_size, reset_after) -> str | None:
+def _triton_obstacle(device: torch.device, **layer) -> str | None:
     if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return f"the Triton kernels need a CUDA GPU and the tensors are on {device}"
     engine = _triton_engine()
     if isinstance(engine, str):
         return engine
-    return engine.obstacle(
-        device=device,
-        dtype=dtype,
-        batch_size=batch_size,
-        hidden_size=hidden_size,
-        reset_after=reset_after,
-    )
+    return engine.obstacle(device=device, **layer)
 
 
 @functools.cache

@@ -155,7 +155,11 @@ def test_explain(options, text, monkeypatch):
 
 
 def test_explain_names_the_batch_and_device_of_the_input(engine):
-    engine.obstacle = lambda **scan: f"{scan['batch_size']} rows of {scan['dtype']}"
-    layer = GRU(3, 5, batch_first=True)
-    assert "4 rows of torch.bfloat16" in layer.explain(torch.zeros(4, 2, 3, dtype=torch.bfloat16))
+    engine.obstacle = lambda **scan: "{batch_size} x {directions} of {dtype}".format(**scan)
+    layer = GRU(3, 5, batch_first=True, bidirectional=True)
+    x = torch.zeros(4, 2, 3, dtype=torch.bfloat16)
+    assert "4 x 2 of torch.bfloat16" in layer.explain(x)
+    layer.backend = "triton"
+    with pytest.raises(RuntimeError, match=r"4 x 2 of torch\.float32"):
+        layer(x.float())
     assert "on meta" not in layer.explain()
