@@ -21,7 +21,7 @@ SHARED_BYTES_PER_CLOCK = 128
 # One exchange between programs: a store to L2, a load from it, and the check. To be measured.
 EXCHANGE_LATENCY_US = 1.0
 # Programs of a launch must all be resident; this share of the device is left to others.
-HEADROOM = 1 / 32
+HEADROOM = 1 / 64
 # Rows of `states` and of the weights are padded to this many elements, so that rows stay aligned.
 ALIGNMENT = 16
 # Registers a thread may have. Said to the compiler, which otherwise rounds down to 128 or 168 for

@@ -38,8 +38,9 @@ from triton.runtime import interpreter
 # A program that has looked so often at the same place since memory last changed is stuck. When all
 # are, and no store is under way, it is a deadlock.
 LOOKS_WITHOUT_CHANGE = 3
-# Chance that the next program is one whose last look is older than the last change of memory.
-FRESH_CHANCE = 0.9
+# Chances, one of which a launch draws, that the next program is one whose last look is older than
+# the last change of memory: from all waiting in vain as often as not, to hardly ever.
+FRESH_CHANCES = (0.0, 0.5, 0.9)
 # Chance that a hand-over makes some of a program's buffered stores visible.
 FLUSH_CHANCE = 0.5
 
@@ -70,7 +71,7 @@ class Run:
     seed: int
     programs: int
     handovers: int = 0
-    waits: int = 0
+    waits: int = 0  # looks that had to be repeated
     kernels: list[str] = field(default_factory=list)
 
 
@@ -85,6 +86,7 @@ class _Program:
         self.looks: dict[tuple, int] = {}
         self.found: dict[tuple, Callable[[], str | None]] = {}
         self.last: tuple = ("its start",)
+        self.seen: dict[tuple, np.ndarray] = {}
         self.done = False
 
     @property
@@ -104,6 +106,7 @@ class _Scheduler:
     def __init__(self, indices, body: Callable[[], None], tensors, seed: int, detect: bool):
         self.random = random.Random(seed)
         self.numpy = np.random.default_rng(seed)
+        self.fresh_chance = self.random.choice(FRESH_CHANCES)
         self.programs = [_Program(i, index) for i, index in enumerate(indices)]
         self.body = body
         self.tensors = tensors
@@ -157,7 +160,7 @@ class _Scheduler:
     def _next(self) -> _Program | None:
         """Mostly one that has not looked at memory since it last changed: it may get on."""
         live = [p for p in self.programs if not p.done]
-        if live and self.random.random() < FRESH_CHANCE:
+        if live and self.random.random() < self.fresh_chance:
             least = min(p.passed for p in live)
             live = [p for p in live if p.passed == least]
         return self.random.choice(live) if live else None
@@ -172,7 +175,6 @@ class _Scheduler:
         """Called by a program before an atomic or a volatile load; `place` is what it looks at."""
         program = _current.program
         self.run.handovers += 1
-        self.run.waits += place == program.last
         program.last = place
         program.passed += 1
         program.looks[place] = program.looks.get(place, 0) + 1
@@ -311,6 +313,12 @@ def _masked_load(self, ptrs, mask, other, *rest):
     result = _stock_load(self, ptrs, mask, other, *rest)
     wanted = ptrs.data[mask.data.astype(bool)]
     values = result.data[mask.data.astype(bool)]
+    # A second look at the same elements, or at a scalar that is as it was, is a wait.
+    earlier = _current.program.seen.get(place)
+    scheduler.run.waits += earlier is not None and bool(
+        values.size > 1 or (values == earlier).all()
+    )
+    _current.program.seen[place] = values
 
     def found() -> str | None:
         if values.size == 1:

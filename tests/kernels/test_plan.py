@@ -1,0 +1,148 @@
+"""The planner's arithmetic and choices, on a table of devices and shapes. No GPU, no triton."""
+
+import dataclasses
+import math
+import subprocess
+import sys
+
+import pytest
+
+from triton_gru import plan as planning
+from triton_gru.plan import DEVICES, DoesNotFit, Problem, all_plans, best_plan
+
+VARIANTS = [(after, scan) for after in (True, False) for scan in ("forward", "backward")]
+
+
+def problem(batch, hidden, dtype="bfloat16", reset_after=True, direction="forward", **more):
+    return Problem(batch, hidden, dtype, reset_after, direction, **more)
+
+
+# The largest H of the grid that each device takes in either scan and variant at B = 16. On a GPU
+# of 99 KiB a slice of 16 columns of W_hh ends at H = 768 or so whatever the number of programs.
+LARGEST = {
+    ("bfloat16", 80): 1536,
+    ("bfloat16", 86): 768,
+    ("bfloat16", 89): 768,
+    ("bfloat16", 90): 2048,
+    ("bfloat16", 100): 2048,
+    ("float32", 80): 768,
+    ("float32", 86): 256,
+    ("float32", 89): 256,
+    ("float32", 90): 1024,
+    ("float32", 100): 1024,
+}
+GRID = (64, 128, 256, 512, 650, 768, 1000, 1024, 1536, 2048)
+
+
+@pytest.mark.parametrize(("dtype", "arch"), LARGEST)
+def test_what_fits_where(dtype, arch):
+    def fits(hidden):
+        return all(
+            all_plans(problem(16, hidden, dtype, after, scan), DEVICES[arch])
+            for after, scan in VARIANTS
+        )
+
+    assert max(h for h in GRID if fits(h)) == LARGEST[dtype, arch]
+
+
+@pytest.mark.parametrize("arch", DEVICES)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize(("reset_after", "direction"), VARIANTS)
+def test_every_plan_keeps_the_rules(arch, dtype, reset_after, direction):
+    device = DEVICES[arch]
+    for hidden in (1, 100, 129, 650, 1024):
+        for batch in (1, 17, 300):
+            for directions in (1, 2):
+                p = problem(batch, hidden, dtype, reset_after, direction, directions=directions)
+                for plan in all_plans(p, device):
+                    padded = planning.padded_size(hidden)
+                    assert plan.group * plan.columns >= padded
+                    assert (plan.group - 1) * plan.columns < padded, "a program without columns"
+                    assert plan.chunk * plan.chunks >= padded > plan.chunk * (plan.chunks - 1)
+                    assert plan.shared_bytes <= device.shared_bytes
+                    assert plan.groups == directions * math.ceil(batch / plan.rows)
+                    assert plan.launches == math.ceil(plan.groups / plan.groups_a_launch)
+                    assert plan.floor_us <= plan.estimate_us
+                    if plan.kernel == "group":
+                        assert plan.group * plan.groups_a_launch <= device.resident_programs
+                        assert plan.chunk % (16 * plan.split) == 0
+                        assert plan.warps == plan.split
+
+
+def test_small_states_need_no_exchange_and_large_ones_do():
+    assert best_plan(problem(16, 128), DEVICES[90]).kernel == "single"
+    plan = best_plan(problem(16, 768), DEVICES[90])
+    assert (plan.kernel, plan.protocol) == ("group", planning.SENTINEL)
+    assert plan.group * plan.columns == 768
+
+
+@pytest.mark.parametrize(("hidden", "waste"), [(650, 1.1), (768, 1.0), (1000, 1.04), (1500, 1.04)])
+def test_no_power_of_two_waste(hidden, waste):
+    """Bytes of all slices against 6 H^2."""
+    plan = best_plan(problem(16, hidden), DEVICES[90])
+    assert plan.weight_bytes * plan.group <= waste * 6 * hidden**2
+
+
+def test_floor_counts_weights_exchange_and_latency():
+    """B16 H768 bf16 on 48 programs: 16 x 3 x 768 x 2 B of weights, 48 x 16 x 768 x 2 B read."""
+    plan = best_plan(problem(16, 768), DEVICES[90])
+    assert (plan.columns, plan.group) == (16, 48)
+    assert plan.weight_bytes == 16 * 3 * 768 * 2 == 73_728
+    assert plan.exchanged_bytes == 48 * 16 * 768 * 2
+    weights_us = 73_728 / 128 / 1755
+    l2_us = plan.exchanged_bytes / 3072 / 1755
+    assert plan.floor_us == pytest.approx(1.0 + max(weights_us, l2_us))
+    before = best_plan(problem(16, 768, reset_after=False), DEVICES[90])
+    assert before.floor_us > 2.0, "two exchanges a step"
+
+
+def test_promised_floors():
+    """Forward, bf16, H200, an exchange taken as 1 us (benchmarks/NOTES.md)."""
+    assert best_plan(problem(16, 768), DEVICES[90]).floor_us <= 1.5
+    assert best_plan(problem(64, 1024), DEVICES[90]).floor_us <= 2.5
+
+
+def test_a_batch_too_large_to_be_resident_is_launched_in_waves():
+    plan = best_plan(problem(4096, 1024), DEVICES[90])
+    assert plan.launches > 1
+    single = best_plan(problem(16, 1024), DEVICES[90])
+    assert plan.floor_us > plan.launches * 0.9 and single.launches == 1
+
+
+def test_what_does_not_fit_says_why():
+    with pytest.raises(DoesNotFit, match=r"hidden_size=4096 in bfloat16 is 96.0 MiB.*H200"):
+        best_plan(problem(16, 4096), DEVICES[90])
+    with pytest.raises(DoesNotFit, match="not float64"):
+        best_plan(problem(16, 64, "float64"), DEVICES[90])
+    with pytest.raises(DoesNotFit, match="is empty"):
+        best_plan(problem(0, 64), DEVICES[90])
+
+
+def test_an_unknown_device_is_described_by_its_own_limits():
+    device = planning.describe(
+        name="some GPU", capability=87, multiprocessors=16, shared_bytes=163 * 1024
+    )
+    assert (device.multiprocessors, device.clock_mhz) == (16, DEVICES[86].clock_mhz)
+    with pytest.raises(DoesNotFit, match="the 15 programs of 163 KiB that some GPU holds"):
+        best_plan(problem(16, 1024), device)
+
+
+def test_programs_are_left_to_others():
+    for device in DEVICES.values():
+        assert device.resident_programs < device.multiprocessors
+    crowded = dataclasses.replace(DEVICES[90], multiprocessors=8)
+    assert crowded.resident_programs == 7
+
+
+def test_planning_needs_neither_torch_nor_triton():
+    code = (
+        "import sys; sys.modules['torch'] = sys.modules['triton'] = None\n"
+        "import importlib.util as u\n"
+        f"spec = u.spec_from_file_location('plan', {planning.__file__!r})\n"
+        "plan = u.module_from_spec(spec); sys.modules['plan'] = plan\n"
+        "spec.loader.exec_module(plan)\n"
+        "p = plan.Problem(16, 768, 'bfloat16', True)\n"
+        "print(plan.best_plan(p, plan.DEVICES[90]).kernel)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "group\n", done.stderr
