@@ -76,7 +76,6 @@ def gru(
         reset_after=reset_after,
         device=x.device,
         dtype=dtype,
-        batch_size=B,
         hidden_size=H,
         directions=D,
     )
@@ -176,7 +175,6 @@ def gru_cell(
         reset_after=reset_after,
         device=x.device,
         dtype=dtype,
-        batch_size=x.shape[0],
         hidden_size=hx.shape[1],
     )
     if choice.backend == "torch":

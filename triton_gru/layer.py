@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from triton_gru import functional
-from triton_gru.recurrence import check_backend, choose_backend
+from triton_gru.recurrence import check_backend, choose_backend, explain_plan
 
 
 class GRU(nn.RNNBase):
@@ -278,19 +278,24 @@ def _copy(source: nn.Module, target: nn.Module) -> nn.Module:
 
 
 def _explain(module: GRU | GRUCell, x: Tensor, batch_size: int) -> str:
+    layer = {
+        "hidden_size": module.hidden_size,
+        "reset_after": module.reset_after,
+        "directions": 2 if getattr(module, "bidirectional", False) else 1,
+    }
     try:
         choice = choose_backend(
             module.backend,
-            reset_after=module.reset_after,
             device=x.device,
             dtype=x.dtype,
-            batch_size=batch_size,
-            hidden_size=module.hidden_size,
-            directions=2 if getattr(module, "bidirectional", False) else 1,
+            **layer,
         )
     except (RuntimeError, ValueError) as error:
         return f"No backend will run. {error}."
-    return f"Backend {choice.backend!r} will run: {choice.reason}."
+    text = f"Backend {choice.backend!r} will run: {choice.reason}."
+    if choice.backend == "triton":
+        text += f" Forward: {explain_plan(x.device, x.dtype, batch_size, **layer)}."
+    return text
 
 
 def _options_repr(module: GRU | GRUCell) -> str:

@@ -91,6 +91,7 @@ class Plan:
         groups_a_launch: groups of each launch but the last.
         merge: whether the warps' partial sums of all gates meet in one reduction.
         stage_all: whether the whole vector is staged in shared memory at once, not chunk by chunk.
+        by_block: whether the backward receives one gate's gradients after the other, not at once.
         protocol: "sentinel" or "counter".
         weight_bytes: of one program's slice.
         shared_bytes: estimate of what the compiler allocates.
@@ -113,12 +114,28 @@ class Plan:
     groups_a_launch: int
     merge: bool
     stage_all: bool
+    by_block: bool
     protocol: str
     weight_bytes: int
     shared_bytes: int
     exchanged_bytes: int
     floor_us: float
     estimate_us: float
+
+    def describe(self) -> str:
+        """The plan in words, as the end of a sentence."""
+        if self.kernel == "single":
+            shape = (
+                f"{self.groups} independent programs, each with all of W_hh for {self.rows} rows"
+            )
+        else:
+            launches = f" in {self.launches} launches" if self.launches > 1 else ""
+            shape = (
+                f"{self.groups} groups{launches} of {self.group} programs, each with "
+                f"{self.columns} columns of W_hh for {self.rows} rows, exchanging the state by "
+                f"{self.protocol}"
+            )
+        return f"{shape}; at least {self.floor_us:.2f} us a step by arithmetic"
 
 
 class DoesNotFit(ValueError):
@@ -171,11 +188,11 @@ def all_plans(problem: Problem, device: Device) -> list[Plan]:
         return []
     plans = [_single(problem, device, rows) for rows in (16, 32)]
     plans += [
-        _group(problem, device, rows, columns, warps, protocol)
+        _group(problem, device, rows, columns, warps, protocol, by_block)
         for rows in (16, 32)
         for columns in (16, 32, 64)
         for warps in (4, 8)
-        for protocol in (SENTINEL, COUNTER)
+        for protocol, by_block in _exchanges(problem.direction)
     ]
     fitting = [plan for plan in plans if plan is not None]
     # Ties go to fewer programs, then to sentinel (one trip to L2 less, see kernels/exchange.py).
@@ -183,6 +200,13 @@ def all_plans(problem: Problem, device: Device) -> list[Plan]:
         fitting,
         key=lambda p: (round(p.estimate_us, 3), p.group * p.groups, p.protocol != SENTINEL),
     )
+
+
+def _exchanges(direction: str) -> tuple[tuple[str, bool], ...]:
+    """Protocols, and whether the backward takes its vectors one by one."""
+    if direction == "forward":
+        return (SENTINEL, False), (COUNTER, False)
+    return (SENTINEL, False), (SENTINEL, True), (COUNTER, False)
 
 
 def _why_not(problem: Problem, device: Device) -> str:
@@ -219,14 +243,15 @@ def describe(*, name: str, capability: int, multiprocessors: int, shared_bytes: 
 # A thread has 255 registers. What decides about spills is what lives through the wait for the
 # vector, the vector itself, and then the accumulators, which weigh half as much again. In a sweep
 # of 120 tiles on sm_90 (rows 16 and 32, columns 8 to 64, H 256 to 2048) these were the largest
-# words + 1.5 accumulators a thread below which none spilled in the time loop.
+# words + 1.5 accumulators a thread below which none spilled in the time loop. float32 operands, on
+# their way through registers, take a tenth more.
 REGISTER_LOAD = {  # by direction, protocol and warps
     ("forward", SENTINEL, 4): 160,
-    ("forward", SENTINEL, 8): 160,
+    ("forward", SENTINEL, 8): 159,
     ("forward", COUNTER, 4): 130,
     ("forward", COUNTER, 8): 140,
     ("backward", SENTINEL, 4): 168,
-    ("backward", SENTINEL, 8): 204,
+    ("backward", SENTINEL, 8): 176,
     ("backward", COUNTER, 4): 160,
     ("backward", COUNTER, 8): 168,
 }
@@ -241,7 +266,9 @@ def _single(problem: Problem, device: Device, rows: int) -> Plan | None:
     if sums * rows * columns / (32 * warps) > 64:
         return None
     weight = 3 * columns * columns * element
-    shared = weight + rows * columns * (element + (8 if problem.direction == "backward" else 0))
+    shared = weight + rows * columns * (
+        element + (8 + element if problem.direction == "backward" else 0)
+    )
     if shared > device.shared_bytes:
         return None
     groups = problem.directions * -(-problem.batch // rows)
@@ -261,6 +288,7 @@ def _single(problem: Problem, device: Device, rows: int) -> Plan | None:
         groups_a_launch=groups,
         merge=False,
         stage_all=True,
+        by_block=False,
         protocol=SENTINEL,
         weight_bytes=weight,
         shared_bytes=shared,
@@ -268,23 +296,30 @@ def _single(problem: Problem, device: Device, rows: int) -> Plan | None:
 
 
 def _group(
-    problem: Problem, device: Device, rows: int, columns: int, warps: int, protocol: str
+    problem: Problem,
+    device: Device,
+    rows: int,
+    columns: int,
+    warps: int,
+    protocol: str,
+    by_block: bool,
 ) -> Plan | None:
     size = padded_size(problem.hidden)
     element = ELEMENT_BYTES[problem.dtype]
     group = -(-size // columns)
     if group == 1 or group > device.resident_programs:
         return None
-    chunk = _chunk(size, warps)
+    chunk = _chunk(size, warps, element)
     chunks = -(-size // chunk)
     forward = problem.direction == "forward"
     sums = 3 if forward else 1
 
     # Registers: see REGISTER_LOAD.
-    vectors = 1 if forward else (3 if problem.reset_after else 2)
+    vectors = 1 if forward or by_block else (3 if problem.reset_after else 2)
     vector = vectors * rows * chunk * chunks * element / 4 / (32 * warps)
     accumulators = sums * rows * columns / 32
-    if vector + 1.5 * accumulators > REGISTER_LOAD[problem.direction, protocol, warps]:
+    load = (vector + 1.5 * accumulators) * (1.1 if element == 4 else 1)
+    if load > REGISTER_LOAD[problem.direction, protocol, warps]:
         return None
 
     weight = 3 * columns * chunk * chunks * element
@@ -317,19 +352,22 @@ def _group(
         groups_a_launch=groups_a_launch,
         merge=merge,
         stage_all=stage_all,
+        by_block=by_block,
         protocol=protocol,
         weight_bytes=weight,
         shared_bytes=shared,
     )
 
 
-def _chunk(size: int, warps: int) -> int:
+def _chunk(size: int, warps: int, element: int) -> int:
     """The chunk that covers `size` with the least waste; among equals the widest.
 
-    A warp takes chunk / warps columns, at least the 16 that one matrix instruction sums over, and
-    at most 64: wider pieces only lengthen the code that loads them.
+    A warp takes 64 or 128 bytes of each column of a chunk. With 32 bytes of 16-bit weights the
+    compiler moves them to registers before the loop and spills the rest; chunks beyond 512 bytes of
+    a column cost registers too.
     """
-    chunks = [warps * part for part in (16, 32, 64)]
+    chunks = [warps * part // element for part in (64, 128)]
+    chunks = [chunk for chunk in chunks if chunk * element <= 512] or chunks[:1]
     return min(chunks, key=lambda c: (-(-size // c) * c, -c))
 
 
@@ -363,6 +401,8 @@ def _priced(problem: Problem, device: Device, **plan) -> Plan:
     if plan["split"] == 1:
         summed = 0
     latency = exchanges * (EXCHANGE_LATENCY_US + (COUNTER_EXTRA_US if _counts(plan) else 0))
+    if plan["by_block"]:
+        latency += (vectors - 1) * BLOCK_EXTRA_US
     busy = max(weights + staged, arithmetic, over_l2) + summed + FIXED_CLOCKS
     waves = plan["launches"]
     if plan["kernel"] == "single":
@@ -386,6 +426,8 @@ def _counts(plan: dict) -> bool:
 MATRIX_RATE = {80: 1024, 86: 512, 89: 512, 90: 1024, 100: 1024}
 # The counter costs the drain of the stores and one more trip to L2 than the sentinel.
 COUNTER_EXTRA_US = 0.7
+# A further block of the vector is there when it is asked for, but has to come from L2.
+BLOCK_EXTRA_US = 0.4
 # Gates, barriers and addresses of a step, from the instruction counts of the static report.
 FIXED_CLOCKS = 300
 

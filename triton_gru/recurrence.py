@@ -1,14 +1,10 @@
 """One layer of the recurrence as one autograd node, and the choice of what computes it.
 
 An engine is a module with `scan_forward` and `scan_backward`, with the arguments, shapes and
-results that `equations` states; `equations` is the engine of backend "reference". The engine of
-backend "triton" is the module `triton_gru.kernels.engine`, which has one function more:
-
-    obstacle(*, device, dtype, batch_size, hidden_size, reset_after, directions) -> str | None
-        why the kernels cannot run this, as the end of a sentence, or None when they can
+results that `equations` states: `equations` itself for backend "reference", and `ops`, which
+launches the kernels, for backend "triton".
 """
 
-import functools
 import importlib.util
 import os
 from types import ModuleType
@@ -18,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from triton_gru import equations
+from triton_gru import equations, ops
+from triton_gru.plan import Problem, best_plan
 
 BACKENDS = ("auto", "triton", "torch", "reference")
 
@@ -53,7 +50,6 @@ def choose_backend(
     reset_after: bool,
     device: torch.device,
     dtype: torch.dtype,
-    batch_size: int,
     hidden_size: int,
     directions: int = 1,
 ) -> Choice:
@@ -66,14 +62,7 @@ def choose_backend(
     check_backend(backend, reset_after)
     if backend in ("torch", "reference"):
         return Choice(backend, "it was asked for by name")
-    obstacle = _triton_obstacle(
-        device,
-        dtype=dtype,
-        batch_size=batch_size,
-        hidden_size=hidden_size,
-        reset_after=reset_after,
-        directions=directions,
-    )
+    obstacle = _triton_obstacle(device, dtype, hidden_size, reset_after, directions)
     if backend == "triton":
         if obstacle:
             raise RuntimeError(
@@ -93,23 +82,43 @@ def choose_backend(
     return Choice("reference", f"{obstacle}, and torch has no kernel for reset_after=False")
 
 
-def _triton_obstacle(device: torch.device, **layer) -> str | None:
+# Constant for Dynamo, which need not trace how a plan is made: none of it depends on the sizes of a
+# batch, as more rows are more groups, in further launches if need be.
+@torch.compiler.assume_constant_result
+def _triton_obstacle(
+    device: torch.device, dtype: torch.dtype, hidden_size: int, reset_after: bool, directions: int
+) -> str | None:
     if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return f"the Triton kernels need a CUDA GPU and the tensors are on {device}"
-    engine = _triton_engine()
-    if isinstance(engine, str):
-        return engine
-    return engine.obstacle(device=device, **layer)
-
-
-@functools.cache
-def _triton_engine() -> ModuleType | str:
-    """The kernels' engine, or why there is none; imported late, as the layer needs no triton."""
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed (pip install 'triton-gru[triton]')"
-    if importlib.util.find_spec("triton_gru.kernels.engine") is None:
-        return "this version of triton_gru has no Triton kernels"
-    return importlib.import_module("triton_gru.kernels.engine")
+    from triton_gru.kernels import engine
+
+    return engine.obstacle(
+        device=device,
+        dtype=dtype,
+        batch_size=1,
+        hidden_size=hidden_size,
+        reset_after=reset_after,
+        directions=directions,
+    )
+
+
+def explain_plan(
+    device: torch.device,
+    dtype: torch.dtype,
+    batch_size: int,
+    hidden_size: int,
+    reset_after: bool,
+    directions: int,
+) -> str:
+    """How the kernels will compute a layer that they can compute, in a sentence."""
+    from triton_gru.kernels import engine
+
+    problem = Problem(
+        batch_size, hidden_size, engine.DTYPES[dtype], reset_after, directions=directions
+    )
+    return best_plan(problem, engine.device_limits(device)).describe()
 
 
 def recurrence(
@@ -203,7 +212,7 @@ def _project(x: Tensor, weight_ih: Tensor, bias_ih: Tensor | None) -> Tensor:
 
 
 def _engine(backend: str) -> ModuleType:
-    return _triton_engine() if backend == "triton" else equations
+    return ops if backend == "triton" else equations
 
 
 def _without_autocast(device: torch.device) -> torch.autocast:

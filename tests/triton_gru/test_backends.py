@@ -43,7 +43,6 @@ def choose(backend="auto", device="cuda", reset_after=True):
         reset_after=reset_after,
         device=torch.device(device),
         dtype=torch.float32,
-        batch_size=3,
         hidden_size=5,
     )
 
@@ -54,10 +53,10 @@ def engine(monkeypatch):
     engine = types.SimpleNamespace(
         scan_forward=equations.scan_forward,
         scan_backward=equations.scan_backward,
-        obstacle=lambda **scan: None,
+        obstacle=lambda *layer: None,
     )
-    monkeypatch.setattr(recurrence, "_triton_engine", lambda: engine)
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(recurrence, "ops", engine)
+    monkeypatch.setattr(recurrence, "_triton_obstacle", lambda *layer: engine.obstacle(*layer))
     return engine
 
 
@@ -72,7 +71,14 @@ def engine(monkeypatch):
 )
 def test_auto_without_kernels(reset_after, device, expected, monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setattr(recurrence, "_triton_engine", lambda: "no kernels here")
+    obstacle = recurrence._triton_obstacle
+    monkeypatch.setattr(
+        recurrence,
+        "_triton_obstacle",
+        lambda device, *layer: (
+            obstacle(device, *layer) if device.type == "cpu" else "no kernels here"
+        ),
+    )
     choice = choose(reset_after=reset_after, device=device)
     assert choice.backend == expected
     assert ("a CUDA GPU" if device == "cpu" else "no kernels here") in choice.reason
@@ -83,12 +89,8 @@ def test_triton_says_what_is_missing(monkeypatch):
     with pytest.raises(RuntimeError, match=r"need a CUDA GPU and the tensors are on cpu.*'auto'"):
         choose("triton", device="cpu")
     monkeypatch.setattr(recurrence.importlib.util, "find_spec", lambda name: None)
-    recurrence._triton_engine.cache_clear()
-    try:
-        with pytest.raises(RuntimeError, match="triton is not installed"):
-            choose("triton")
-    finally:
-        recurrence._triton_engine.cache_clear()
+    with pytest.raises(RuntimeError, match="triton is not installed"):
+        choose("triton")
 
 
 def test_layer_with_backend_triton_raises_on_a_cpu(monkeypatch):
@@ -101,7 +103,9 @@ def test_layer_with_backend_triton_raises_on_a_cpu(monkeypatch):
 
 def test_kernels_are_taken_where_they_have_no_obstacle(engine):
     assert choose(device="cuda").backend == "triton"
-    engine.obstacle = lambda **scan: f"hidden_size={scan['hidden_size']} is too large"
+    engine.obstacle = lambda device, dtype, hidden_size, *layer: (
+        f"hidden_size={hidden_size} is too large"
+    )
     assert choose(device="cuda") == (
         "torch",
         "hidden_size=5 is too large, and torch's own GRU (cuDNN) computes reset_after=True",
@@ -154,12 +158,14 @@ def test_explain(options, text, monkeypatch):
         assert text in layer.explain(x)
 
 
-def test_explain_names_the_batch_and_device_of_the_input(engine):
-    engine.obstacle = lambda **scan: "{batch_size} x {directions} of {dtype}".format(**scan)
+def test_explain_asks_for_the_input_as_given(engine):
+    engine.obstacle = lambda device, dtype, hidden_size, reset_after, directions: (
+        f"{hidden_size} x {directions} of {dtype}"
+    )
     layer = GRU(3, 5, batch_first=True, bidirectional=True)
     x = torch.zeros(4, 2, 3, dtype=torch.bfloat16)
-    assert "4 x 2 of torch.bfloat16" in layer.explain(x)
+    assert "5 x 2 of torch.bfloat16" in layer.explain(x)
     layer.backend = "triton"
-    with pytest.raises(RuntimeError, match=r"4 x 2 of torch\.float32"):
+    with pytest.raises(RuntimeError, match=r"5 x 2 of torch\.float32"):
         layer(x.float())
     assert "on meta" not in layer.explain()

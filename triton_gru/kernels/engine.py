@@ -271,6 +271,7 @@ def scan_backward(
             hidden=H,
             padded=HP,
             y_row=y_rows.stride(2),
+            BY_BLOCK=plan.by_block,
             DIRECTIONS=D,
             RESET_AFTER=reset_after,
             HAS_LENGTHS=lengths is not None,

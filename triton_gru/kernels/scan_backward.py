@@ -96,6 +96,7 @@ def scan_backward_kernel(
     SPLIT: tl.constexpr,
     GROUP: tl.constexpr,
     STAGE_ALL: tl.constexpr,
+    BY_BLOCK: tl.constexpr,
     RESET_AFTER: tl.constexpr,
     HAS_LENGTHS: tl.constexpr,
     HAS_RESETS: tl.constexpr,
@@ -231,19 +232,41 @@ def scan_backward_kernel(
             target = GROUP * (done + 1)
         if GROUP > 1:
             announce(counter, PROTOCOL)
+            spent = tl.where(failed != 0, 0, polls)
             # fmt: off
-            vector, late = receive(
-                out, tile, words, out_c, tile_c, here, k, words,
-                counter, target, tl.where(failed != 0, 0, polls),
-                2, 1 if RESET_AFTER else 0, CHUNK // WORD, CHUNKS, WORD, PROTOCOL,
-            )
+            if BY_BLOCK:
+                # One gate after the other: a third of the registers, two more trips to L2.
+                part, late = receive(
+                    out, tile, 0, out, tile, here, k, words, counter, target, spent,
+                    1, 0, CHUNK // WORD, CHUNKS, WORD, PROTOCOL,
+                )
+                acc = product(zero, part, w_r, 0, CHUNKS, DTYPE, PRECISION, STAGE_ALL)
+                base = out + padded
+                part, later = receive(
+                    base, tile, 0, base, tile, here, k, words, counter, target, spent,
+                    1, 0, CHUNK // WORD, CHUNKS, WORD, PROTOCOL,
+                )
+                acc = product(acc, part, w_z, 0, CHUNKS, DTYPE, PRECISION, STAGE_ALL)
+                late = late | later
+                if RESET_AFTER:
+                    part, later = receive(
+                        out_c, tile_c, 0, out_c, tile_c, here, k, words, counter, target, spent,
+                        1, 0, CHUNK // WORD, CHUNKS, WORD, PROTOCOL,
+                    )
+                    acc = product(acc, part, w_n, 0, CHUNKS, DTYPE, PRECISION, STAGE_ALL)
+                    late = late | later
+            else:
+                vector, late = receive(
+                    out, tile, words, out_c, tile_c, here, k, words, counter, target, spent,
+                    2, 1 if RESET_AFTER else 0, CHUNK // WORD, CHUNKS, WORD, PROTOCOL,
+                )
+                acc = product(zero, vector, w_r, 0, CHUNKS, DTYPE, PRECISION, STAGE_ALL)
+                acc = product(acc, vector, w_z, CHUNKS, CHUNKS, DTYPE, PRECISION, STAGE_ALL)
+                if RESET_AFTER:
+                    acc = product(acc, vector, w_n, 2 * CHUNKS, CHUNKS, DTYPE, PRECISION, STAGE_ALL)
             # fmt: on
             report(error, late, program, step)
             failed = failed | late
-            acc = product(zero, vector, w_r, 0, CHUNKS, DTYPE, PRECISION, STAGE_ALL)
-            acc = product(acc, vector, w_z, CHUNKS, CHUNKS, DTYPE, PRECISION, STAGE_ALL)
-            if RESET_AFTER:
-                acc = product(acc, vector, w_n, 2 * CHUNKS, CHUNKS, DTYPE, PRECISION, STAGE_ALL)
         else:
             acc = product_own(zero, da_r, w_r, DTYPE, PRECISION)
             acc = product_own(acc, da_z, w_z, DTYPE, PRECISION)
