@@ -21,10 +21,10 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 train: setup  ## train on Shakespeare for about three minutes and continue three sentences
 	$(BIN)/triton-gru-train experiment=quickstart $(ARGS)
-	$(BIN)/triton-gru-predict prompt="ROMEO:" num_sentences=3
+	$(BIN)/triton-gru-predict prompt="To be, or not to be" num_sentences=3
 
 test: setup  ## run all tests
-	$(BIN)/python -m pytest -n 2 $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
 
 lint: setup  ## check the format and the style
 	$(BIN)/ruff format --check .

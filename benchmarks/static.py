@@ -211,6 +211,8 @@ def scan_constants(plan: planning.Plan, problem: planning.Problem, protocol: int
     }
     if plan.direction == "forward":
         constants |= {"HAS_BIAS": True, "SAVE_GATES": False, "MERGE": plan.merge}
+    else:
+        constants["BY_BLOCK"] = plan.by_block
     return constants
 
 
@@ -272,6 +274,8 @@ def shortcomings(row: dict, device: planning.Device) -> list[str]:
         found.append(f"spills {row['loop_spill_bytes']} B a step")
     if row["shared"] > device.shared_bytes:
         found.append(f"needs {row['shared']} B of {device.shared_bytes} B shared memory")
+    if row["shared"] < row["weight_bytes"]:
+        found.append("keeps weights in registers, where they crowd out the rest")
     if row["loop_weight_loads"]:
         found.append(f"loads weights {row['loop_weight_loads']} times a step")
     if not row["loop_matrix"]:

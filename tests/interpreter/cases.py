@@ -101,9 +101,12 @@ def make_plan(case: Case, direction: str, launch: str, **wanted) -> Plan:
     return min(plans, key=lambda p: (p.group * p.groups, p.estimate_us))
 
 
-def run(case: Case, launch: str, save_gates: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
+def run(
+    case: Case, launch: str, save_gates: bool = False, **backward_plan
+) -> tuple[Tensor, dict[str, Tensor]]:
     """y and the gradients as the kernels compute them."""
-    forward, backward = (make_plan(case, d, launch) for d in ("forward", "backward"))
+    forward = make_plan(case, "forward", launch)
+    backward = make_plan(case, "backward", launch, **backward_plan)
     y = engine.scan_forward(*case.arguments, **case.options, save_gates=save_gates, plan=forward)
     saved = {}
     if save_gates:

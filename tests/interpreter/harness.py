@@ -208,7 +208,7 @@ class _Scheduler:
 
     def check_inside(self, addresses: np.ndarray, mask: np.ndarray, what: str) -> None:
         """Refuses an access outside the memory of every argument."""
-        wanted = addresses[np.broadcast_to(mask, addresses.shape).astype(bool)].astype(np.uint64)
+        wanted = addresses[np.broadcast_to(mask, addresses.shape)].astype(np.uint64)
         span = np.searchsorted(self.spans[:, 0], wanted, side="right").astype(np.int64) - 1
         outside = (span < 0) | (wanted >= self.spans[np.maximum(span, 0), 1])
         if outside.any():
@@ -221,7 +221,7 @@ class _Scheduler:
     def buffer(self, addresses: np.ndarray, values: np.ndarray, mask: np.ndarray) -> None:
         program = _current.program
         shape = np.broadcast_shapes(addresses.shape, values.shape, mask.shape)
-        arrays = (addresses, values, mask.astype(bool))
+        arrays = (addresses, values, mask)
         flat = [np.broadcast_to(a, shape).ravel().copy() for a in arrays]
         if any(np.isin(flat[0][flat[2]], old[0][old[2]]).any() for old in program.stores):
             self._flush(program, everything=True)  # a location keeps its order
@@ -302,7 +302,13 @@ def _where() -> str:
     return " < ".join(frames[:3])
 
 
+def _as_mask(handle):
+    """Booleans: the stock interpreter's own comparisons sometimes leave integers, 3.9 refuses."""
+    return interpreter.TensorHandle(handle.data.astype(bool), tl.int1)
+
+
 def _masked_load(self, ptrs, mask, other, *rest):
+    mask = _as_mask(mask)
     scheduler, volatile = _current.scheduler, bool(rest[-1])
     if scheduler is not None:
         scheduler.check_inside(ptrs.data, mask.data, "reads")
@@ -311,8 +317,8 @@ def _masked_load(self, ptrs, mask, other, *rest):
     place = (_where(), int(ptrs.data.flat[0]), ptrs.data.size)
     scheduler.hand_over(place)
     result = _stock_load(self, ptrs, mask, other, *rest)
-    wanted = ptrs.data[mask.data.astype(bool)]
-    values = result.data[mask.data.astype(bool)]
+    wanted = ptrs.data[mask.data]
+    values = result.data[mask.data]
     # A second look at the same elements, or at a scalar that is as it was, is a wait.
     earlier = _current.program.seen.get(place)
     scheduler.run.waits += earlier is not None and bool(
@@ -334,6 +340,7 @@ def _masked_load(self, ptrs, mask, other, *rest):
 
 
 def _masked_store(self, ptrs, value, mask, *rest):
+    mask = _as_mask(mask)
     if _current.scheduler is None:
         return _stock_store(self, ptrs, value, mask, *rest)
     _current.scheduler.check_inside(ptrs.data, mask.data, "writes")

@@ -73,6 +73,14 @@ def test_saved_gates_give_the_gradients_of_recomputed_ones(launch, reset_after):
 
 
 @both_variants
+def test_gradients_received_one_gate_after_the_other(reset_after):
+    case = make_case(3, 3, 34, 2, reset_after=reset_after, lengths=True)
+    for seed in range(5):
+        with harness.interleaving(seed):
+            assert_close(case, "sentinel", TOLERANCE[torch.float32], by_block=True)
+
+
+@both_variants
 @every_launch
 @pytest.mark.parametrize("directions", [1, 2])
 def test_lengths(directions, launch, reset_after):
