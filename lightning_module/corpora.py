@@ -28,6 +28,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from triton_gru.cache import cache_directory
+
 log = logging.getLogger(__name__)
 
 
@@ -93,11 +95,6 @@ class Corpus:
             train=lambda: cut(self.train, True),
             val=lambda: cut(self.val, False),
         )
-
-
-def cache_directory() -> Path:
-    """Where fetched corpora and token files are kept: $TRITON_GRU_CACHE or ~/.cache/triton_gru."""
-    return Path(os.environ.get("TRITON_GRU_CACHE") or "~/.cache/triton_gru").expanduser()
 
 
 def _digest(*parts: object) -> str:

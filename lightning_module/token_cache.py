@@ -18,8 +18,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from lightning_module.corpora import Corpus, DataError, Document, cache_directory
+from lightning_module.corpora import Corpus, DataError, Document
 from lightning_module.tokenizers import Tokenizer, TokenizerSettings
+from triton_gru.cache import cache_directory
 
 log = logging.getLogger(__name__)
 

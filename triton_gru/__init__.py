@@ -2,5 +2,6 @@
 
 from triton_gru.functional import gru, gru_cell
 from triton_gru.layer import GRU, GRUCell
+from triton_gru.tuning import tune
 
-__all__ = ["GRU", "GRUCell", "gru", "gru_cell"]
+__all__ = ["GRU", "GRUCell", "gru", "gru_cell", "tune"]

@@ -13,6 +13,7 @@ of the vector, partial sums of the warps) is in `estimate_us`. Neither is a meas
 """
 
 import dataclasses
+import functools
 import math
 
 KIB = 1024
@@ -182,10 +183,11 @@ def best_plan(problem: Problem, device: Device) -> Plan:
     raise DoesNotFit(_why_not(problem, device))
 
 
-def all_plans(problem: Problem, device: Device) -> list[Plan]:
+@functools.lru_cache(maxsize=1024)  # asked anew at every launch
+def all_plans(problem: Problem, device: Device) -> tuple[Plan, ...]:
     """Every plan that fits, best first."""
     if problem.dtype not in ELEMENT_BYTES or problem.batch < 1 or problem.hidden < 1:
-        return []
+        return ()
     plans = [_single(problem, device, rows) for rows in (16, 32)]
     plans += [
         _group(problem, device, rows, columns, warps, protocol, by_block)
@@ -195,11 +197,12 @@ def all_plans(problem: Problem, device: Device) -> list[Plan]:
         for protocol, by_block in _exchanges(problem.direction)
     ]
     fitting = [plan for plan in plans if plan is not None]
+
     # Ties go to fewer programs, then to sentinel (one trip to L2 less, see kernels/exchange.py).
-    return sorted(
-        fitting,
-        key=lambda p: (round(p.estimate_us, 3), p.group * p.groups, p.protocol != SENTINEL),
-    )
+    def order(plan: Plan) -> tuple:
+        return round(plan.estimate_us, 3), plan.group * plan.groups, plan.protocol != SENTINEL
+
+    return tuple(sorted(fitting, key=order))
 
 
 def _exchanges(direction: str) -> tuple[tuple[str, bool], ...]:

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from triton_gru import equations, ops
-from triton_gru.plan import Problem, best_plan
+from triton_gru.plan import Problem
+from triton_gru.tuning import planned
 
 BACKENDS = ("auto", "triton", "torch", "reference")
 
@@ -118,7 +119,7 @@ def explain_plan(
     problem = Problem(
         batch_size, hidden_size, engine.DTYPES[dtype], reset_after, directions=directions
     )
-    return best_plan(problem, engine.device_limits(device)).describe()
+    return planned(problem, engine.device_limits(device)).describe()
 
 
 def recurrence(

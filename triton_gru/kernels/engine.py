@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from triton_gru import plan as planning
+from triton_gru import tuning
 from triton_gru.kernels import exchange
 from triton_gru.kernels import step as step_kernels
 from triton_gru.kernels.scan_backward import scan_backward_kernel
@@ -93,7 +94,7 @@ def plan_scan(
         directions=h0.shape[0],
         tensor_cores=precision != "ieee",
     )
-    return planning.best_plan(problem, device_limits(gates_x.device))
+    return tuning.planned(problem, device_limits(gates_x.device))
 
 
 # -- the scans ------------------------------------------------------------------------------

@@ -1,0 +1,81 @@
+"""What `tune` remembers and `planned` takes, without a GPU. (The timed launches: tests/gpu.)"""
+
+import dataclasses
+import json
+
+import pytest
+
+from triton_gru import plan as planning
+from triton_gru import tuning
+from triton_gru.plan import DEVICES, DoesNotFit, Problem
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_GRU_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "plans.json"
+
+
+def problem(**changes):
+    return dataclasses.replace(Problem(16, 768, "bfloat16", True), **changes)
+
+
+def test_without_a_measurement_the_estimate_decides():
+    assert tuning.planned(problem(), DEVICES[90]) == planning.best_plan(problem(), DEVICES[90])
+    with pytest.raises(DoesNotFit):
+        tuning.planned(problem(hidden=9000), DEVICES[90])
+
+
+def test_a_remembered_plan_serves_its_class_and_nothing_else(cache):
+    other = planning.all_plans(problem(), DEVICES[90])[2]
+    tuning._remember(problem(), DEVICES[90], other)
+    assert tuning.planned(problem(), DEVICES[90]) == other
+    for same in (problem(batch=1), problem(batch=9), problem(hidden=760)):
+        found = tuning.planned(same, DEVICES[90])
+        assert tuning._choice(found) == tuning._choice(other)
+    for different in (
+        problem(batch=17),
+        problem(hidden=784),
+        problem(dtype="float16"),
+        problem(reset_after=False),
+        problem(direction="backward"),
+        problem(directions=2),
+    ):
+        assert tuning.planned(different, DEVICES[90]) == planning.best_plan(different, DEVICES[90])
+    elsewhere = dataclasses.replace(DEVICES[90], name="another card")
+    assert tuning.planned(problem(), elsewhere) == planning.best_plan(problem(), elsewhere)
+
+
+def test_choices_add_up_and_survive_a_damaged_file(cache, caplog):
+    first = planning.all_plans(problem(), DEVICES[90])[1]
+    second = planning.all_plans(problem(direction="backward"), DEVICES[90])[1]
+    tuning._remember(problem(), DEVICES[90], first)
+    tuning._remember(problem(direction="backward"), DEVICES[90], second)
+    assert len(json.loads(cache.read_text())) == 2
+    assert tuning.planned(problem(), DEVICES[90]) == first
+    assert [p.name for p in cache.parent.iterdir()] == ["plans.json"]
+    cache.write_text("{ damaged")
+    tuning._read.cache_clear()
+    assert tuning.planned(problem(), DEVICES[90]) == planning.best_plan(problem(), DEVICES[90])
+    assert "plans come from arithmetic alone" in caplog.text
+
+
+def test_a_plan_that_no_longer_exists_is_passed_over(cache):
+    tuning._remember(problem(), DEVICES[90], planning.best_plan(problem(), DEVICES[90]))
+    content = json.loads(cache.read_text())
+    cache.write_text(json.dumps({key: ["group", 7, 7, 7, "telepathy"] for key in content}))
+    tuning._read.cache_clear()
+    assert tuning.planned(problem(), DEVICES[90]) == planning.best_plan(problem(), DEVICES[90])
+
+
+@pytest.mark.parametrize(
+    ("batch", "rows"), [(1, 16), (16, 16), (17, 32), (32, 32), (33, 64), (65, 128), (129, 256)]
+)
+def test_batches_are_classed_by_powers_of_two(batch, rows):
+    assert f" B{rows} " in tuning.shape_class(problem(batch=batch))
+
+
+def test_tune_says_that_it_needs_a_gpu():
+    pytest.importorskip("triton")
+    with pytest.raises(RuntimeError, match="there is none at cpu"):
+        tuning.tune(64, 4, device="cpu")
