@@ -63,7 +63,7 @@ def test_choices_add_up_and_survive_a_damaged_file(cache, caplog):
 def test_a_plan_that_no_longer_exists_is_passed_over(cache):
     tuning._remember(problem(), DEVICES[90], planning.best_plan(problem(), DEVICES[90]))
     content = json.loads(cache.read_text())
-    cache.write_text(json.dumps({key: ["group", 7, 7, 7, "telepathy"] for key in content}))
+    cache.write_text(json.dumps({key: ["group", 7, 7, 7, "telepathy", False] for key in content}))
     tuning._read.cache_clear()
     assert tuning.planned(problem(), DEVICES[90]) == planning.best_plan(problem(), DEVICES[90])
 

@@ -1,0 +1,79 @@
+"""The static report's own eyes: it must see what it is there to refuse."""
+
+import dataclasses
+
+import pytest
+
+torch = pytest.importorskip("torch")
+triton = pytest.importorskip("triton")
+
+import triton.language as tl  # noqa: E402
+
+from benchmarks import static  # noqa: E402
+from triton_gru.plan import DEVICES, Problem  # noqa: E402
+
+SASS = """
+        /*0000*/                   MOV R1, c[0x0][0x28] ;
+        /*0010*/                   STL.128 [R1], R4 ;
+        /*0020*/                   HMMA.16816.F32.BF16 R4, R8, R10, R4 ;
+        /*0030*/                   LDL.64 R6, [R1+0x10] ;
+        /*0040*/              @!P0 BRA 0x30 ;
+        /*0050*/               @P1 STL [R1+0x20], R7 ;
+        /*0060*/                   BAR.SYNC.DEFER_BLOCKING 0x0 ;
+        /*0070*/               @P2 BRA 0x20 ;
+        /*0080*/                   EXIT ;
+        /*0090*/                   BRA 0x90;
+"""
+
+
+def test_the_time_loop_is_the_longest_one_and_its_spills_are_counted():
+    loop, spilled = static.time_loop(SASS)
+    assert [op.split(".")[0] for op in loop] == ["HMMA", "LDL", "BRA", "STL", "BAR", "BRA"]
+    assert sum(map(static._local_bytes, loop)) == 8 + 4
+    assert spilled == 16 + 8 + 4
+
+
+@triton.jit
+def product_kernel(weight, x, out, steps, RESIDENT: tl.constexpr):
+    i = tl.arange(0, 32)
+    at = i[:, None] * 32 + i[None, :]
+    w = tl.load(weight + at)
+    total = tl.zeros([32, 32], tl.float32)
+    for step in range(steps):
+        if not RESIDENT:
+            w = tl.load(weight + at + step * 1024)
+        total = tl.dot(tl.load(x + at + step * 1024), w, total)
+    tl.store(out + at, total)
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_a_weight_loaded_in_the_loop_is_seen(resident):
+    compiled = static.compile_kernel(
+        product_kernel, {"RESIDENT": resident}, torch.bfloat16, 90, 4, aligned=True
+    )
+    assert compiled.loop_weight_loads == (0 if resident else 1)
+    assert compiled.loop_matrix > 0
+
+
+def test_one_plan_of_each_scan_has_no_shortcoming_and_would_have():
+    for direction in ("forward", "backward"):
+        row = static.examine(90, Problem(16, 256, "bfloat16", True, direction))
+        assert row["kernel"] == "group" and row["short"] == []
+        broken = [
+            row | {"loop_spill_bytes": 4},
+            row | {"loop_weight_loads": 1},
+            row | {"loop_matrix": 0},
+            row | {"shared": DEVICES[90].shared_bytes + 1},
+            row | {"shared": row["weight_bytes"] - 1},
+            row | {"groups_a_launch": 10_000},
+        ]
+        for one in broken:
+            assert len(static.shortcomings(one, DEVICES[90])) == 1
+        crowded = dataclasses.replace(DEVICES[90], shared_bytes=1024)
+        assert static.shortcomings(row, crowded)
+
+
+def test_what_is_not_planned_says_why_and_is_no_shortcoming():
+    row = static.examine(86, Problem(16, 2048, "bfloat16", True, "forward"))
+    assert row["kernel"] == "none" and not row["short"]
+    assert "has to stay on chip" in row["why"]
