@@ -25,6 +25,7 @@ def gru(
     training: bool = False,
     reset_after: bool = True,
     backend: str = "auto",
+    save_gates: bool = False,
 ) -> tuple[Tensor | PackedSequence, Tensor]:
     """A GRU of one or more layers over a sequence, as `torch.nn.GRU` computes it.
 
@@ -43,6 +44,8 @@ def gru(
         training: Whether dropout applies.
         reset_after: The variant of the cell, see `triton_gru.equations`.
         backend: "auto", "triton", "torch" or "reference".
+        save_gates: Whether the Triton kernels keep the gates for the backward, three times the
+            output's memory, instead of computing them again.
 
     Returns:
         The last layer's states, [T, B, D * H] in the layout of input, and h_n, the last states of
@@ -99,6 +102,7 @@ def gru(
             reset_after=reset_after,
             backend=choice.backend,
             lengths=None if lengths is None else lengths.to(x.device),
+            save_gates=save_gates,
         )
         if packed is not None:
             y = sequences.pack(y, lengths)

@@ -39,6 +39,8 @@ class GRU(nn.RNNBase):
             multiplies it into h before the product. See `triton_gru.equations`.
         backend: "auto" takes the fastest that can run; "triton" the fused kernels; "torch" ATen,
             and cuDNN on a GPU (reset_after=True only); "reference" the equations in plain torch.
+        save_gates: Whether the Triton kernels keep the gates for the backward, three times the
+            output's memory, instead of computing them again.
 
     Raises:
         TypeError: A size, bias, batch_first or reset_after is of the wrong type.
@@ -66,6 +68,7 @@ class GRU(nn.RNNBase):
         *,
         reset_after: bool = True,
         backend: str = "auto",
+        save_gates: bool = False,
     ) -> None:
         _check_options(reset_after, backend)
         if not isinstance(num_layers, int):
@@ -84,6 +87,7 @@ class GRU(nn.RNNBase):
         )
         self.reset_after = reset_after
         self.backend = backend
+        self.save_gates = save_gates
 
     def forward(
         self, input: Tensor | PackedSequence, hx: Tensor | None = None
@@ -101,6 +105,7 @@ class GRU(nn.RNNBase):
             training=self.training,
             reset_after=self.reset_after,
             backend=self.backend,
+            save_gates=self.save_gates,
         )
 
     def explain(self, input: Tensor | PackedSequence | None = None) -> str:

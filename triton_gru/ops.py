@@ -1,7 +1,8 @@
 """The Triton scans as torch operators: opaque to Dynamo and export, one node each in their graphs.
 
-`scan_forward` and `scan_backward` here have the signature that `triton_gru.equations` states, and
-so make this module the engine of backend "triton". The operators, `torch.ops.triton_gru.*`, are
+`scan_forward` and `scan_backward` here have the signature that `triton_gru.equations` states, with
+the saving of gates besides, and so make this module the engine of backend "triton"; `step` is one
+step of it. The operators, `torch.ops.triton_gru.*`, are
 registered without triton: what launches kernels is imported when one runs. They record nothing for
 autograd; `recurrence` calls them from its autograd.Function.
 """
@@ -25,6 +26,19 @@ def scan_forward(
     return _scan_forward(gates_x, h0, weight_hh, bias_hh, lengths, reset_after)
 
 
+def scan_forward_saving_gates(
+    gates_x: Tensor,
+    h0: Tensor,
+    weight_hh: Tensor,
+    bias_hh: Tensor | None,
+    *,
+    reset_after: bool,
+    lengths: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """As `scan_forward`, and the hidden part of the gates [T, B, D, 3H] for `scan_backward`."""
+    return _scan_forward_saving_gates(gates_x, h0, weight_hh, bias_hh, lengths, reset_after)
+
+
 def scan_backward(
     dy: Tensor,
     y: Tensor,
@@ -35,9 +49,10 @@ def scan_backward(
     *,
     reset_after: bool,
     lengths: Tensor | None = None,
+    gates_h: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """As `equations.scan_backward`."""
-    arguments = (dy, y, gates_x, h0, weight_hh, bias_hh, lengths, reset_after)
+    """As `equations.scan_backward`; takes the gates from gates_h if they were saved."""
+    arguments = (dy, y, gates_x, h0, weight_hh, bias_hh, lengths, gates_h, reset_after)
     *results, dbias_hh = _scan_backward(*arguments)
     return (*results, None if bias_hh is None else dbias_hh)
 
@@ -66,6 +81,31 @@ def _(gates_x, h0, weight_hh, bias_hh, lengths, reset_after):
     return gates_x.new_empty(T + 2, B, D, padded_size(H))[1 : T + 1, ..., :H]
 
 
+@torch.library.custom_op("triton_gru::scan_forward_saving_gates", mutates_args=())
+def _scan_forward_saving_gates(
+    gates_x: Tensor,
+    h0: Tensor,
+    weight_hh: Tensor,
+    bias_hh: Tensor | None,
+    lengths: Tensor | None,
+    reset_after: bool,
+) -> tuple[Tensor, Tensor]:
+    from triton_gru.kernels import engine
+
+    return engine.scan_forward(
+        *(gates_x, h0, weight_hh, bias_hh),
+        reset_after=reset_after,
+        lengths=lengths,
+        save_gates=True,
+    )
+
+
+@_scan_forward_saving_gates.register_fake
+def _(gates_x, h0, weight_hh, bias_hh, lengths, reset_after):
+    y = torch.ops.triton_gru.scan_forward(gates_x, h0, weight_hh, bias_hh, lengths, reset_after)
+    return y, torch.empty_like(gates_x, memory_format=torch.contiguous_format)
+
+
 # An operator's results are all tensors: without a bias the last one is empty.
 @torch.library.custom_op("triton_gru::scan_backward", mutates_args=())
 def _scan_backward(
@@ -76,12 +116,16 @@ def _scan_backward(
     weight_hh: Tensor,
     bias_hh: Tensor | None,
     lengths: Tensor | None,
+    gates_h: Tensor | None,
     reset_after: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     from triton_gru.kernels import engine
 
     d_gates_x, dh0, dweight_hh, dbias_hh = engine.scan_backward(
-        dy, y, gates_x, h0, weight_hh, bias_hh, reset_after=reset_after, lengths=lengths
+        *(dy, y, gates_x, h0, weight_hh, bias_hh),
+        reset_after=reset_after,
+        lengths=lengths,
+        gates_h=gates_h,
     )
     if dbias_hh is None:
         dbias_hh = gates_x.new_empty(0)
@@ -89,9 +133,24 @@ def _scan_backward(
 
 
 @_scan_backward.register_fake
-def _(dy, y, gates_x, h0, weight_hh, bias_hh, lengths, reset_after):
+def _(dy, y, gates_x, h0, weight_hh, bias_hh, lengths, gates_h, reset_after):
     def whole(tensor: Tensor) -> Tensor:
         return torch.empty_like(tensor, memory_format=torch.contiguous_format)
 
     dbias_hh = gates_x.new_empty(0) if bias_hh is None else whole(bias_hh)
     return whole(gates_x), whole(h0), whole(weight_hh), dbias_hh
+
+
+@torch.library.custom_op("triton_gru::step", mutates_args=())
+def step(
+    gates_x: Tensor, h: Tensor, weight_hh: Tensor, bias_hh: Tensor | None, reset_after: bool
+) -> Tensor:
+    """The state [B, H] after one step, from gates_x [B, 3H], h [B, H], weight_hh [3H, H]."""
+    from triton_gru.kernels import engine
+
+    return engine.step(gates_x, h, weight_hh, bias_hh, reset_after=reset_after)
+
+
+@step.register_fake
+def _(gates_x, h, weight_hh, bias_hh, reset_after):
+    return gates_x.new_empty(h.shape)

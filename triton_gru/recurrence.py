@@ -133,6 +133,7 @@ def recurrence(
     reset_after: bool,
     backend: str,
     lengths: Tensor | None = None,
+    save_gates: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """One layer, all its directions (T steps, B rows, D directions).
 
@@ -146,20 +147,22 @@ def recurrence(
         reset_after: The variant, see `equations`.
         backend: "reference" or "triton", as `choose_backend` named it.
         lengths: Steps of each row, int64 [B] on x's device, or None where all rows have T.
+        save_gates: Whether the kernels keep the gates, three times y, for the backward.
 
     Returns:
         Every state [T, B, D, H], where a row past its end keeps its state, and the last state of
         each direction [D, B, H].
     """
-    y = _Recurrence.apply(
-        x, h0, weight_ih, weight_hh, bias_ih, bias_hh, lengths, reset_after, backend
-    )
+    tensors = (x, h0, weight_ih, weight_hh, bias_ih, bias_hh)
+    if backend == "triton" and x.shape[0] == 1 and lengths is None and not _records(*tensors):
+        return _step(*tensors, reset_after)
+    y, _ = _Recurrence.apply(*tensors, lengths, reset_after, backend, save_gates)
     # A row past its end keeps its state, so the last state stands at the same step in every row.
     return y, torch.stack([y[0 if d else -1, :, d] for d in range(h0.shape[0])])
 
 
 class _Recurrence(torch.autograd.Function):
-    """Projection and scan of a layer; keeps x and y.
+    """Projection and scan of a layer; keeps x and y, and the gates if asked.
 
     The projection is inside so that gates_x, three times as large as y, need not be kept: the
     backward computes it anew. On two CPU cores at T64 B32 I256 H256 this adds 10 % to forward and
@@ -167,23 +170,30 @@ class _Recurrence(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(x, h0, weight_ih, weight_hh, bias_ih, bias_hh, lengths, reset_after, backend):
+    def forward(
+        x, h0, weight_ih, weight_hh, bias_ih, bias_hh, lengths, reset_after, backend, save_gates
+    ):
         with _without_autocast(x.device):
-            gates_x = _project(x, weight_ih, bias_ih)
-            return _engine(backend).scan_forward(
-                gates_x, h0, weight_hh, bias_hh, reset_after=reset_after, lengths=lengths
-            )
+            scan = (_project(x, weight_ih, bias_ih), h0, weight_hh, bias_hh)
+            options = {"reset_after": reset_after, "lengths": lengths}
+            if save_gates and backend == "triton":
+                return ops.scan_forward_saving_gates(*scan, **options)
+            return _engine(backend).scan_forward(*scan, **options), None
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        *tensors, ctx.reset_after, ctx.backend = inputs
-        ctx.save_for_backward(*tensors, output)
+        *tensors, ctx.reset_after, ctx.backend, _ = inputs
+        y, gates_h = output
+        if gates_h is not None:
+            ctx.mark_non_differentiable(gates_h)
+        ctx.save_for_backward(*tensors, y, gates_h)
 
     @staticmethod
-    def backward(ctx, dy):
-        x, h0, weight_ih, weight_hh, bias_ih, bias_hh, lengths, y = ctx.saved_tensors
+    def backward(ctx, dy, _):
+        x, h0, weight_ih, weight_hh, bias_ih, bias_hh, lengths, y, gates_h = ctx.saved_tensors
         # With grad mode on, this derivative is to be differentiated, which kernels cannot be.
         engine = equations if torch.is_grad_enabled() else _engine(ctx.backend)
+        saved = {"gates_h": gates_h} if engine is ops and gates_h is not None else {}
         with _without_autocast(x.device):
             d_gates_x, dh0, dweight_hh, dbias_hh = engine.scan_backward(
                 dy,
@@ -194,6 +204,7 @@ class _Recurrence(torch.autograd.Function):
                 bias_hh,
                 reset_after=ctx.reset_after,
                 lengths=lengths,
+                **saved,
             )
             dx = dweight_ih = dbias_ih = None
             d_gates = d_gates_x.flatten(2)
@@ -203,7 +214,38 @@ class _Recurrence(torch.autograd.Function):
                 dweight_ih = (d_gates.flatten(0, 1).t() @ x.flatten(0, 1)).view_as(weight_ih)
             if bias_ih is not None:
                 dbias_ih = d_gates_x.sum((0, 1))
-        return dx, dh0, dweight_ih, dweight_hh, dbias_ih, dbias_hh, None, None, None
+        return dx, dh0, dweight_ih, dweight_hh, dbias_ih, dbias_hh, None, None, None, None
+
+
+def _step(
+    x: Tensor,
+    h0: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+    reset_after: bool,
+) -> tuple[Tensor, Tensor]:
+    """`recurrence` of a single step that nothing is derived from, as in decoding."""
+    with _without_autocast(x.device):
+        gates_x = _project(x, weight_ih, bias_ih)[0]
+        h = equations.stack(
+            [
+                ops.step(
+                    gates_x[:, d],
+                    h0[d],
+                    weight_hh[d],
+                    None if bias_hh is None else bias_hh[d],
+                    reset_after,
+                )
+                for d in range(h0.shape[0])
+            ]
+        )
+    return h.transpose(0, 1).unsqueeze(0), h
+
+
+def _records(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def _project(x: Tensor, weight_ih: Tensor, bias_ih: Tensor | None) -> Tensor:

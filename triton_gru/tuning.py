@@ -24,7 +24,7 @@ from triton_gru.plan import Device, Plan, Problem
 log = logging.getLogger(__name__)
 
 # What tells one plan for a shape from another; the rest of a plan follows from these.
-CHOICE = ("kernel", "rows", "columns", "warps", "protocol")
+CHOICE = ("kernel", "rows", "columns", "warps", "protocol", "by_block")
 
 
 def tune(

@@ -5,6 +5,7 @@ import torch
 
 import triton_gru
 from tests.interpreter import harness
+from triton_gru import recurrence
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
@@ -36,3 +37,51 @@ def test_packed_sequences():
     (mine, h), (other, k) = ours(packed), theirs(packed)
     torch.testing.assert_close(mine.data, other.data, rtol=2e-5, atol=2e-5)
     torch.testing.assert_close(h, k, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("reset_after", [True, False])
+def test_saved_gates_change_memory_and_nothing_else(reset_after):
+    torch.manual_seed(0)
+    T, B, H = 24, 3, 16
+    module = triton_gru.GRU(5, H, backend="triton", reset_after=reset_after)
+    x = torch.randn(T, B, 5)
+    gradients, kept = [], []
+    for module.save_gates in (False, True):
+        storages = {}
+
+        def pack(tensor, storages=storages):
+            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        leaf = x.clone().requires_grad_()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            y, _ = module(leaf)
+        for given in (leaf, *module.parameters()):
+            storages.pop(given.untyped_storage().data_ptr(), None)
+        kept.append(sum(storages.values()))
+        gradients.append(torch.autograd.grad(y.square().sum(), [leaf, *module.parameters()]))
+    for computed, saved in zip(*gradients, strict=True):
+        torch.testing.assert_close(computed, saved, rtol=1e-5, atol=1e-5)
+    size = T * B * H * 4
+    # y with its two slots for first states, and those first states
+    assert size <= kept[0] <= 1.15 * size
+    assert kept[1] == kept[0] + 3 * size
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("reset_after", [True, False])
+def test_single_steps_without_gradient_are_the_step_kernel(monkeypatch, reset_after, bidirectional):
+    torch.manual_seed(0)
+    options = {"reset_after": reset_after, "bidirectional": bidirectional, "num_layers": 2}
+    module = triton_gru.GRU(5, 20, backend="triton", **options)
+    x, h = torch.randn(1, 3, 5), torch.randn(4 if bidirectional else 2, 3, 20)
+    expected = module(x, h)
+    monkeypatch.setattr(recurrence.ops, "scan_forward", None)
+    with torch.no_grad():
+        got = module(x, h)
+    torch.testing.assert_close(got, expected, rtol=2e-5, atol=2e-5)
+    cell = triton_gru.GRUCell(5, 20, backend="triton", reset_after=reset_after)
+    cell.requires_grad_(False)
+    reference = triton_gru.GRUCell(5, 20, backend="reference", reset_after=reset_after)
+    reference.load_state_dict(cell.state_dict())
+    torch.testing.assert_close(cell(x[0], h[0]), reference(x[0], h[0]), rtol=2e-5, atol=2e-5)

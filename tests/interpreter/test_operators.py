@@ -58,13 +58,18 @@ def test_fake_results_are_laid_out_as_the_real_ones(hidden, bias, lengths):
     gates_x = torch.randn(T, B, D, 3 * hidden)
     h0, weight = torch.randn(D, B, hidden), torch.randn(D, 3 * hidden, hidden)
     b = torch.randn(D, 3 * hidden) if bias else None
-    arguments = (gates_x, h0, weight, b, lengths, True)
-    checks = ("test_schema", "test_faketensor")
-    torch.library.opcheck(ops._scan_forward, arguments, test_utils=checks)
-    y = ops._scan_forward(*arguments)
-    torch.library.opcheck(
-        ops._scan_backward, (torch.randn_like(y), y, *arguments), test_utils=checks
-    )
+    scan = (gates_x, h0, weight, b, lengths)
+
+    def check(operator, *arguments):
+        checks = ("test_schema", "test_faketensor")
+        torch.library.opcheck(operator, arguments, test_utils=checks)
+        return operator(*arguments)
+
+    check(ops._scan_forward, *scan, True)
+    y, gates_h = check(ops._scan_forward_saving_gates, *scan, True)
+    for saved in (None, gates_h):
+        check(ops._scan_backward, torch.randn_like(y), y, *scan, saved, True)
+    check(ops.step, gates_x[0, :, 0], h0[0], weight[0], None if b is None else b[0], True)
 
 
 def test_explain_names_the_plan():
