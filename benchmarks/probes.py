@@ -1,0 +1,258 @@
+"""The first measurements: the device's ceilings, what an exchange costs, plans against predictions.
+
+Each probe is a function of a device and of whether to keep it tiny; it returns what goes into the
+record. `PROBES` lists them in the order in which a suite runs them.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import torch
+import triton
+import triton.language as tl
+
+from benchmarks.timing import kernel_seconds, measure, quantile, summary
+from triton_gru import plan as planning
+from triton_gru.kernels import engine
+from triton_gru.kernels.exchange import announce, publish, receive, report, unpack
+from triton_gru.plan import Plan, Problem
+
+REPEATS = 7
+
+
+# -- ceilings ---------------------------------------------------------------------------------
+
+
+def copy_rate(device: torch.device, clock, tiny: bool) -> dict:
+    """Bytes read and written a second by one large copy on the device."""
+    elements = 1 << (10 if tiny else 31)  # 4 GiB in 16 bit, far more than any L2
+    source = torch.empty(elements, dtype=torch.bfloat16, device=device).normal_()
+    target = torch.empty_like(source)
+    times = summary([measure([lambda: target.copy_(source)], clock, 0.2)])
+    moved = 2 * source.numel() * source.element_size()
+    return {**times, "bytes": moved, "GB_s": moved / times["median_ms"] / 1e6}
+
+
+def product_rate(device: torch.device, clock, tiny: bool, dtype: torch.dtype) -> dict:
+    """Floating-point operations a second of one large matrix product on random data."""
+    size = 32 if tiny else 8192
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    tf32 = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        times = summary([measure([lambda: a @ b], clock, 0.2)])
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = tf32
+    return {**times, "size": size, "TFLOP_s": 2 * size**3 / times["median_ms"] / 1e9}
+
+
+# -- the exchange alone -----------------------------------------------------------------------
+
+
+@triton.jit
+def exchange_kernel(
+    buffer,
+    counters,
+    error,
+    out,
+    steps,
+    polls,
+    GROUP: tl.constexpr,
+    WIDTH: tl.constexpr,
+    SPAN: tl.constexpr,
+    PROTOCOL: tl.constexpr,
+):
+    """Programs that do nothing but hand each other WIDTH words a step.
+
+    A step's value is 1, plus a quarter of the program's own last value, plus a quarter of the mean
+    over all: it tends to 2, and to nothing else when a word is missed.
+    """
+    member = tl.program_id(0)
+    words = tl.arange(0, SPAN)
+    own = member * WIDTH + tl.arange(0, WIDTH)
+    K: tl.constexpr = GROUP * WIDTH
+    value = tl.zeros([WIDTH], tl.float32)
+    for t in range(steps):
+        publish(buffer + t * K + own, value, own < K, PROTOCOL)
+        announce(counters, PROTOCOL)
+        # fmt: off
+        tiles, late = receive(buffer + t * K, words, 0, buffer, words, words < K, words, K,
+                              counters, GROUP * (t + 1), polls, BLOCKS=1, EXTRA=0, CHUNK=SPAN,
+                              CHUNKS=1, WORD=1, PROTOCOL=PROTOCOL)
+        # fmt: on
+        report(error, late, member, t)
+        value = 1.0 + 0.25 * value + tl.sum(unpack(tiles[0], tl.float32)) * (0.25 / K)
+    tl.store(out + own, value)
+
+
+# Columns that a program of the usual group plan owns.
+WIDTH = 16
+
+
+def exchange_step(device: torch.device, protocol: str, group: int, steps: int) -> Callable:
+    """A call that launches `exchange_kernel` on fresh buffers, and says if the result is right."""
+    buffer = torch.empty(steps, group * WIDTH, device=device)
+    words = torch.zeros(64, dtype=torch.int32, device=device)
+    out = torch.empty(group * WIDTH, device=device)
+
+    def prepare() -> None:
+        buffer.view(torch.int32).fill_(-1)
+        words.zero_()
+
+    def launch() -> None:
+        exchange_kernel[(group,)](
+            buffer,
+            words[32:],
+            words,
+            out,
+            steps,
+            planning.POLLS,
+            GROUP=group,
+            WIDTH=WIDTH,
+            SPAN=triton.next_power_of_2(group * WIDTH),
+            PROTOCOL=engine.PROTOCOLS[protocol],
+            num_warps=4,
+            launch_cooperative_grid=group > 1,
+        )
+
+    def right() -> bool:
+        expected = 0.0
+        for _ in range(steps):
+            expected = 1 + 0.5 * expected
+        return bool((out - expected).abs().max() < 1e-4) and not bool(words[:2].any())
+
+    return prepare, launch, right
+
+
+def exchange_latency(device: torch.device, clock, tiny: bool, protocol: str) -> dict:
+    """Microseconds a step against the number of programs that exchange.
+
+    The difference between a long and a short launch, so that the launch itself drops out.
+    """
+    limits = engine.device_limits(device)
+    groups = (2, 3) if tiny else (2, 4, 8, 16, 32, 48, 64, 96, limits.resident_programs)
+    short, long = (1, 3) if tiny else (256, 2048)
+    rows = []
+    for group in groups:
+        medians = {}
+        for steps in (short, long):
+            prepare, launch, right = exchange_step(device, protocol, group, steps)
+            times = []
+            for _ in range(1 if tiny else REPEATS):
+                prepare()
+                times += _timed_alone(launch, device, clock)
+            if not right():
+                raise RuntimeError(f"{protocol}, {group} programs: words were missed or late")
+            medians[steps] = quantile(times, 0.5)
+        step_us = 1e6 * (medians[long] - medians[short]) / (long - short)
+        rows.append({"programs": group, "step_us": step_us, "launch_ms": 1e3 * medians[short]})
+    return {"protocol": protocol, "width": WIDTH, "rows": rows}
+
+
+def _timed_alone(call: Callable[[], object], device: torch.device, clock) -> list[float]:
+    if device.type != "cuda":
+        return clock.seconds([call])
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda._sleep(500_000)  # the host issues everything while this runs
+    start.record()
+    call()
+    end.record()
+    torch.cuda.synchronize()
+    return [start.elapsed_time(end) / 1e3]
+
+
+# -- kernels against their predictions --------------------------------------------------------
+
+# (T, B, H, dtype, reset_after): one plan each, forward and backward.
+KERNELS = [
+    (1024, 16, 768, "bfloat16", True),
+    (512, 64, 1024, "bfloat16", True),
+    (512, 16, 64, "bfloat16", True),
+    (512, 16, 128, "bfloat16", True),
+    (512, 1, 256, "bfloat16", True),
+    (512, 16, 256, "bfloat16", True),
+    (512, 16, 512, "bfloat16", True),
+    (512, 16, 1024, "bfloat16", True),
+    (512, 128, 1024, "bfloat16", True),
+    (512, 16, 2048, "bfloat16", True),
+    (512, 16, 768, "bfloat16", False),
+    (512, 16, 768, "tf32", True),
+    (512, 16, 64, "float32", True),
+]
+# Shapes of which the next best plans are measured too.
+RIVALS = [(512, 16, 768, "bfloat16", True), (512, 64, 1024, "bfloat16", True)]
+MOST_RIVALS = 6
+TINY = [(2, 2, 20, "bfloat16", True), (2, 2, 40, "float32", False)]
+DTYPES = {
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "tf32": torch.float32,
+    "float32": torch.float32,
+}
+
+
+def kernels(device: torch.device, clock, tiny: bool, rivals: bool) -> dict:
+    """Measured time of each scan's launches beside the floor and the estimate of its plan."""
+    rows = []
+    for shape in (TINY[:1] if rivals else TINY) if tiny else (RIVALS if rivals else KERNELS):
+        for direction in ("forward", "backward"):
+            rows += _kernel_rows(device, clock, shape, direction, tiny, rivals)
+    return {"rows": rows}
+
+
+def _kernel_rows(device, clock, shape, direction: str, tiny: bool, rivals: bool) -> list[dict]:
+    T, B, H, name, reset_after = shape
+    dtype = DTYPES[name]
+    g = torch.Generator(device).manual_seed(0)
+
+    def normal(*sizes, scale=1.0):
+        return (torch.randn(*sizes, generator=g, device=device) * scale).to(dtype)
+
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = name != "float32"
+    try:
+        arguments = [normal(T, B, 1, 3 * H), normal(1, B, H), normal(1, 3 * H, H, scale=H**-0.5)]
+        arguments.append(normal(1, 3 * H))
+        problem = Problem(
+            batch=B,
+            hidden=H,
+            dtype=engine.DTYPES[dtype],
+            reset_after=reset_after,
+            direction=direction,
+            tensor_cores=name != "float32",
+        )
+        y = engine.scan_forward(*arguments, reset_after=reset_after)
+        dy = torch.randn_like(y)
+
+        def call(plan: Plan) -> object:
+            if direction == "forward":
+                return engine.scan_forward(*arguments, reset_after=reset_after, plan=plan)
+            return engine.scan_backward(dy, y, *arguments, reset_after=reset_after, plan=plan)
+
+        plans = planning.all_plans(problem, engine.device_limits(device))
+        rows = []
+        for plan in plans[1 : 2 if tiny else 1 + MOST_RIVALS] if rivals else plans[:1]:
+            row = {"T": T, "B": B, "H": H, "dtype": name, "reset_after": reset_after}
+            row |= {"direction": direction, "plan": dataclasses.asdict(plan)}
+            rows.append(row)
+            try:
+                times = kernel_seconds(functools.partial(call, plan), device, 1 if tiny else 5)
+                row["step_us"] = 1e6 * quantile(times, 0.5) / T
+            except Exception as error:
+                row["failed"] = f"{type(error).__name__}: {error}"
+                clock.synchronize()  # raises where the context is lost, which ends the probe
+        return rows
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+PROBES: dict[str, Callable] = {
+    "copy": copy_rate,
+    "product bfloat16": functools.partial(product_rate, dtype=torch.bfloat16),
+    "product tf32": functools.partial(product_rate, dtype=torch.float32),
+    "exchange sentinel": functools.partial(exchange_latency, protocol=planning.SENTINEL),
+    "exchange counter": functools.partial(exchange_latency, protocol=planning.COUNTER),
+    "kernels": functools.partial(kernels, rivals=False),
+    "rival plans": functools.partial(kernels, rivals=True),
+}
