@@ -258,6 +258,8 @@ REGISTER_LOAD = {  # by direction, protocol and warps
     ("backward", COUNTER, 4): 160,
     ("backward", COUNTER, 8): 168,
 }
+# The same where the backward takes its vectors one by one: three waits in a loop are worse.
+REGISTER_LOAD_BY_BLOCK = 104
 
 
 def _single(problem: Problem, device: Device, rows: int) -> Plan | None:
@@ -322,7 +324,8 @@ def _group(
     vector = vectors * rows * chunk * chunks * element / 4 / (32 * warps)
     accumulators = sums * rows * columns / 32
     load = (vector + 1.5 * accumulators) * (1.1 if element == 4 else 1)
-    if load > REGISTER_LOAD[problem.direction, protocol, warps]:
+    limit = REGISTER_LOAD[problem.direction, protocol, warps]
+    if load > (REGISTER_LOAD_BY_BLOCK if by_block else limit):
         return None
 
     weight = 3 * columns * chunk * chunks * element
