@@ -1,0 +1,87 @@
+"""An exchange that is broken on purpose: one program of a group never comes."""
+
+import contextlib
+import time
+
+import pytest
+import torch
+
+from tests.gpu.cases import DEVICE, assert_exact_enough, case_on_device, plan_for
+from triton_gru import plan as planning
+from triton_gru.kernels import engine
+
+PROTOCOLS = (planning.SENTINEL, planning.COUNTER)
+# A wait that ends in vain may take so long, from the launch to the exception.
+SECONDS = 1.0
+
+
+class LastProgramMissing:
+    """A kernel whose grid is one program short: the others wait for what it would publish."""
+
+    def __init__(self, kernel):
+        self.kernel = kernel
+
+    def __getitem__(self, grid):
+        return self.kernel[(grid[0] - 1, *grid[1:])]
+
+
+@contextlib.contextmanager
+def impatience():
+    """In the interpreter a deadlock is to be left to the kernel's own bound."""
+    if DEVICE.type == "cuda":
+        yield
+        return
+    from tests.interpreter import harness
+
+    with harness.interleaving(0, detect=False):
+        yield
+
+
+@pytest.mark.parametrize("reset_after", [True, False], ids=["after", "before"])
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_program_that_never_comes(protocol, direction, reset_after, monkeypatch):
+    on_gpu = DEVICE.type == "cuda"
+    shape = (32, 16, 768) if on_gpu else (2, 3, 20)
+    case = case_on_device(*shape, reset_after=reset_after, dtype=torch.bfloat16)
+    plans = {d: plan_for(case, d, protocol) for d in ("forward", "backward")}
+    polls = planning.POLLS if on_gpu else 20
+    y = engine.scan_forward(*case.arguments, **case.options, plan=plans["forward"])
+
+    def scan(plan):
+        if direction == "forward":
+            return engine.scan_forward(*case.arguments, **case.options, plan=plan, polls=polls)
+        arguments = (case.dy, y, *case.arguments)
+        return engine.scan_backward(*arguments, **case.options, plan=plan, polls=polls)[0]
+
+    scan(plans[direction])  # compiled before the clock starts
+    engine.check_errors(DEVICE, synchronize=True)
+    kernel = f"scan_{direction}_kernel"
+    monkeypatch.setattr(engine, kernel, LastProgramMissing(getattr(engine, kernel)))
+    begun = time.perf_counter()
+    with impatience():
+        result = scan(plans[direction])
+    with pytest.raises(engine.KernelTimeout, match="waited in vain"):
+        engine.check_errors(DEVICE, synchronize=True)
+    took = time.perf_counter() - begun
+    assert result.isnan().any()
+    assert not on_gpu or took < SECONDS, f"{took:.2f} s"
+
+    # Reported once, then over: the device computes as before.
+    monkeypatch.undo()
+    assert_exact_enough(case, plans, "bfloat16")
+
+
+def test_the_next_call_raises(monkeypatch):
+    """Without anybody asking: the error of one launch surfaces in the one after it."""
+    case = case_on_device(4, 3, 300 if DEVICE.type == "cuda" else 20, reset_after=True)
+    plan = plan_for(case, "forward", planning.SENTINEL)
+    kernel = LastProgramMissing(engine.scan_forward_kernel)
+    monkeypatch.setattr(engine, "scan_forward_kernel", kernel)
+    with impatience():
+        engine.scan_forward(*case.arguments, **case.options, plan=plan, polls=20)
+    monkeypatch.undo()
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+    with pytest.raises(engine.KernelTimeout, match=r"program .* step"):
+        engine.scan_forward(*case.arguments, **case.options, plan=plan)
