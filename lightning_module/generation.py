@@ -44,10 +44,10 @@ def continue_prompt(
     tokenizer: Tokenizer,
     prompt: str,
     *,
-    num_sentences: int = 1,
-    temperature: float = 0.8,
-    top_p: float = 0.95,
-    max_tokens: int = 400,
+    num_sentences: int,
+    temperature: float,
+    top_p: float,
+    max_tokens: int,
     seed: int = 1,
 ) -> list[str]:
     """Sample continuations of `prompt`, each to the end of its sentence.
@@ -70,6 +70,8 @@ def continue_prompt(
     Raises:
         DataError: the prompt holds characters that the tokenizer does not know.
     """
+    if num_sentences == 0:
+        return []
     first, state = _read(model, tokenizer, prompt)
     generator = torch.Generator(first.device).manual_seed(seed)
     logits = first.expand(num_sentences, -1)

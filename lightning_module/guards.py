@@ -8,7 +8,9 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import Checkpoint
 
+from lightning_module.budget import budget_used
 from lightning_module.checkpoints import LAST
 
 
@@ -68,14 +70,15 @@ class StopWhenDiverged(L.Callback):
     def _diverged(what: str) -> None:
         raise Diverged(
             f"{what}: training diverged and was stopped; the checkpoints are from before. "
-            "Try a lower optimizer.lr, a longer model.warmup or less trainer.gradient_clip_val."
+            "Try a lower optimizer.lr, a longer scheduler.warmup or less trainer.gradient_clip_val."
         )
 
 
 class StopOnSignal(L.Callback):
     """On SIGINT or SIGTERM: finish the batch, save `last.ckpt`, end the run with `Stopped`.
 
-    A second SIGINT ends at once.
+    A signal during a validation waits for its end and the next batch, because a run that goes on
+    does not repeat a validation. A second SIGINT ends at once.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -90,10 +93,9 @@ class StopOnSignal(L.Callback):
             self._before = {s: signal.signal(s, self._receive) for s in self.SIGNALS}
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        self._stop_if_asked(trainer)
-
-    def on_validation_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        self._stop_if_asked(trainer)
+        if self._received is not None:
+            trainer.save_checkpoint(self.checkpoint)
+            raise Stopped(self._received, trainer.global_step, self.checkpoint)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         for number, handler in self._before.items():
@@ -105,15 +107,33 @@ class StopOnSignal(L.Callback):
             raise KeyboardInterrupt
         self._received = number
 
-    def _stop_if_asked(self, trainer: L.Trainer) -> None:
-        if self._received is not None:
-            trainer.save_checkpoint(self.checkpoint)
-            raise Stopped(self._received, trainer.global_step, self.checkpoint)
-
 
 class ValidateAtEnd(L.Callback):
-    """Validates after the last step too, when `max_steps` is no multiple of the interval."""
+    """Validates after the last step too, wherever the run's limits put it."""
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        if trainer.global_step == trainer.max_steps:
+        if budget_used(trainer) >= 1:
             trainer.should_stop = True  # Lightning validates once more before it stops
+
+
+class LastCheckpoint(Checkpoint):
+    """Saves `last.ckpt` after each validation, and at the end of a run that never validated.
+
+    A `Checkpoint`, which Lightning calls after all other callbacks: what they know is in the file.
+    """
+
+    def __init__(self, checkpoint_dir: str | Path) -> None:
+        self.path = Path(checkpoint_dir) / LAST
+        self._saved_step = -1
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._save(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._saved_step != trainer.global_step:
+            self._save(trainer)
+
+    def _save(self, trainer: L.Trainer) -> None:
+        trainer.save_checkpoint(self.path)
+        self._saved_step = trainer.global_step

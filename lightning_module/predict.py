@@ -1,6 +1,7 @@
 """The command `triton-gru-predict`: the likeliest next tokens, and sentences to their end."""
 
 import json
+import math
 import sys
 from collections.abc import Iterator
 
@@ -14,7 +15,7 @@ from rich.table import Table
 from lightning_module.checkpoints import CheckpointError, find_checkpoint, load_predictor
 from lightning_module.corpora import DataError
 from lightning_module.generation import NextToken, continue_prompt, next_tokens
-from lightning_module.overrides import quote_arguments
+from lightning_module.overrides import quote_arguments, take_argument
 from lightning_module.train import CONFIGS
 
 FORMATS = ("text", "json")
@@ -24,35 +25,41 @@ class UsageError(ValueError):
     """A setting outside its range; the message says which and what is allowed."""
 
 
+# For each number its type, least and largest value.
+LIMITS: dict[str, tuple[type, float, float]] = {
+    "k": (int, 0, math.inf),
+    "num_sentences": (int, 0, math.inf),
+    "max_tokens": (int, 1, math.inf),
+    "seed": (int, -(2**63), 2**63 - 1),
+    "temperature": (float, 0, math.inf),
+    "top_p": (float, 0, 1),
+}
+
+
 def _check(config: DictConfig) -> None:
     if config.format not in FORMATS:
         raise UsageError(f"format must be text or json; got {config.format!r}")
-    for name, least, most in (
-        ("k", 0, None),
-        ("num_sentences", 0, None),
-        ("max_tokens", 1, None),
-        ("temperature", 0, None),
-        ("top_p", 0, 1),
-    ):
+    if config.checkpoint is None or config.runs is None:
+        raise UsageError("checkpoint and runs must be paths (or checkpoint=latest); got null")
+    for name, (kind, least, most) in LIMITS.items():
         value = config[name]
-        if (
-            not isinstance(value, int | float)
-            or value < least
-            or (most is not None and value > most)
-        ):
-            above = f"from {least} to {most}" if most is not None else f"of at least {least}"
-            raise UsageError(f"{name} must be a number {above}; got {value!r}")
+        right = isinstance(value, int | kind) and not isinstance(value, bool)
+        if not right or not least <= value <= most or math.isinf(value):
+            number = "a whole number" if kind is int else "a number"
+            bounds = f"from {least} to {most}" if most < math.inf else f"of at least {least}"
+            raise UsageError(f"{name} must be {number} {bounds}; got {value!r}")
 
 
-def _prompts(config: DictConfig) -> Iterator[str]:
-    if config.prompt is not None:
-        yield str(config.prompt)
+def _prompts(prompt: str | None) -> Iterator[tuple[str, str]]:
+    """Prompts, and where each came from."""
+    if prompt is not None:
+        yield prompt, "prompt"
         return
     if sys.stdin.isatty():
         raise UsageError('no prompt: give prompt="...", or prompts on standard input, one a line')
-    for line in sys.stdin:
+    for number, line in enumerate(sys.stdin, 1):
         if line.strip():
-            yield line.rstrip("\r\n")
+            yield line.rstrip("\r\n"), f"line {number}"
 
 
 def _device(name: str) -> torch.device:
@@ -81,47 +88,59 @@ def _show(console: Console, prompt: str, candidates: list[NextToken], sentences:
         console.print()
 
 
-@hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="predict")
-def _task(config: DictConfig) -> None:
-    try:
-        _check(config)
-        model, tokenizer = load_predictor(find_checkpoint(config.checkpoint, config.runs))
-        model = model.to(_device(config.device))
-        console = Console(highlight=False)
-        for prompt in _prompts(config):
-            candidates = next_tokens(model, tokenizer, prompt, config.k) if config.k else []
-            sentences = (
-                continue_prompt(
-                    model,
-                    tokenizer,
-                    prompt,
-                    num_sentences=config.num_sentences,
-                    temperature=config.temperature,
-                    top_p=config.top_p,
-                    max_tokens=config.max_tokens,
-                    seed=config.seed,
-                )
-                if config.num_sentences
-                else []
-            )
+def predict(config: DictConfig, prompt: str | None) -> bool:
+    """Answer the prompt, or the lines of standard input; whether all could be answered.
+
+    Raises:
+        UsageError: a setting is out of range.
+        CheckpointError: there is no usable checkpoint.
+    """
+    _check(config)
+    model, tokenizer = load_predictor(find_checkpoint(str(config.checkpoint), str(config.runs)))
+    model = model.to(_device(str(config.device)))
+    console = Console(highlight=False)
+    settings = {name: config[name] for name in LIMITS if name != "k"}
+    all_answered = True
+    for text, origin in _prompts(prompt):
+        try:
+            candidates = next_tokens(model, tokenizer, text, config.k) if config.k else []
+            sentences = continue_prompt(model, tokenizer, text, **settings)
+        except DataError as error:  # the other prompts can still be answered
+            print(f"error: {origin}: {error}", file=sys.stderr)
+            all_answered = False
             if config.format == "json":
-                found = {
-                    "prompt": prompt,
-                    "next": [t._asdict() for t in candidates],
-                    "continuations": sentences,
-                }
-                print(json.dumps(found, ensure_ascii=False), flush=True)
-            else:
-                _show(console, prompt, candidates, sentences)
-    except (UsageError, DataError, CheckpointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+                print(json.dumps({"prompt": text, "error": str(error)}, ensure_ascii=False))
+            continue
+        if config.format == "json":
+            found = {
+                "prompt": text,
+                "next": [token._asdict() for token in candidates],
+                "continuations": sentences,
+            }
+            print(json.dumps(found, ensure_ascii=False), flush=True)
+        else:
+            _show(console, text, candidates, sentences)
+    return all_answered
 
 
 def main() -> None:
     """Entry point of `triton-gru-predict`."""
+    prompt = take_argument("prompt")
     quote_arguments()
-    _task()
+
+    @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="predict")
+    def task(config: DictConfig) -> None:
+        try:
+            if not predict(config, prompt):
+                raise SystemExit(1)
+        except (UsageError, DataError, CheckpointError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(1) from None
+        except BrokenPipeError:  # the reader, such as head, has seen enough
+            sys.stdout = None
+            raise SystemExit(0) from None
+
+    task()
 
 
 if __name__ == "__main__":

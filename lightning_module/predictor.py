@@ -53,8 +53,7 @@ class SentencePredictor(L.LightningModule):
             a token
             into bits a character.
         optimizer: builds the optimizer from an iterable of parameters; needed only to train.
-        warmup: share of the budget over which the learning rate rises linearly.
-        final_lr: learning rate at the end of the cosine, as a share of the peak.
+        schedule: factor on the learning rate for a share of the budget used, see `schedules`.
 
     Raises:
         ValueError: unknown core, or a size or probability outside its range.
@@ -71,12 +70,11 @@ class SentencePredictor(L.LightningModule):
         tie_weights: bool = False,
         chars_per_token: float = 1.0,
         optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None,
-        warmup: float = 0.02,
-        final_lr: float = 0.0,
+        schedule: Callable[[float], float] = lambda used: 1.0,
     ) -> None:
         super().__init__()
         core = dict(core or {"name": "gru"})
-        self.save_hyperparameters(ignore=["optimizer", "core"], logger=False)
+        self.save_hyperparameters(ignore=["optimizer", "schedule", "core"], logger=False)
         self.save_hyperparameters({"core": dict(core)}, logger=False)
         name = core.pop("name", None)
         if name not in CORES:
@@ -111,6 +109,7 @@ class SentencePredictor(L.LightningModule):
             nn.init.normal_(self.embedding.weight, std=embedding_size**-0.5)
             self.output.weight = self.embedding.weight
         self.optimizer_factory = optimizer
+        self.schedule = schedule
         self.carried: dict[str, State | None] = {"train": None, "val": None}
         self.val_nll = MeanMetric(nan_strategy="disable").set_dtype(torch.float64)
         self.val_top1 = MeanMetric(nan_strategy="disable").set_dtype(torch.float64)
@@ -203,14 +202,7 @@ class SentencePredictor(L.LightningModule):
             torch.set_rng_state(self._rng_state)
 
     def _lr_factor(self) -> float:
-        used = budget_used(self._trainer) if self._trainer is not None else 0.0
-        rise = min(
-            1.0,
-            (self.global_step + 1) / 10,
-            used / self.hparams.warmup if self.hparams.warmup else 1.0,
-        )
-        cosine = 0.5 * (1 + math.cos(math.pi * used))
-        return rise * (self.hparams.final_lr + (1 - self.hparams.final_lr) * cosine)
+        return self.schedule(budget_used(self._trainer) if self._trainer is not None else 0.0)
 
     def _carried(self, stage: str, batch: Chunk) -> State | None:
         state = self.carried[stage]

@@ -37,14 +37,15 @@ class SampleWriter(L.Callback):
     def __init__(
         self,
         run_dir: str | Path,
-        prompts: list[str] | None = None,
-        num_sentences: int = 2,
-        temperature: float = 0.8,
-        top_p: float = 0.95,
-        max_tokens: int = 200,
+        *,
+        prompts: list[str],
+        num_sentences: int,
+        temperature: float,
+        top_p: float,
+        max_tokens: int,
     ) -> None:
         self.file = Path(run_dir) / SAMPLES
-        self.prompts = list(prompts or [])
+        self.prompts = list(prompts)
         self.settings = {
             "num_sentences": num_sentences,
             "temperature": temperature,

@@ -2,6 +2,9 @@
 
 import logging
 import math
+import os
+import shutil
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -9,10 +12,14 @@ from typing import Any
 
 import hydra
 import lightning as L
+import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import instantiate
+from lightning.pytorch.loggers import CSVLogger
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
 
@@ -63,77 +70,124 @@ def train(config: DictConfig, checkpoint: Path | None = None) -> dict[str, Any]:
     """
     run_dir = Path(config.run_dir)
     if checkpoint is None and run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
+        resumable = (run_dir / CHECKPOINTS / LAST).is_file()
         raise RunError(
-            f"run_dir {run_dir} exists and is not empty. Choose another, or go on with the run "
-            f"in it: resume={run_dir}"
+            f"run_dir {run_dir} exists and is not empty. Choose another"
+            + f", or go on with the run in it: resume={run_dir}" * resumable
+        )
+    if config.logger.get("csv") is None:
+        raise RunError(
+            "logger.csv cannot be left out: curves, summary and resuming are made from metrics.csv"
         )
     L.seed_everything(config.seed, workers=True, verbose=False)
     # Everything that can be wrong with settings and data shows before anything is written.
-    data = instantiate(config.data, tokenizer=instantiate(config.tokenizer))
+    if "paths" in config.data:  # a run is resumed from any directory
+        config.data.paths = [os.path.abspath(Path(p).expanduser()) for p in config.data.paths]
+    data = _built("data", config.data, tokenizer=_built("tokenizer", config.tokenizer))
     data.prepare_data()
     data.setup("fit")
     log.info(data.describe())
-    try:
-        model = SentencePredictor(
-            data.vocab_size,
-            chars_per_token=data.chars_per_token,
-            optimizer=instantiate(config.optimizer),
-            **OmegaConf.to_container(config.model, resolve=True),
-        )
-    except (TypeError, ValueError) as error:
-        raise RunError(f"the settings below model make no model: {error}") from error
-    trainer = instantiate(
+    trainer = _built(
+        "trainer",
         config.trainer,
-        callbacks=[instantiate(c) for c in config.callbacks.values() if c is not None],
-        logger=_loggers(config, checkpoint),
+        callbacks=[_built(f"callbacks.{k}", c) for k, c in config.callbacks.items() if c],
+        logger=[_built(f"logger.{k}", c) for k, c in config.logger.items() if c],
         plugins=[AtomicCheckpointIO()],
     )
+    if trainer.world_size > 1:
+        raise RunError(
+            f"trainer.devices and num_nodes ask for {trainer.world_size} processes; training runs "
+            "in one so far: set trainer.devices=1 trainer.num_nodes=1"
+        )
+    model = _model(config, data, trainer.strategy.root_device)
+    if checkpoint is not None:
+        try:
+            model.load_state_dict(read_checkpoint(checkpoint)["state_dict"])
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"{checkpoint} does not fit the model that the config describes: {error}"
+            ) from error
+        _keep_metrics(trainer.loggers[0], run_dir, read_checkpoint(checkpoint)["global_step"])
 
     (run_dir / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
     OmegaConf.save(config, run_dir / CONFIG, resolve=True)
     data.tokenizer.save(run_dir / CHECKPOINTS / TOKENIZER)
     try:
         trainer.fit(model, datamodule=data, ckpt_path=checkpoint)
-    except RuntimeError as error:
-        if checkpoint is not None and "state_dict" in str(error):
-            raise CheckpointError(
-                f"{checkpoint} does not fit the model that the config describes: {error}"
-            ) from error
+    except Exception:
+        if checkpoint is None and trainer.global_step == 0:
+            # Nothing was learnt: the name is free for another try.
+            shutil.rmtree(run_dir)
         raise
     return summarize(read_metrics(run_dir / METRICS))
 
 
-def _loggers(config: DictConfig, checkpoint: Path | None) -> list[Any]:
-    """The loggers; when a run goes on, `metrics.csv` keeps the rows up to where it goes on from."""
-    step = read_checkpoint(checkpoint)["global_step"] if checkpoint is not None else 0
-    rows = read_metrics(Path(config.run_dir) / METRICS, up_to_step=step - 1)
-    loggers = {name: instantiate(c) for name, c in config.logger.items() if c is not None}
-    if "csv" in loggers and rows:
-        # Lightning's logger begins by deleting the file.
-        for row in rows:
-            metrics = {name: value for name, value in row.items() if name != "step"}
-            loggers["csv"].log_metrics(metrics, int(row["step"]))
-        loggers["csv"].save()
-    return list(loggers.values())
+def _built(what: str, config: DictConfig, **arguments: Any) -> Any:
+    """What a group of the config describes.
+
+    Raises:
+        RunError: it cannot be built; names the group and the cause.
+    """
+    try:
+        return instantiate(config, **arguments)
+    except (InstantiationException, OmegaConfBaseException) as error:
+        cause = error.__cause__ or error
+        text = str(cause).split("\n    full_key")[0]
+        raise RunError(f"the settings of {what} cannot be used: {text}") from error
+
+
+def _model(config: DictConfig, data: Any, device: torch.device) -> SentencePredictor:
+    """The model, after it and its optimizer have been tried on one token.
+
+    Raises:
+        RunError: the settings make no model, or none that runs on the device.
+    """
+    try:
+        model = SentencePredictor(
+            data.vocab_size,
+            chars_per_token=data.chars_per_token,
+            optimizer=_built("optimizer", config.optimizer),
+            schedule=_built("scheduler", config.scheduler),
+            **OmegaConf.to_container(config.model, resolve=True),
+        )
+        model.optimizer_factory(model.parameters())
+        with torch.no_grad():
+            model.to(device)(torch.zeros(1, 1, dtype=torch.int64, device=device))
+    except (TypeError, ValueError, RuntimeError, OmegaConfBaseException) as error:
+        if isinstance(error, RunError):
+            raise
+        raise RunError(f"model, optimizer and scheduler make no model: {error}") from error
+    return model
+
+
+def _keep_metrics(logger: CSVLogger, run_dir: Path, steps: int) -> None:
+    """Leaves in `metrics.csv` what was logged in the first `steps`, for a run that goes on there.
+
+    Lightning's logger begins by deleting the file.
+    """
+    for row in read_metrics(run_dir / METRICS, up_to_step=steps - 1):
+        metrics = {name: value for name, value in row.items() if name != "step"}
+        logger.log_metrics(metrics, int(row["step"]))
+    logger.save()
 
 
 def resumed(where: str, overrides: list[str]) -> tuple[DictConfig, Path]:
     """The config of an earlier run, with today's overrides, and the checkpoint to go on from.
 
     Args:
-        where: the run directory, or `latest`.
+        where: the run directory, whose last checkpoint is taken; a checkpoint in one; or `latest`.
         overrides: `key=value` as given on the command line.
 
     Raises:
         CheckpointError: no such run, or one that stopped before its first checkpoint.
         RunError: an override that a run under way cannot take.
     """
-    run_dir = find_checkpoint(where).parent.parent
-    checkpoint = run_dir / CHECKPOINTS / LAST
+    checkpoint = find_checkpoint(where)
+    run_dir = checkpoint.absolute().parent.parent
+    if not Path(where).is_file():
+        checkpoint = run_dir / CHECKPOINTS / LAST
     if not checkpoint.is_file() or not (run_dir / CONFIG).is_file():
-        raise CheckpointError(
-            f"{run_dir} lacks {CHECKPOINTS}/{LAST} or {CONFIG}: it cannot be resumed"
-        )
+        raise CheckpointError(f"{where} cannot be resumed: {run_dir} lacks {LAST} or {CONFIG}")
     config = OmegaConf.load(run_dir / CONFIG)
     changes = [o for o in overrides if not o.startswith("resume=")]
     for change in changes:
@@ -144,8 +198,22 @@ def resumed(where: str, overrides: list[str]) -> tuple[DictConfig, Path]:
                 f"values of its {run_dir / CONFIG} can, such as trainer.max_steps=5000"
             )
     config.merge_with_dotlist(changes)
-    config.run_dir = str(run_dir)  # the run may have been moved
-    return config, checkpoint
+    return _moved(config, Path(config.run_dir), run_dir), checkpoint
+
+
+def _moved(config: DictConfig, old: Path, new: Path) -> DictConfig:
+    """The config of a run whose directory, which stands in many places of it, may have moved."""
+
+    def renamed(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: renamed(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [renamed(item) for item in value]
+        if isinstance(value, str) and Path(value).is_relative_to(old):
+            return str(new / Path(value).relative_to(old))
+        return value
+
+    return OmegaConf.create(renamed(OmegaConf.to_container(config)))
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")
@@ -157,12 +225,16 @@ def _task(config: DictConfig) -> float:
         checkpoint = None
         if config.resume is not None:
             config, checkpoint = resumed(config.resume, list(job.overrides.task))
-        elif sweeping:
-            config.run_dir = job.runtime.output_dir
+        else:
+            where = job.runtime.output_dir if sweeping else config.run_dir
+            config.run_dir = os.path.abspath(where)
         metrics = train(config, checkpoint)
     except Stopped as stopped:
         print(f"\n{stopped}\nGo on with: triton-gru-train resume={config.run_dir}", file=sys.stderr)
         raise SystemExit(128 + stopped.signal) from None
+    except KeyboardInterrupt:
+        print("\ninterrupted before the first step; nothing to resume", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT) from None
     except (DataError, RunError, CheckpointError, Diverged) as error:
         if sweeping:
             raise

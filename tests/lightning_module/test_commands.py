@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -77,12 +78,15 @@ def test_predict_reads_prompts_from_standard_input_and_writes_json(command, trai
         f"runs={trained.parent}",
         "num_sentences=1",
         "temperature=0",
-        stdin="The cat \n\nA dog \n",
+        stdin="The cat \n\n${x}\nA dog \n",
     )
-    assert done.returncode == 0, done.stderr
+    # A line that cannot be answered is named, and the others are answered.
+    assert done.returncode == 1
+    assert "error: line 3: The tokenizer does not know" in done.stderr
     found = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [f["prompt"] for f in found] == ["The cat ", "A dog "]
-    for f in found:
+    assert [f["prompt"] for f in found] == ["The cat ", "${x}", "A dog "]
+    assert "does not know" in found[1]["error"]
+    for f in (found[0], found[2]):
         assert [t["probability"] for t in f["next"]] == sorted(
             (t["probability"] for t in f["next"]), reverse=True
         )
@@ -158,8 +162,8 @@ def test_a_stopped_run_resumes_to_the_same_weights(command, text_file, tmp_path,
         text=True,
         env={**os.environ, "TRITON_GRU_CACHE": str(command.home / "cache")},
     )
-    if after == "Tokens":  # before the first validation: as soon as a step is logged
-        while not (run_dir / "tensorboard").exists():
+    if after == "Tokens":  # before the first validation: soon after the loggers have begun
+        while not (run_dir / "tensorboard").exists() and process.poll() is None:
             time.sleep(0.02)
         time.sleep(1.0)
     else:
@@ -198,9 +202,21 @@ def test_resume_takes_new_values_but_no_new_groups(command, trained, tmp_path, t
     done = command("train", f"resume={run_dir}", "trainer.max_steps=30")
     assert done.returncode == 0, done.stderr
     assert json.loads((run_dir / "summary.json").read_text())["steps"] == 30
+    before = {p: p.read_bytes() for p in run_dir.rglob("*") if p.is_file()}
     done = command("train", f"resume={run_dir}", "model.hidden_size=33")
     assert done.returncode == 1
     assert "does not fit the model" in done.stderr
+    assert {p: p.read_bytes() for p in run_dir.rglob("*") if p.is_file()} == before
+
+    # A moved run goes on where it is now, and leaves the place where it was alone.
+    moved = tmp_path / "moved"
+    shutil.copytree(run_dir, moved)
+    checkpoint = f"resume={moved / CHECKPOINTS / BEST}"
+    done = command("train", checkpoint, "trainer.max_steps=40", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((moved / "summary.json").read_text())["steps"] == 40
+    assert {p: p.read_bytes() for p in run_dir.rglob("*") if p.is_file()} == before
+    assert str(run_dir) not in (moved / "config.yaml").read_text()
 
 
 BAD = {
@@ -214,6 +230,17 @@ BAD = {
     "an unknown backend": (["data.paths=[good.txt]", "model.core.backend=x"], "backend"),
     "an unknown group": (["data.paths=[good.txt]", "model/core=mamba"], "mamba"),
     "an unknown key": (["data.paths=[good.txt]", "trainer.max_step=3"], "max_step"),
+    "no paths": ([], "data.paths"),
+    "lanes that are no number": (["data.paths=[good.txt]", "data.lanes=abc"], "lanes"),
+    "a learning rate below 0": (["data.paths=[good.txt]", "optimizer.lr=-1"], "learning rate"),
+    "a precision that is none": (["data.paths=[good.txt]", "trainer.precision=x"], "precision"),
+    "kernels on a CPU": (["data.paths=[good.txt]", "model.core.backend=triton"], "CUDA GPU"),
+    "several processes": (["data.paths=[good.txt]", "trainer.devices=2"], "trainer.devices=1"),
+    "no metrics": (["data.paths=[good.txt]", "logger.csv=null"], "logger.csv cannot"),
+    "an unknown prompt": (
+        ["data.paths=[good.txt]", "callbacks.samples.prompts=[ß]"],
+        "does not know",
+    ),
 }
 
 
@@ -234,6 +261,19 @@ def test_bad_input_is_refused_before_anything_is_written(command, tmp_path, case
     after = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     assert after == before
     assert not list(tmp_path.glob("runs/*"))
+
+
+def test_a_run_shorter_than_its_validation_interval_keeps_what_it_learnt(command, tmp_path):
+    (tmp_path / "a.txt").write_text(made_text(3_000))
+    short = ["data.paths=[a.txt]", "trainer.max_epochs=1", "run_dir=run"]
+    done = command("train", *TINY, *short, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / CHECKPOINTS / BEST).is_file()
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["val_loss"] > 0
+    short[-1] = "run_dir=unjudged"
+    done = command("train", *TINY, *short, "trainer.limit_val_batches=0", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "unjudged" / CHECKPOINTS / LAST).is_file()
 
 
 def test_a_diverging_run_stops_and_names_the_step(command, text_file, tmp_path):
@@ -258,6 +298,10 @@ def test_a_diverging_run_stops_and_names_the_step(command, text_file, tmp_path):
         (["prompt=a", "temperature=-1"], "temperature must be a number of at least 0; got -1"),
         (["prompt=a", "top_p=2"], "top_p must be a number from 0 to 1; got 2"),
         (["prompt=a", "device=abacus"], "device 'abacus' cannot be used here"),
+        (["prompt=a", "k=2.5"], "k must be a whole number of at least 0; got 2.5"),
+        (["prompt=a", "num_sentences=true"], "num_sentences must be a whole number"),
+        (["prompt=a", "temperature=nan"], "temperature must be a number of at least 0; got nan"),
+        (["prompt=a", "seed=abc"], "seed must be a whole number"),
     ],
 )
 def test_predict_refuses_bad_settings(command, trained, arguments, expected):

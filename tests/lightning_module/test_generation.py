@@ -30,6 +30,12 @@ class Scripted(SentencePredictor):
         return logits, torch.full((1, tokens.shape[1], 1), step + 1.0)
 
 
+def say(model, tokenizer, prompt, num_sentences=1, max_tokens=40):
+    """The likeliest text."""
+    settings = {"num_sentences": num_sentences, "max_tokens": max_tokens}
+    return continue_prompt(model, tokenizer, prompt, temperature=0, top_p=1, **settings)
+
+
 @pytest.mark.parametrize(
     ("says", "sentence"),
     [
@@ -43,20 +49,20 @@ class Scripted(SentencePredictor):
 )
 def test_a_sentence_ends_after_its_full_stop_and_closing_marks(tokenizer, says, sentence):
     model = Scripted(tokenizer, says)
-    got = continue_prompt(model, tokenizer, "ab", num_sentences=2, temperature=0, max_tokens=6)
+    got = say(model, tokenizer, "ab", num_sentences=2, max_tokens=6)
     assert got == [sentence, sentence]
 
 
 def test_the_model_reads_the_prompt_and_then_what_it_said(tokenizer):
     model = Scripted(tokenizer, "cd.a")
-    continue_prompt(model, tokenizer, "ab", temperature=0)
+    say(model, tokenizer, "ab")
     read = [tokenizer.decode(t[:, 0].tolist()) for t in model.read]
     assert read == ["ab", "c", "d", "."]
 
 
 def test_an_empty_prompt_begins_a_document(tokenizer):
     model = Scripted(tokenizer, "a.b")
-    continue_prompt(model, tokenizer, "", temperature=0)
+    say(model, tokenizer, "")
     assert model.read[0].tolist() == [[tokenizer.doc_id]]
 
 
@@ -106,6 +112,6 @@ def test_sampling_follows_temperature_and_nucleus():
 def test_unknown_characters_in_a_prompt_are_named(tokenizer):
     model = SentencePredictor(tokenizer.vocab_size)
     with pytest.raises(DataError, match="'ß'"):
-        continue_prompt(model, tokenizer, "aß")
+        say(model, tokenizer, "aß")
     with pytest.raises(DataError, match="'ß'"):
         next_tokens(model, tokenizer, "aß", 3)

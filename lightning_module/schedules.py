@@ -1,0 +1,28 @@
+"""Learning rate over a run: factors on the peak rate, as functions of the share of the budget used.
+
+The share comes from `budget.py`, so a schedule needs no number of steps. `conf/scheduler/` names
+them; to add one, write such a function and a file there.
+"""
+
+import math
+
+
+def cosine(used: float, *, warmup: float, final_lr: float) -> float:
+    """A linear rise and then half a cosine (Loshchilov and Hutter 2017).
+
+    Args:
+        used: share of the budget spent, 0 to 1.
+        warmup: share of the budget over which the rate rises from 0.
+        final_lr: factor at the end.
+    """
+    falling = final_lr + (1 - final_lr) * 0.5 * (1 + math.cos(math.pi * used))
+    return _rise(used, warmup) * falling
+
+
+def constant(used: float, *, warmup: float) -> float:
+    """A linear rise over the share `warmup` of the budget, then the peak rate."""
+    return _rise(used, warmup)
+
+
+def _rise(used: float, warmup: float) -> float:
+    return min(1.0, used / warmup) if warmup > 0 else 1.0
