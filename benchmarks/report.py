@@ -234,6 +234,14 @@ def markdown(record: dict) -> str:
             means.append(f"{MODES[mode]} {mean:.2f}x over {len(values)} cells")
     if means:
         lines += [f"Geometric mean of the speed-up in 16 bit: {'; '.join(means)}.", ""]
+    measured = [c for c in record["cells"].values() if median_ms(c, OURS)]
+    if measured:
+        apart = sorted(100 * noise(cell) for cell in measured)
+        lines += [
+            f"Two rounds of the same contestant lie {apart[len(apart) // 2]:.0f} % apart in the "
+            f"median cell, {apart[-1]:.0f} % in the worst: less than that says nothing.",
+            "",
+        ]
     others = [LSTM, "compiled loop", "gru-qat", "torchrl", "flashrnn"]
     others = [name for name in others if any(median_ms(c, name) for c in record["cells"].values())]
     head = ["T", "B", "H", "dtype", "timed", "triton_gru ms", "us a step", "nn.GRU ms", "speed-up"]
@@ -348,6 +356,7 @@ def _grid_cells(record: dict) -> list[dict]:
 
 def _lines(record: dict, over: str, fixed: str, values: tuple[int, ...]):
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     cells = _grid_cells(record)
     values = [v for v in values if len({c[over] for c in cells if c[fixed] == v}) > 1]
@@ -370,8 +379,10 @@ def _lines(record: dict, over: str, fixed: str, values: tuple[int, ...]):
             axis.set_yscale("log")
             axis.set_xticks(sorted({c[over] for c in cells}))
             axis.xaxis.set_major_formatter(lambda v, _: f"{v:g}")
+            axis.tick_params(axis="x", labelsize=8, rotation=45)
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axis.yaxis.set_major_formatter(lambda v, _: f"{v:g}")
-            axis.yaxis.set_minor_formatter(lambda v, _: "")
+            axis.yaxis.set_minor_formatter(NullFormatter())
             axis.set_title(f"{MODES[mode]}, {fixed} = {value}", fontsize=10)
             axis.grid(alpha=0.3)
     for axis in axes[-1]:
@@ -436,7 +447,7 @@ def _floor(record: dict):
     for row in rows:
         name = f"B{row['B']} H{row['H']} {NAMES[row['dtype']]} {row['direction']}"
         names.append(name + ("" if row["reset_after"] else ", reset before"))
-    figure, axis = plt.subplots(figsize=(8, 1.4 + 0.27 * len(rows)))
+    figure, axis = plt.subplots(figsize=(8, 1.7 + 0.27 * len(rows)))
     at = range(len(rows))
     axis.barh(at, [r["step_us"] for r in rows], color=COLORS[OURS], height=0.62, label="measured")
     for key, mark, color in (("floor_us", "|", "black"), ("estimate_us", "d", "#edae49")):
@@ -452,8 +463,8 @@ def _floor(record: dict):
     axis.set_yticks(at, names)
     axis.invert_yaxis()
     axis.set_xlabel("time a step of the kernel alone, µs")
-    axis.legend(frameon=False, fontsize=8, loc="lower right")
-    axis.set_title("Kernels against what their plans promise")
+    figure.suptitle("Kernels against what their plans promise")
+    axis.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.4, 1), ncols=3)
     figure.tight_layout(rect=(0, 0.015, 1, 1))
     return figure
 

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 HERE = os.path.dirname(__file__)
+# Seconds for one test; under compute-sanitizer it takes many more.
+TIMEOUT = int(os.environ.get("TRITON_GRU_TEST_TIMEOUT", "120"))
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 CUDA = torch.cuda.is_available() and not INTERPRETING
 
@@ -34,7 +36,7 @@ def pytest_collection_modifyitems(items):
         # A kernel that hangs holds the interpreter in a CUDA call, which no signal interrupts: the
         # other method ends the process, which xdist replaces.
         item.add_marker(pytest.mark.gpu)
-        item.add_marker(pytest.mark.timeout(120, method="thread"))
+        item.add_marker(pytest.mark.timeout(TIMEOUT, method="thread"))
         if not CUDA and not INTERPRETING:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
         elif not CUDA and "cuda" in item.keywords:
