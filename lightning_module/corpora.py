@@ -73,7 +73,7 @@ class Corpus:
         Args:
             max_chars: Characters to keep, of both splits together; a shorter corpus stays whole.
         """
-        if max_chars < 2:
+        if not isinstance(max_chars, int) or max_chars < 2:
             raise DataError(f"data.max_chars must be at least 2, got {max_chars}.")
 
         def cut(documents: Callable[[], Iterator[Document]], is_train: bool) -> Iterator[Document]:
@@ -262,7 +262,7 @@ def text_files(paths: str | Iterable[str], val_fraction: float = 0.1) -> Corpus:
         DataError: A file is missing, a folder, unreadable or empty, or a glob finds nothing; when
             the text is read: it is not UTF-8.
     """
-    if not 0 < val_fraction < 1:
+    if not isinstance(val_fraction, float) or not 0 < val_fraction < 1:
         raise DataError(f"data.val_fraction must lie between 0 and 1, got {val_fraction}.")
     files = _find_files([paths] if isinstance(paths, (str, Path)) else list(paths))
 

@@ -208,8 +208,8 @@ class SentenceDataModule(lightning.LightningDataModule):
         """Fetches the corpus and makes its tokens unless they are there already."""
         for name in ("lanes", "seq_len", "val_lanes"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise DataError(f"data.{name} must be at least 1, got {value}.")
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise DataError(f"data.{name} must be at least 1, got {value!r}.")
         self._cache().make()
 
     def setup(self, stage: str | None = None) -> None:

@@ -82,10 +82,10 @@ class TokenizerSettings:
         if self.vocab_size is None:
             if self.kind == "bpe":
                 raise DataError("tokenizer=bpe needs tokenizer.vocab_size, for example 4000.")
-        elif self.vocab_size < least:
+        elif not isinstance(self.vocab_size, int) or self.vocab_size < least:
             raise DataError(
                 f"tokenizer.vocab_size must be at least {least} for {self.kind}, "
-                f"got {self.vocab_size}."
+                f"got {self.vocab_size!r}."
             )
 
 

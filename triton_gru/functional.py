@@ -60,20 +60,21 @@ def gru(
     """
     packed = input if isinstance(input, PackedSequence) else None
     x = input if packed is None else packed.data
+    D = 2 if bidirectional else 1
+    L = _count_layers(params, bias, D)
     unbatched = check_sequence(x, hx, params[0], packed is not None, batch_first)
     if unbatched:
         x, hx = x.unsqueeze(1), None if hx is None else hx.unsqueeze(1)
     elif packed is None and batch_first:
         x = x.transpose(0, 1)
 
-    D, H = 2 if bidirectional else 1, params[1].shape[1]
-    L = _count_layers(params, bias, D)
+    H = params[1].shape[1]
     B = x.shape[1] if packed is None else int(packed.batch_sizes[0])
     hx = _first_states(hx, (L * D, B, H), x)
     if packed is not None and packed.sorted_indices is not None:
         hx = hx.index_select(1, packed.sorted_indices)
 
-    dtype = _compute_dtype(x, hx)
+    dtype = compute_dtype(x, hx)
     choice = choose_backend(
         backend,
         reset_after=reset_after,
@@ -162,18 +163,21 @@ def gru_cell(
 
     Raises:
         TypeError: input or hx is no tensor.
-        ValueError: input or hx is neither 1-D nor 2-D; the backend is unknown or cannot compute the
-            variant.
+        ValueError: input or hx is neither 1-D nor 2-D; only one bias is given; the backend is
+            unknown or cannot compute the variant.
         RuntimeError: Another shape, dtype or device does not fit, or backend="triton" cannot run
             here.
     """
     check_cell(input, hx, weight_ih, weight_hh.shape[1])
+    if (bias_ih is None) != (bias_hh is None):
+        given = "bias_hh" if bias_ih is None else "bias_ih"
+        raise ValueError(f"bias_ih and bias_hh should both be given or both be None, got {given}")
     x = input if input.dim() == 2 else input.unsqueeze(0)
     if hx is None:
         hx = x.new_zeros(x.shape[0], weight_hh.shape[1])
     elif hx.dim() == 1:
         hx = hx.unsqueeze(0)
-    dtype = _compute_dtype(x, hx)
+    dtype = compute_dtype(x, hx)
     choice = choose_backend(
         backend,
         reset_after=reset_after,
@@ -199,7 +203,7 @@ def gru_cell(
     return h if input.dim() == 2 else h.squeeze(0)
 
 
-def _compute_dtype(x: Tensor, hx: Tensor) -> torch.dtype:
+def compute_dtype(x: Tensor, hx: Tensor) -> torch.dtype:
     """The dtype that nn.GRU's output has, in which the recurrence therefore runs.
 
     Under autocast cuDNN takes and returns autocast's dtype, while ATen on a CPU multiplies in it
@@ -212,7 +216,7 @@ def _compute_dtype(x: Tensor, hx: Tensor) -> torch.dtype:
 
 def _count_layers(params: Sequence[Tensor], bias: bool, D: int) -> int:
     per_layer = D * (4 if bias else 2)
-    if len(params) % per_layer:
+    if not params or len(params) % per_layer:
         raise ValueError(
             f"params should hold {per_layer} tensors for each layer with bias={bias} and "
             f"bidirectional={D == 2}, got {len(params)} in all"

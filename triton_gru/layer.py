@@ -283,6 +283,7 @@ def _copy(source: nn.Module, target: nn.Module) -> nn.Module:
 
 
 def _explain(module: GRU | GRUCell, x: Tensor, batch_size: int) -> str:
+    dtype = functional.compute_dtype(x, x)
     layer = {
         "hidden_size": module.hidden_size,
         "reset_after": module.reset_after,
@@ -292,14 +293,14 @@ def _explain(module: GRU | GRUCell, x: Tensor, batch_size: int) -> str:
         choice = choose_backend(
             module.backend,
             device=x.device,
-            dtype=x.dtype,
+            dtype=dtype,
             **layer,
         )
     except (RuntimeError, ValueError) as error:
         return f"No backend will run. {error}."
     text = f"Backend {choice.backend!r} will run: {choice.reason}."
     if choice.backend == "triton":
-        text += f" Forward: {explain_plan(x.device, x.dtype, batch_size, **layer)}."
+        text += f" Forward: {explain_plan(x.device, dtype, batch_size, **layer)}."
     return text
 
 

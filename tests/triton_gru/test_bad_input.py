@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
-from triton_gru import GRU, GRUCell, gru
+from triton_gru import GRU, GRUCell, gru, gru_cell
 
 BACKENDS = ["auto", "torch", "reference"]
 T, B, I, H = 4, 3, 5, 7  # noqa: E741
@@ -172,3 +172,16 @@ def test_backend_set_later():
 def test_functional_with_a_missing_parameter():
     with pytest.raises(ValueError, match=r"4 tensors for each layer with bias=True.*got 3"):
         gru(x(), None, list(nn.GRU(I, H).parameters())[:3])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_one_bias_alone_is_refused(backend):
+    weights = (torch.zeros(3 * H, I), torch.zeros(3 * H, H))
+    for biases, given in (((x(3 * H), None), "bias_ih"), ((None, x(3 * H)), "bias_hh")):
+        with pytest.raises(ValueError, match=f"both be given or both be None, got {given}"):
+            gru_cell(x(B, I), None, *weights, *biases, backend=backend)
+
+
+def test_no_parameters_are_refused():
+    with pytest.raises(ValueError, match="params should hold 4 tensors for each layer"):
+        gru(x(), None, [])

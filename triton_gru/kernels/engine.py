@@ -155,7 +155,9 @@ def scan_forward(
     gated = gates_x
     if exchanges and not reset_after:
         gated = _exchange_buffer((T, B, D, HP), gates_x, fill)
-    gates_h = torch.empty_like(gates_x, memory_format=torch.contiguous_format)
+    gates_h = gates_x
+    if save_gates:
+        gates_h = torch.empty_like(gates_x, memory_format=torch.contiguous_format)
 
     with _on(gates_x.device):
         _launch(
