@@ -3,10 +3,15 @@ import random
 import subprocess
 import sys
 
+import hypothesis
 import pytest
 import torch
 
 from lightning_module.checkpoints import BEST, CHECKPOINTS
+
+# A busy machine is no failure: what is slow shows in the durations.
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
 
 TINY = [
     "data=text_files",
