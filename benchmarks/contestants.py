@@ -169,8 +169,9 @@ def _step(gates_x: Tensor, h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return n + z * (h - n)
 
 
-@functools.cache
 def _compiled_step() -> Callable:
+    # Anew for each cell: after eight shapes Dynamo would quietly run the function as it is.
+    torch.compiler.reset()
     return torch.compile(_step, dynamic=False)
 
 

@@ -14,12 +14,15 @@ device; what it was at is then recorded as lost.
 """
 
 import argparse
+import contextlib
+import dataclasses
 import functools
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchmarks import report
@@ -30,6 +33,9 @@ DEFAULT_MINUTES = {"smoke": 2, "quick": 8, "full": 45}
 # A contestant that writes nothing for so long hangs; compiling takes most of a minute at worst,
 # except for FlashRNN, which starts nvcc.
 STALL_SECONDS, STALL_SECONDS_NVCC = 150, 400
+# Processes that compile before anything is timed, and how long they may take.
+COMPILERS, COMPILE_SECONDS = 8, 90
+COMPILED_STEPS = 16  # as divisible as the T of the suites: Triton compiles for that
 # A process that lost its device ends with this, so that a fresh one goes on.
 LOST_DEVICE = 3
 MOST_PROCESSES = 40
@@ -51,9 +57,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--commit", help="recorded where there is no git repository")
     parser.add_argument("--no-probes", action="store_true", help="cells only")
     parser.add_argument("--worker", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--compile", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.worker is not None:
         return work(options)
+    if options.compile is not None:
+        return compile_share(options)
     minutes = DEFAULT_MINUTES[options.suite] if options.minutes is None else options.minutes
     until = time.time() + 60 * minutes
     cells = SUITES[options.suite]()
@@ -68,6 +77,8 @@ def main(arguments: list[str] | None = None) -> int:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         record = Record.new(options.out, options.suite, cells, probe_names(options))
         record.save()
+    if options.device == "cuda" and options.suite != "smoke":
+        compile_ahead(options)
     code = supervise(options, until)
     record = Record.load(options.out)
     print(report.text(record.data))
@@ -80,6 +91,66 @@ def probe_names(options) -> list[str]:
     from benchmarks.probes import PROBES
 
     return list(PROBES)
+
+
+# -- the processes that compile -----------------------------------------------------------------
+
+
+def compile_ahead(options) -> None:
+    """Fills Triton's cache on all cores; one process alone would spend half of the time on it.
+
+    What fails here is left to be found, and recorded, when it is measured.
+    """
+    command = [sys.executable, "-m", "benchmarks.run", "--suite", options.suite]
+    command += ["--out", str(options.out.absolute()), "--compile"]
+    quiet = {"cwd": ROOT, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    begun = time.time()
+    running = [subprocess.Popen([*command, str(i)], **quiet) for i in range(COMPILERS)]
+    for process in running:
+        try:
+            process.wait(timeout=max(0.1, begun + COMPILE_SECONDS - time.time()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    print(f"compiled ahead in {time.time() - begun:.0f} s", flush=True)
+
+
+def compile_share(options) -> int:
+    """Launches one in COMPILERS of the kernels that the suite will time, on few steps."""
+    import torch
+
+    device = torch.device(options.device, 0) if options.device == "cuda" else torch.device("cpu")
+    for work_item in compile_jobs(SUITES[options.suite]())[options.compile :: COMPILERS]:
+        try:
+            work_item(device)
+        except Exception:
+            if device.type == "cuda":
+                torch.cuda.synchronize()  # raises where the device is lost, which ends this process
+    return 0
+
+
+def compile_jobs(cells: list[Cell]) -> list[Callable]:
+    """A function of the device for each launch that differs in what is compiled."""
+    from benchmarks import probes
+
+    shapes: dict[tuple, Cell] = {}
+    for cell in cells:
+        if "triton_gru" in cell.contestants:
+            short = dataclasses.replace(cell, T=COMPILED_STEPS, mode="train")
+            shapes.setdefault(short.id, short)
+    jobs = [functools.partial(_compile_cell, cell) for cell in shapes.values()]
+    for rivals, shapes_ in ((False, probes.KERNELS), (True, probes.RIVALS)):
+        for _, *shape in shapes_:
+            for direction in ("forward", "backward"):
+                few = (COMPILED_STEPS, *shape)
+                jobs.append(functools.partial(probes.compile_kernels, few, direction, rivals))
+    return jobs
+
+
+def _compile_cell(cell: Cell, device) -> None:
+    with tf32_of(cell):
+        stand = Stand(cell, device, None)
+        stand.call(stand.runner("triton_gru"), stand.inputs[0])
 
 
 # -- the process that watches -------------------------------------------------------------------
@@ -100,6 +171,7 @@ def supervise(options, until: float) -> int:
         command += ["--commit", options.commit]
     for _ in range(MOST_PROCESSES):
         with tempfile.TemporaryFile("w+") as errors:
+            os.utime(options.out)  # from here on counts how long nothing is written
             worker = subprocess.Popen(command, stderr=errors, cwd=ROOT)
             code = _watch(worker, options.out)
             errors.seek(0)
@@ -193,12 +265,9 @@ def run_cell(record: Record, cell: Cell, device, clock, until: float) -> bool:
     waiting = [name for name, result in results.items() if result["status"] == NOT_RUN]
     if not waiting or time.time() > until:
         return False
-    tf32 = cell.dtype != "float32"
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
     record.data["in_flight"] = ["cell", cell.id, waiting[0]]
     record.save()
-    try:
+    with tf32_of(cell):
         try:
             stand = Stand(cell, device, clock)
         except Exception as error:  # no room for the inputs
@@ -212,11 +281,23 @@ def run_cell(record: Record, cell: Cell, device, clock, until: float) -> bool:
             record.save()
             if _keep(record, "cell", cell.id, name, stand.result(name), clock):
                 return True
-    finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
     return False
+
+
+@contextlib.contextmanager
+def tf32_of(cell: Cell) -> Iterator[None]:
+    """float32 products as the cell says, in torch's products, cuDNN and the kernels alike."""
+    import torch
+
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32
+    cudnn.allow_tf32 = matmul.allow_tf32 = cell.dtype != "float32"
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32 = before
 
 
 def _keep(record: Record, kind, id, contestant, result: dict, clock) -> bool:
@@ -260,11 +341,10 @@ class Stand:
 
     def result(self, name: str) -> dict:
         """One contestant's times, error and memory; never raises what a contestant does wrong."""
-        from benchmarks.contestants import CONTESTANTS
         from benchmarks.timing import measure, summary
 
         try:
-            runner = CONTESTANTS[name](self.cell, self.weights)
+            runner = self.runner(name)
             calls = [lambda i=i: self.call(runner, i) for i in self.inputs]
             times = functools.partial(measure, calls, self.clock, SECONDS / ROUNDS, self.least)
             rounds = [times() for _ in range(ROUNDS)]
@@ -277,6 +357,11 @@ class Stand:
         except Exception as error:
             return failure(error)
         return result
+
+    def runner(self, name: str):
+        from benchmarks.contestants import CONTESTANTS
+
+        return CONTESTANTS[name](self.cell, self.weights)
 
     def call(self, runner, inputs) -> list:
         """What is timed: y, or y and the gradients by input and parameters."""
@@ -329,9 +414,8 @@ class Stand:
 
     def plans(self) -> dict:
         """What the planner chose and promised for this cell."""
-        import dataclasses
-
         from triton_gru import plan as planning
+        from triton_gru import tuning
         from triton_gru.kernels import engine
 
         cell, found = self.cell, {}
@@ -345,7 +429,7 @@ class Stand:
                 directions=cell.directions,
                 tensor_cores=cell.dtype != "float32",
             )
-            plan = planning.best_plan(problem, engine.device_limits(self.device))
+            plan = tuning.planned(problem, engine.device_limits(self.device))
             found[direction] = dataclasses.asdict(plan)
         return found
 
