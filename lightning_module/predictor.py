@@ -24,9 +24,9 @@ CORES: dict[str, Callable[..., nn.Module]] = {
 }
 
 # From this vocabulary on the training loss is torch's fused `linear_cross_entropy`, which never
-# holds all logits at once. Below it the plain product is faster (two cores, 4096 positions, hidden
-# size 256: see benchmarks/NOTES.md).
-FUSED_LOSS_VOCABULARY = 8192
+# holds all logits at once. On two cores it took 0.80 to 1.02 of the plain loss's time at 4000 to
+# 32000 tokens, and no less below (benchmarks/output_loss.py).
+FUSED_LOSS_VOCABULARY = 4000
 
 State = Tensor | tuple[Tensor, ...]
 

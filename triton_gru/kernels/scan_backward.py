@@ -64,7 +64,9 @@ def load_step(
     return dy_t, h, x_r, x_z, x_n, g_r, g_z, g_n
 
 
-@triton.jit
+# Not specialised: Triton turns an argument that equals 1 into a constant, which has no `.to`, and
+# compiles anew for 1 and for multiples of 16; batches and steps come in all sizes.
+@triton.jit(do_not_specialize=["steps", "batch", "hidden", "first_group"])
 def scan_backward_kernel(
     dy,  # [T, B, D, H]
     y,  # [T, B, D, y_row]

@@ -23,7 +23,9 @@ def _load_weight_chunk(weight, k, col, hidden):
     return tl.load(weight + col.to(tl.int64) * hidden + k, mask=inside, other=0.0)
 
 
-@triton.jit
+# Not specialised: Triton turns an argument that equals 1 into a constant, which has no `.to`, and
+# compiles anew for 1 and for multiples of 16; batches and steps come in all sizes.
+@triton.jit(do_not_specialize=["batch", "hidden"])
 def step_kernel(
     gates_x,  # [B, 3H]
     weight,  # [3H, H]
