@@ -15,6 +15,7 @@ setup: $(VENV)/installed  ## create .venv with the pinned versions
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@# torch first and alone: it decides which build the rest is resolved against
 	$(BIN)/python -m pip install -q -c constraints.txt torch
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
 	touch $@
@@ -24,7 +25,7 @@ train: setup  ## train on Shakespeare for about three minutes and continue three
 	$(BIN)/triton-gru-predict prompt="To be, or not to be" num_sentences=3
 
 test: setup  ## run all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 lint: setup  ## check the format and the style
 	$(BIN)/ruff format --check .
@@ -37,7 +38,6 @@ constraints:  ## refresh constraints.txt with the newest versions
 	$(PYTHON) -m venv .venv-constraints
 	.venv-constraints/bin/python -m pip install -q $$(grep -E '^(torch|triton)==' constraints.txt)
 	.venv-constraints/bin/python -m pip install -q '.[dev]'
-	.venv-constraints/bin/python -m pip freeze --exclude triton-gru \
-		| sed -e 's/+cpu$$//' -e '/^triton-gru @/d' > constraints.new
-	mv constraints.new constraints.txt
-	rm -rf .venv-constraints
+	.venv-constraints/bin/python -m pip freeze --exclude triton-gru > constraints.new
+	sed -e 's/+cpu$$//' constraints.new > constraints.txt
+	rm -rf .venv-constraints constraints.new

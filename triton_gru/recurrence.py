@@ -20,6 +20,10 @@ from triton_gru.tuning import planned
 
 BACKENDS = ("auto", "triton", "torch", "reference")
 
+# Compute capabilities on which the kernels were measured (benchmarks/results). Elsewhere "auto"
+# leaves them to those who ask by name: what no GPU has run is no default.
+MEASURED_ON: frozenset[tuple[int, int]] = frozenset()
+
 
 class Choice(NamedTuple):
     """A backend's name and, as a sentence, why it runs."""
@@ -71,6 +75,7 @@ def choose_backend(
                 "Use backend='auto' to take the best that can"
             )
         return Choice("triton", "it was asked for by name")
+    obstacle = obstacle or _unmeasured(device)
     if obstacle is None:
         return Choice(
             "triton", f"its kernels take {dtype} at hidden_size={hidden_size} on {device}"
@@ -103,6 +108,13 @@ def _triton_obstacle(
         reset_after=reset_after,
         directions=directions,
     )
+
+
+@torch.compiler.assume_constant_result
+def _unmeasured(device: torch.device) -> str | None:
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) in MEASURED_ON:
+        return None
+    return f"the Triton kernels have not been measured on a GPU like {device} (backend='triton')"
 
 
 def explain_plan(

@@ -57,6 +57,7 @@ def engine(monkeypatch):
     )
     monkeypatch.setattr(recurrence, "ops", engine)
     monkeypatch.setattr(recurrence, "_triton_obstacle", lambda *layer: engine.obstacle(*layer))
+    monkeypatch.setattr(recurrence, "_unmeasured", lambda device: None)
     return engine
 
 
@@ -112,6 +113,18 @@ def test_kernels_are_taken_where_they_have_no_obstacle(engine):
     )
     with pytest.raises(RuntimeError, match="hidden_size=5 is too large"):
         choose("triton")
+
+
+@pytest.mark.parametrize("reset_after", [True, False])
+def test_auto_takes_kernels_only_where_they_were_measured(monkeypatch, reset_after):
+    monkeypatch.setattr(recurrence, "_triton_obstacle", lambda *layer: None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    choice = choose(reset_after=reset_after)
+    assert choice.backend == ("torch" if reset_after else "reference")
+    assert "have not been measured on a GPU like cuda" in choice.reason
+    assert choose("triton", reset_after=reset_after).backend == "triton"
+    monkeypatch.setattr(recurrence, "MEASURED_ON", {(9, 0)})
+    assert choose(reset_after=reset_after).backend == "triton"
 
 
 @pytest.mark.parametrize("reset_after", [True, False])
