@@ -7,6 +7,10 @@ import torch
 if importlib.util.find_spec("hydra") is None:
     collect_ignore = ["lightning_module", "test_packaging.py"]
 
+# torch.testing._internal calls this when it is imported, and nothing in the process could set a
+# flag of torch.backends from then on, as the benchmarks do.
+torch.backends.disable_global_flags = lambda: None
+
 
 @pytest.fixture(autouse=True)
 def seeded():

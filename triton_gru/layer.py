@@ -37,7 +37,7 @@ class GRU(nn.RNNBase):
         reset_after: Where the reset gate acts. True is the formula of `nn.GRU` and cuDNN, which
             multiplies it into W_hn h + b_hn; False is Cho et al. 2014 (arXiv:1406.1078), which
             multiplies it into h before the product. See `triton_gru.equations`.
-        backend: "auto" takes the one that measured fastest; "triton" the fused kernels; "torch" ATen,
+        backend: "auto" takes what measured fastest; "triton" the fused kernels; "torch" ATen,
             and cuDNN on a GPU (reset_after=True only); "reference" the equations in plain torch.
         save_gates: Whether the Triton kernels keep the gates for the backward, three times the
             output's memory, instead of computing them again.

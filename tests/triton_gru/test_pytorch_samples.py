@@ -11,9 +11,6 @@ from torch.testing._internal.common_modules import ModuleErrorEnum, module_db
 from tests.tolerances import assert_close
 from triton_gru import GRU, GRUCell
 
-# The import above forbids setting torch.backends flags for the rest of the process; other tests do.
-torch.backends.__allow_nonbracketed_mutation_flag = True
-
 OURS = {nn.GRU: GRU, nn.GRUCell: GRUCell}
 INFOS = [info for info in module_db if info.module_cls in OURS]
 DTYPES = [torch.float32, torch.float64]
