@@ -91,7 +91,9 @@ def compile_kernel(
     names = [name for name in kernel.arg_names if name not in constants]
     signature = {name: _type_of(name, dtype) for name in names}
     signature |= dict.fromkeys(constants, "constexpr")
-    unaligned = {"steps", "batch", "polls", "first_group"}
+    # What the kernels do not specialise, and so what a launch tells the compiler nothing about.
+    unaligned = {parameter.name for parameter in kernel.params if parameter.do_not_specialize}
+    unaligned.add("polls")
     if not aligned:
         unaligned.add("hidden")
     attributes = {
