@@ -66,7 +66,7 @@ def load_step(
 
 # Not specialised: Triton turns an argument that equals 1 into a constant, which has no `.to`, and
 # compiles anew for 1 and for multiples of 16; batches and steps come in all sizes.
-@triton.jit(do_not_specialize=["steps", "batch", "hidden", "first_group"])
+@triton.jit(do_not_specialize=["steps", "batch", "first_group"])
 def scan_backward_kernel(
     dy,  # [T, B, D, H]
     y,  # [T, B, D, y_row]

@@ -37,7 +37,7 @@ from triton_gru.kernels.tile import (
 
 # Not specialised: Triton turns an argument that equals 1 into a constant, which has no `.to`, and
 # compiles anew for 1 and for multiples of 16; batches and steps come in all sizes.
-@triton.jit(do_not_specialize=["steps", "batch", "hidden", "first_group"])
+@triton.jit(do_not_specialize=["steps", "batch", "first_group"])
 def scan_forward_kernel(
     gates_x,  # [T, B, D, 3H]
     weight,  # [D, 3, HP, HP], zero beyond H
