@@ -76,7 +76,7 @@ def make_case(
         options["lengths"] = torch.randint(0, T + 1, (B,), generator=g)
         options["lengths"][0] = T
     if resets is not None:
-        options["resets"] = torch.rand(T, B, generator=g) < 0.3
+        options["resets"] = torch.rand(T, B, D, generator=g) < 0.3
         options["reset_state"] = normal(D, B, H) if resets == "row" else None
     return Case(arguments, options, normal(T, B, D, H))
 

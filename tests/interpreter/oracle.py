@@ -31,7 +31,7 @@ def scan(
             before = h
             if resets is not None:
                 row = torch.zeros_like(h) if reset_state is None else reset_state[d]
-                before = torch.where(resets[t, :, None], row, h)
+                before = torch.where(resets[t, :, d, None], row, h)
             after = equations.step(gates_x[t, :, d], before, weight_hh[d], bias, reset_after)
             h = after if lengths is None else torch.where((t < lengths)[:, None], after, h)
             ys[t][d] = h

@@ -123,7 +123,8 @@ def scan_forward(
         bias_hh: [D, 3H] or None.
         reset_after: The variant.
         lengths: [B], integer, or None. Past its end a row's state stays as it is.
-        resets: [T, B], bool, or None. Where true, the state starts anew before that step.
+        resets: [T, B, D], bool, or None. Where true, the state starts anew before that step, in
+            the order in which the direction takes its steps.
         reset_state: What it starts from, [D, B, H], or None for zero.
         save_gates: Whether to return the gates' hidden part too, for `scan_backward` to use.
         plan: How to launch; chosen by `plan_scan` if None.
@@ -461,7 +462,7 @@ def _states_before(
         before = torch.cat([y[1:, :, d], first] if d else [first, y[:-1, :, d]])
         if resets is not None:
             row = 0.0 if reset_state is None else reset_state[d].to(y.dtype)
-            before = torch.where(resets[..., None].bool(), row, before)
+            before = torch.where(resets[..., d, None].bool(), row, before)
         states.append(before)
     return states
 
@@ -510,6 +511,7 @@ def _launch(kernel, plan: Plan, device: torch.device, polls: int, **arguments) -
             COLS=plan.columns,
             CHUNK=plan.chunk,
             CHUNKS=plan.chunks,
+            TAIL=plan.tail,
             SPLIT=plan.split,
             GROUP=plan.group,
             STAGE_ALL=plan.stage_all,

@@ -16,7 +16,6 @@ import triton.language as tl
 from triton_gru.kernels.cell import candidate, reset_gradient, sigmoid, update_gradients
 from triton_gru.kernels.exchange import announce, publish, receive, report
 from triton_gru.kernels.tile import (
-    chunk_columns,
     chunk_rows,
     load_weight,
     owned,
@@ -79,7 +78,7 @@ def scan_backward_kernel(
     dh0,  # [D, B, H] float32, result
     d_reset_rows,  # [D, B, H] float32, result if RESET_TO_ROW
     lengths,  # [B] int32; read if HAS_LENGTHS
-    resets,  # [T, B] int8; read if HAS_RESETS
+    resets,  # [T, B, D] int8; read if HAS_RESETS
     reset_rows,  # [D, B, H]; read if RESET_TO_ROW
     counters,  # int32, 32 apart, one a group; used under COUNTER
     error,  # int32[2]
@@ -95,6 +94,7 @@ def scan_backward_kernel(
     COLS: tl.constexpr,
     CHUNK: tl.constexpr,
     CHUNKS: tl.constexpr,
+    TAIL: tl.constexpr,
     SPLIT: tl.constexpr,
     GROUP: tl.constexpr,
     STAGE_ALL: tl.constexpr,
@@ -121,9 +121,9 @@ def scan_backward_kernel(
     # Weights: K is the gate's unit, a row of weight_hh; the column is the state's, contiguous.
     square = padded * padded
     own_weight = weight + direction * 3 * square
-    w_r = load_weight(own_weight, col0, padded, padded, 1, COLS, CHUNK, CHUNKS, SPLIT)
-    w_z = load_weight(own_weight + square, col0, padded, padded, 1, COLS, CHUNK, CHUNKS, SPLIT)
-    w_n = load_weight(own_weight + 2 * square, col0, padded, padded, 1, COLS, CHUNK, CHUNKS, SPLIT)
+    w_r = load_weight(own_weight, col0, padded, padded, 1, COLS, CHUNK, CHUNKS, TAIL, SPLIT)
+    w_z = load_weight(own_weight + square, col0, padded, padded, 1, COLS, CHUNK, CHUNKS, TAIL, SPLIT)
+    w_n = load_weight(own_weight + 2 * square, col0, padded, padded, 1, COLS, CHUNK, CHUNKS, TAIL, SPLIT)
 
     row, col = owned(row0, col0, ROWS, COLS, SPLIT)
     real = (row < batch) & (col < hidden)
@@ -141,10 +141,9 @@ def scan_backward_kernel(
 
     tile_row = chunk_rows(row0, ROWS, SPLIT)
     words = padded // WORD  # the tile is addressed in words (exchange.py)
-    k = chunk_columns(CHUNK // WORD, SPLIT)
     tile_lane = tile_row * DIRECTIONS + direction
-    tile = tile_lane * 3 * words + k
-    tile_c = tile_lane * words + k
+    tile = tile_lane * 3 * words
+    tile_c = tile_lane * words
     wanted = tile_row < batch
 
     forwards = 1 - 2 * direction
@@ -171,7 +170,8 @@ def scan_backward_kernel(
         dh = dy_t.to(tl.float32) + carry
         h = h_t.to(tl.float32)
         if HAS_RESETS:
-            reset = tl.load(resets + time * batch + row, mask=row < batch, other=0) != 0
+            at = resets + (time * batch + row) * DIRECTIONS + direction
+            reset = tl.load(at, mask=row < batch, other=0) != 0
             if HAS_LENGTHS:
                 reset = reset & (time < length)
             h = tl.where(reset, anew, h)
@@ -211,9 +211,9 @@ def scan_backward_kernel(
                 base = out + 2 * padded
                 # fmt: off
                 vector, late = receive(
-                    base, tile, 0, base, tile, here, k, words,
+                    base, tile, 0, base, tile, here, words,
                     counter, GROUP * (2 * done + 1), tl.where(failed != 0, 0, polls),
-                    1, 0, CHUNK // WORD, CHUNKS, WORD, PROTOCOL,
+                    1, 0, CHUNK // WORD, CHUNKS, TAIL // WORD, SPLIT, WORD, PROTOCOL,
                 )
                 # fmt: on
                 report(error, late, program, step)
@@ -239,28 +239,28 @@ def scan_backward_kernel(
             if BY_BLOCK:
                 # One gate after the other: a third of the registers, two more trips to L2.
                 part, late = receive(
-                    out, tile, 0, out, tile, here, k, words, counter, target, spent,
-                    1, 0, CHUNK // WORD, CHUNKS, WORD, PROTOCOL,
+                    out, tile, 0, out, tile, here, words, counter, target, spent,
+                    1, 0, CHUNK // WORD, CHUNKS, TAIL // WORD, SPLIT, WORD, PROTOCOL,
                 )
                 acc = product(zero, part, w_r, 0, CHUNKS, DTYPE, PRECISION, STAGE_ALL)
                 base = out + padded
                 part, later = receive(
-                    base, tile, 0, base, tile, here, k, words, counter, target, spent,
-                    1, 0, CHUNK // WORD, CHUNKS, WORD, PROTOCOL,
+                    base, tile, 0, base, tile, here, words, counter, target, spent,
+                    1, 0, CHUNK // WORD, CHUNKS, TAIL // WORD, SPLIT, WORD, PROTOCOL,
                 )
                 acc = product(acc, part, w_z, 0, CHUNKS, DTYPE, PRECISION, STAGE_ALL)
                 late = late | later
                 if RESET_AFTER:
                     part, later = receive(
-                        out_c, tile_c, 0, out_c, tile_c, here, k, words, counter, target, spent,
-                        1, 0, CHUNK // WORD, CHUNKS, WORD, PROTOCOL,
+                        out_c, tile_c, 0, out_c, tile_c, here, words, counter, target, spent,
+                        1, 0, CHUNK // WORD, CHUNKS, TAIL // WORD, SPLIT, WORD, PROTOCOL,
                     )
                     acc = product(acc, part, w_n, 0, CHUNKS, DTYPE, PRECISION, STAGE_ALL)
                     late = late | later
             else:
                 vector, late = receive(
-                    out, tile, words, out_c, tile_c, here, k, words, counter, target, spent,
-                    2, 1 if RESET_AFTER else 0, CHUNK // WORD, CHUNKS, WORD, PROTOCOL,
+                    out, tile, words, out_c, tile_c, here, words, counter, target, spent,
+                    2, 1 if RESET_AFTER else 0, CHUNK // WORD, CHUNKS, TAIL // WORD, SPLIT, WORD, PROTOCOL,
                 )
                 acc = product(zero, vector, w_r, 0, CHUNKS, DTYPE, PRECISION, STAGE_ALL)
                 acc = product(acc, vector, w_z, CHUNKS, CHUNKS, DTYPE, PRECISION, STAGE_ALL)

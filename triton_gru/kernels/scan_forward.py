@@ -20,7 +20,6 @@ import triton.language as tl
 from triton_gru.kernels.cell import blend, candidate, sigmoid
 from triton_gru.kernels.exchange import announce, publish, receive, report
 from triton_gru.kernels.tile import (
-    chunk_columns,
     chunk_rows,
     load_weight,
     owned,
@@ -46,7 +45,7 @@ def scan_forward_kernel(
     gated,  # [T, B, D, HP], exchange of r * h; used if not RESET_AFTER and GROUP > 1
     gates_h,  # [T, B, D, 3H], hidden part of the pre-activations; written if SAVE_GATES
     lengths,  # [B] int32; read if HAS_LENGTHS
-    resets,  # [T, B] int8; read if HAS_RESETS
+    resets,  # [T, B, D] int8; read if HAS_RESETS
     counters,  # int32, 32 apart, one a group; used under COUNTER
     error,  # int32[2]
     steps,  # T
@@ -60,6 +59,7 @@ def scan_forward_kernel(
     COLS: tl.constexpr,
     CHUNK: tl.constexpr,
     CHUNKS: tl.constexpr,
+    TAIL: tl.constexpr,
     SPLIT: tl.constexpr,
     GROUP: tl.constexpr,
     MERGE: tl.constexpr,
@@ -88,9 +88,9 @@ def scan_forward_kernel(
     # Weights: K is the contiguous axis of a row of weight_hh, the column is the gate's unit.
     block = padded * padded
     own_weight = weight + direction * 3 * block
-    w_r = load_weight(own_weight, col0, padded, 1, padded, COLS, CHUNK, CHUNKS, SPLIT)
-    w_z = load_weight(own_weight + block, col0, padded, 1, padded, COLS, CHUNK, CHUNKS, SPLIT)
-    w_n = load_weight(own_weight + 2 * block, col0, padded, 1, padded, COLS, CHUNK, CHUNKS, SPLIT)
+    w_r = load_weight(own_weight, col0, padded, 1, padded, COLS, CHUNK, CHUNKS, TAIL, SPLIT)
+    w_z = load_weight(own_weight + block, col0, padded, 1, padded, COLS, CHUNK, CHUNKS, TAIL, SPLIT)
+    w_n = load_weight(own_weight + 2 * block, col0, padded, 1, padded, COLS, CHUNK, CHUNKS, TAIL, SPLIT)
 
     # Elements this program owns, and where they lie within one slot or one step.
     row, col = owned(row0, col0, ROWS, COLS, SPLIT)
@@ -104,8 +104,7 @@ def scan_forward_kernel(
     # The tile of the whole vector that the product reads, in words (exchange.py).
     tile_row = chunk_rows(row0, ROWS, SPLIT)
     words = padded // WORD
-    k = chunk_columns(CHUNK // WORD, SPLIT)
-    tile = (tile_row * DIRECTIONS + direction) * words + k
+    tile = (tile_row * DIRECTIONS + direction) * words
     wanted = tile_row < batch
 
     time = direction * (steps - 1)
@@ -135,8 +134,8 @@ def scan_forward_kernel(
     for step in range(steps):
         # The state before this step.
         if HAS_RESETS:
-            at = resets + time * batch
-            reset = tl.load(at + row, mask=row < batch, other=0) != 0
+            at = resets + time * batch * DIRECTIONS + direction
+            reset = tl.load(at + row * DIRECTIONS, mask=row < batch, other=0) != 0
             if HAS_LENGTHS:
                 reset = reset & (time < length)
             h = tl.where(reset, anew, h)
@@ -148,7 +147,7 @@ def scan_forward_kernel(
                 if HAS_LENGTHS:
                     from_rows = from_rows & (time < tile_length)
                 if HAS_RESETS:
-                    tile_reset = tl.load(at + tile_row, mask=wanted, other=0) != 0
+                    tile_reset = tl.load(at + tile_row * DIRECTIONS, mask=wanted, other=0) != 0
                     if RESET_TO_ROW:
                         slots = tl.where(tile_reset, steps + 2, slots)
                     else:
@@ -161,9 +160,9 @@ def scan_forward_kernel(
             target = GROUP * step * (1 if RESET_AFTER else 2)
             # fmt: off
             vector, late = receive(
-                base, offsets, 0, base, offsets, from_rows, k, words,
+                base, offsets, 0, base, offsets, from_rows, words,
                 counter, target, tl.where(failed != 0, 0, polls),
-                1, 0, CHUNK // WORD, CHUNKS, WORD, PROTOCOL,
+                1, 0, CHUNK // WORD, CHUNKS, TAIL // WORD, SPLIT, WORD, PROTOCOL,
             )
             # fmt: on
             report(error, late, program, step)
@@ -207,9 +206,9 @@ def scan_forward_kernel(
                 base = gated + time * slot
                 # fmt: off
                 vector, late = receive(
-                    base, tile, 0, base, tile, here, k, words,
+                    base, tile, 0, base, tile, here, words,
                     counter, GROUP * (2 * step + 1), tl.where(failed != 0, 0, polls),
-                    1, 0, CHUNK // WORD, CHUNKS, WORD, PROTOCOL,
+                    1, 0, CHUNK // WORD, CHUNKS, TAIL // WORD, SPLIT, WORD, PROTOCOL,
                 )
                 # fmt: on
                 report(error, late, program, step)
