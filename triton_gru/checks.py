@@ -6,6 +6,7 @@ one, because programs and PyTorch's own samples match on them.
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 
 def check_sequence(
@@ -50,6 +51,70 @@ def check_sequence(
             f"step, and is {list(x.shape)}"
         )
     return unbatched
+
+
+def check_rows(
+    lengths: Tensor | None, resets: Tensor | None, x: Tensor, packed: bool, batch_first: bool
+) -> None:
+    """Raises on lengths and resets that do not fit x, which `check_sequence` has passed."""
+    for name, value in (("lengths", lengths), ("resets", resets)):
+        if value is None:
+            continue
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"GRU: Expected {name} to be a tensor, got {type(value).__name__} instead"
+            )
+        if packed:
+            raise ValueError(
+                f"{name} cannot be given for a PackedSequence, which says itself where its rows "
+                "end; give padded rows and lengths= instead"
+            )
+        if value.device != x.device:
+            raise RuntimeError(
+                f"Input and {name} are not at the same device, found input tensor at {x.device} "
+                f"and {name} at {value.device}. Move {name}: {name}.to({str(x.device)!r})"
+            )
+    unbatched = x.dim() == 2
+    if lengths is not None:
+        steps = x.shape[1 if batch_first and not unbatched else 0]
+        _check_lengths(lengths, () if unbatched else (x.shape[0 if batch_first else 1],), steps)
+    if resets is not None:
+        if resets.dtype != torch.bool:
+            raise ValueError(
+                f"resets should be of dtype torch.bool, got: {resets.dtype}. "
+                "Convert resets: resets.bool()"
+            )
+        if resets.shape != x.shape[:-1]:
+            raise RuntimeError(
+                f"Expected resets of shape {list(x.shape[:-1])}, that of input without its last "
+                f"dimension, got {list(resets.shape)}; input is {list(x.shape)}"
+            )
+
+
+def _check_lengths(lengths: Tensor, expected: tuple[int, ...], steps: int) -> None:
+    if lengths.dtype == torch.bool or lengths.is_floating_point() or lengths.is_complex():
+        raise ValueError(
+            f"lengths should be of an integer dtype, got: {lengths.dtype}. "
+            "Convert lengths: lengths.long()"
+        )
+    if lengths.shape != expected:
+        raise RuntimeError(
+            f"Expected lengths of shape {list(expected)}, one for each row, got "
+            f"{list(lengths.shape)}"
+        )
+    compiling = torch.compiler.is_compiling()
+    if lengths.is_meta or (not compiling and is_functorch_wrapped_tensor(lengths)):
+        return
+    wrong = (lengths < 0) | (lengths > steps)
+    if compiling or lengths.device.type != "cpu":
+        # Neither a wait for the device nor a graph break: the device itself stops.
+        torch._assert_async(~wrong.any(), "lengths should be within 0 and the input's steps")
+    elif wrong.any():
+        values = lengths[wrong].tolist() if lengths.dim() else [lengths.item()]
+        raise ValueError(
+            f"lengths should be within 0 and {steps}, the input's steps, got: "
+            f"{', '.join(map(str, values[:5]))}"
+        )
 
 
 def check_cell(x: Tensor, hx: Tensor | None, weight_ih: Tensor, hidden_size: int) -> None:

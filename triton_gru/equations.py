@@ -27,6 +27,8 @@ Shapes, the same for every engine (T steps, B rows, D directions, H hidden_size)
     weight_hh  [D, 3H, H]          bias_hh [D, 3H] or None
     y          [T, B, D, H]        every state; direction 1 runs from the last step to the first
     lengths    [B] int64 or None   row b has the steps 0 to lengths[b]-1 and then keeps its state
+    resets     [T, B, D] bool or None   where true, the state is zero before that step, in the order
+                                   in which the direction takes its steps; false past a row's end
 """
 
 from collections.abc import Sequence
@@ -34,6 +36,8 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from triton_gru import sequences
 
 
 def gates(
@@ -81,6 +85,7 @@ def scan_forward(
     *,
     reset_after: bool,
     lengths: Tensor | None = None,
+    resets: Tensor | None = None,
 ) -> Tensor:
     """All states of a layer, [T, B, D, H]; arguments as in the module's docstring."""
     gates_x = _hold_past_end(gates_x, lengths)
@@ -88,8 +93,9 @@ def scan_forward(
     for d in range(h0.shape[0]):
         h, weight, bias = h0[d], weight_hh[d], None if bias_hh is None else bias_hh[d]
         states = []
-        for gates_t in _in_order(gates_x[:, :, d], d):
-            h = step(gates_t, h, weight, bias, reset_after)
+        anew = _each_step(resets, d, len(gates_x))
+        for gates_t, anew_t in zip(_in_order(gates_x[:, :, d], d), _in_order(anew, d), strict=True):
+            h = step(gates_t, _start_anew(h, anew_t), weight, bias, reset_after)
             states.append(h)
         directions.append(torch.stack(_in_order(states, d)))
     return stack(directions, 2)
@@ -105,6 +111,7 @@ def scan_backward(
     *,
     reset_after: bool,
     lengths: Tensor | None = None,
+    resets: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """The derivative of `scan_forward`.
 
@@ -117,6 +124,7 @@ def scan_backward(
         bias_hh: As there.
         reset_after: As there.
         lengths: As there.
+        resets: As there.
 
     Returns:
         The derivatives by gates_x, h0, weight_hh and bias_hh, in their shapes; None without a bias.
@@ -127,9 +135,10 @@ def scan_backward(
     for d in range(h0.shape[0]):
         weight, bias = weight_hh[d], None if bias_hh is None else bias_hh[d]
         before = [y[1:, :, d], h0[d : d + 1]] if d else [h0[d : d + 1], y[:-1, :, d]]
-        h = torch.cat(before)
+        h = _start_anew(torch.cat(before), None if resets is None else resets[:, :, d, None])
         gates_all = gates(gates_x[:, :, d], h, weight, bias, reset_after)
-        directions.append(backward(dy[:, :, d], h, *gates_all, weight, d))
+        anew = _each_step(resets, d, len(y))
+        directions.append(backward(dy[:, :, d], h, *gates_all, weight, anew, d))
     d_gates_x, dh0, dweight_hh, dbias_hh = zip(*directions, strict=True)
     return (
         stack(d_gates_x, 2),
@@ -145,15 +154,15 @@ def scan_backward(
 # operations: dh' by addition, the gates' derivatives and dh' z by scaling, and one product.
 
 
-def _backward_reset_after(dy, h, r, z, n, c, weight, d):
+def _backward_reset_after(dy, h, r, z, n, c, weight, anew, d):
     by_n = (1 - z) * (1 - n * n)  # da_n = dh' by_n
     by_c = by_n * r
     by_h = torch.stack([by_c * c * (1 - r), (h - n) * z * (1 - z), by_c], 2)
     dh, dh_after, d_gates_h = torch.zeros_like(h[0]), [], []
-    for dy_t, z_t, by_h_t in _against_order(d, dy, z, by_h):
+    for dy_t, z_t, by_h_t, anew_t in _against_order(d, dy, z, by_h, anew):
         dh_t = dy_t + dh
         d_gates_t = (by_h_t * dh_t.unsqueeze(1)).flatten(1)
-        dh = torch.addmm(dh_t * z_t, d_gates_t, weight)
+        dh = _start_anew(torch.addmm(dh_t * z_t, d_gates_t, weight), anew_t)
         dh_after.append(dh_t)
         d_gates_h.append(d_gates_t)
     dh_after, d_gates_h = (torch.stack(_in_order(s, 1 - d)) for s in (dh_after, d_gates_h))
@@ -161,18 +170,20 @@ def _backward_reset_after(dy, h, r, z, n, c, weight, d):
     return d_gates_x, dh, _over_all_steps(d_gates_h, h), d_gates_h.sum((0, 1))
 
 
-def _backward_reset_before(dy, h, r, z, n, u, weight, d):
+def _backward_reset_before(dy, h, r, z, n, u, weight, anew, d):
     H = h.shape[-1]
     by_n = (1 - z) * (1 - n * n)
     by_z = (h - n) * z * (1 - z)
     by_r = h * r * (1 - r)  # da_r = du by_r
     dh, d_gates = torch.zeros_like(h[0]), []
-    for dy_t, r_t, z_t, by_r_t, by_z_t, by_n_t in _against_order(d, dy, r, z, by_r, by_z, by_n):
+    factors = (r, z, by_r, by_z, by_n)
+    for dy_t, r_t, z_t, by_r_t, by_z_t, by_n_t, anew_t in _against_order(d, dy, *factors, anew):
         dh_t = dy_t + dh
         da_n = dh_t * by_n_t
         du = da_n @ weight[2 * H :]
         da_rz = torch.cat([du * by_r_t, dh_t * by_z_t], 1)
         dh = torch.addmm(torch.addcmul(dh_t * z_t, du, r_t), da_rz, weight[: 2 * H])
+        dh = _start_anew(dh, anew_t)
         d_gates.append(torch.cat([da_rz, da_n], 1))
     d_gates = torch.stack(_in_order(d_gates, 1 - d))
     by_weight = [
@@ -180,6 +191,16 @@ def _backward_reset_before(dy, h, r, z, n, u, weight, d):
         _over_all_steps(d_gates[..., 2 * H :], u),
     ]
     return d_gates, dh, torch.cat(by_weight), d_gates.sum((0, 1))
+
+
+def _each_step(resets: Tensor | None, direction: int, steps: int) -> list[Tensor | None]:
+    """For each step the rows of the direction that start anew, [B, 1], or None."""
+    return [None] * steps if resets is None else list(resets[:, :, direction, None])
+
+
+def _start_anew(state: Tensor, anew: Tensor | None) -> Tensor:
+    """Zero where anew is true: a state that starts anew, and what flows back to the one before."""
+    return state if anew is None else state.masked_fill(anew, 0)
 
 
 def stack(directions: Sequence[Tensor], dim: int = 0) -> Tensor:
@@ -210,5 +231,5 @@ def _hold_past_end(gates_x: Tensor, lengths: Tensor | None) -> Tensor:
     H = gates_x.shape[-1] // 3
     hold = gates_x.new_zeros(3, H)
     hold[1] = torch.inf
-    past_end = torch.arange(gates_x.shape[0], device=gates_x.device)[:, None] >= lengths
+    past_end = sequences.past_end(lengths, gates_x.shape[0])
     return torch.where(past_end[:, :, None, None], hold.flatten(), gates_x)

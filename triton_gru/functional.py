@@ -8,7 +8,7 @@ from torch import _VF, Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from triton_gru import sequences
-from triton_gru.checks import autocasts, check_cell, check_sequence
+from triton_gru.checks import autocasts, check_cell, check_rows, check_sequence
 from triton_gru.equations import stack
 from triton_gru.recurrence import choose_backend, recurrence
 
@@ -26,6 +26,8 @@ def gru(
     reset_after: bool = True,
     backend: str = "auto",
     save_gates: bool = False,
+    lengths: Tensor | None = None,
+    resets: Tensor | None = None,
 ) -> tuple[Tensor | PackedSequence, Tensor]:
     """A GRU of one or more layers over a sequence, as `torch.nn.GRU` computes it.
 
@@ -46,27 +48,41 @@ def gru(
         backend: "auto", "triton", "torch" or "reference".
         save_gates: Whether the Triton kernels keep the gates for the backward, three times the
             output's memory, instead of computing them again.
+        lengths: Steps of each row, from 0 to T, integers [B] on input's device ([] for one row). A
+            row's states past its end are zero in the output, its last states are those at its
+            end, and the second direction begins there. What input holds past the end does not
+            matter. Nothing waits for the device: on a GPU, lengths out of range stop it.
+        resets: Whether a sequence begins at a step, bool [T, B] in the layout of input ([T] for
+            one row): before it, the first direction's state starts anew from zero, and so does the
+            second's before the last step of the sequence before. So every sequence in a row gives
+            what it gives alone, but the one that hx enters in each direction: the first one
+            unless it begins with a reset, and in the second direction the last one of the row.
 
     Returns:
         The last layer's states, [T, B, D * H] in the layout of input, and h_n, the last states of
         every layer in the shape of hx.
 
     Raises:
-        TypeError: input or hx is no tensor.
+        TypeError: input, hx, lengths or resets is no tensor.
         ValueError: input is neither 2-D nor 3-D, or differs from the weights in dtype; params do
-            not make whole layers; the backend is unknown or cannot compute the variant.
-        RuntimeError: Another shape, dtype or device does not fit, the sequence is empty, or
-            backend="triton" cannot run here.
+            not make whole layers; the backend is unknown or cannot compute the variant; lengths
+            are no integers or out of range; resets are not bool; either comes with a
+            PackedSequence.
+        RuntimeError: Another shape, dtype or device does not fit, the sequence is empty, or the
+            backend asked for by name cannot run here.
     """
     packed = input if isinstance(input, PackedSequence) else None
     x = input if packed is None else packed.data
     D = 2 if bidirectional else 1
     L = _count_layers(params, bias, D)
     unbatched = check_sequence(x, hx, params[0], packed is not None, batch_first)
+    check_rows(lengths, resets, x, packed is not None, batch_first)
     if unbatched:
         x, hx = x.unsqueeze(1), None if hx is None else hx.unsqueeze(1)
+        lengths = None if lengths is None else lengths.unsqueeze(0)
+        resets = None if resets is None else resets.unsqueeze(1)
     elif packed is None and batch_first:
-        x = x.transpose(0, 1)
+        x, resets = x.transpose(0, 1), None if resets is None else resets.t()
 
     H = params[1].shape[1]
     B = x.shape[1] if packed is None else int(packed.batch_sizes[0])
@@ -82,6 +98,7 @@ def gru(
         dtype=dtype,
         hidden_size=H,
         directions=D,
+        rows=rows_kind(input, lengths, resets),
     )
     if choice.backend == "torch":
         options = (params, bias, L, dropout, training, bidirectional)
@@ -90,9 +107,16 @@ def gru(
         else:
             y, h_n = _VF.gru(x, packed.batch_sizes, hx, *options)
     else:
-        lengths = None
+        past_end = None
         if packed is not None:
-            x, lengths = sequences.pad(x, packed.batch_sizes)
+            lengths, place = sequences.places(packed.batch_sizes, x.shape[0], x.device)
+            x = sequences.pad(x, place, len(packed.batch_sizes), B)
+        elif lengths is not None:
+            past_end = sequences.past_end(lengths, x.shape[0]).unsqueeze(-1)
+            # In the gradient of W_ih zero meets what stands there, and 0 * inf is NaN.
+            x = x.masked_fill(past_end, 0)
+        if resets is not None:
+            resets = sequences.resets_of_directions(resets, lengths, D)
         y, h_n = _layers(
             x.to(dtype),
             hx.to(dtype),
@@ -102,11 +126,14 @@ def gru(
             dropout if training else 0.0,
             reset_after=reset_after,
             backend=choice.backend,
-            lengths=None if lengths is None else lengths.to(x.device),
+            lengths=lengths,
+            resets=resets,
             save_gates=save_gates,
         )
         if packed is not None:
-            y = sequences.pack(y, lengths)
+            y = sequences.pack(y, place)
+        elif past_end is not None:
+            y = y.masked_fill(past_end, 0)
 
     if packed is not None:
         if packed.unsorted_indices is not None:
@@ -115,6 +142,15 @@ def gru(
     if unbatched:
         return y.squeeze(1), h_n.squeeze(1)
     return (y.transpose(0, 1) if batch_first else y), h_n
+
+
+def rows_kind(
+    input: Tensor | PackedSequence, lengths: Tensor | None, resets: Tensor | None
+) -> str | None:
+    """What says where the sequences in the rows begin and end, as `choose_backend` takes it."""
+    if isinstance(input, PackedSequence):
+        return "packed"
+    return "resets" if resets is not None else None if lengths is None else "lengths"
 
 
 def _layers(

@@ -90,9 +90,23 @@ class GRU(nn.RNNBase):
         self.save_gates = save_gates
 
     def forward(
-        self, input: Tensor | PackedSequence, hx: Tensor | None = None
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | None = None,
+        *,
+        lengths: Tensor | None = None,
+        resets: Tensor | None = None,
     ) -> tuple[Tensor | PackedSequence, Tensor]:
-        """The states of the last layer and the last states of all layers, see `functional.gru`."""
+        """The states of the last layer and the last states of all layers, see `functional.gru`.
+
+        Args:
+            input: [T, B, I]; [B, T, I] with batch_first; [T, I] for one row; or a PackedSequence.
+            hx: The first states, [L * D, B, H], or [L * D, H] for one row. None means zeros.
+            lengths: Steps of each row, integers [B] on input's device. Output is zero past a row's
+                end, and its last states are those at its end.
+            resets: Whether a sequence begins at a step, bool in the shape of input without its
+                last dimension: the state starts anew from zero, in both directions.
+        """
         self._update_flat_weights()
         return functional.gru(
             input,
@@ -106,13 +120,23 @@ class GRU(nn.RNNBase):
             reset_after=self.reset_after,
             backend=self.backend,
             save_gates=self.save_gates,
+            lengths=lengths,
+            resets=resets,
         )
 
-    def explain(self, input: Tensor | PackedSequence | None = None) -> str:
+    def explain(
+        self,
+        input: Tensor | PackedSequence | None = None,
+        *,
+        lengths: Tensor | None = None,
+        resets: Tensor | None = None,
+    ) -> str:
         """Which backend will run, and why.
 
         Args:
             input: What forward would be given. None stands for one row that fits the weights.
+            lengths: What forward would be given.
+            resets: What forward would be given.
         """
         x = self.weight_ih_l0
         batch_size = 1
@@ -121,7 +145,7 @@ class GRU(nn.RNNBase):
         elif input is not None:
             x = input
             batch_size = x.shape[0 if self.batch_first else 1] if x.dim() == 3 else 1
-        return _explain(self, x, batch_size)
+        return _explain(self, x, batch_size, functional.rows_kind(input, lengths, resets))
 
     @classmethod
     def from_torch(cls, module: "nn.GRU | GRU", *, backend: str = "auto") -> "GRU":
@@ -282,7 +306,7 @@ def _copy(source: nn.Module, target: nn.Module) -> nn.Module:
     return target.train(source.training)
 
 
-def _explain(module: GRU | GRUCell, x: Tensor, batch_size: int) -> str:
+def _explain(module: GRU | GRUCell, x: Tensor, batch_size: int, rows: str | None = None) -> str:
     dtype = functional.compute_dtype(x, x)
     layer = {
         "hidden_size": module.hidden_size,
@@ -294,6 +318,7 @@ def _explain(module: GRU | GRUCell, x: Tensor, batch_size: int) -> str:
             module.backend,
             device=x.device,
             dtype=dtype,
+            rows=rows,
             **layer,
         )
     except (RuntimeError, ValueError) as error:

@@ -10,6 +10,7 @@ autograd; `recurrence` calls them from its autograd.Function.
 import torch
 from torch import Tensor
 
+from triton_gru import equations
 from triton_gru.plan import padded_size
 
 
@@ -21,9 +22,10 @@ def scan_forward(
     *,
     reset_after: bool,
     lengths: Tensor | None = None,
+    resets: Tensor | None = None,
 ) -> Tensor:
     """As `equations.scan_forward`."""
-    return _scan_forward(gates_x, h0, weight_hh, bias_hh, lengths, reset_after)
+    return _scan_forward(gates_x, h0, weight_hh, bias_hh, lengths, resets, reset_after)
 
 
 def scan_forward_saving_gates(
@@ -34,9 +36,10 @@ def scan_forward_saving_gates(
     *,
     reset_after: bool,
     lengths: Tensor | None = None,
+    resets: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """As `scan_forward`, and the hidden part of the gates [T, B, D, 3H] for `scan_backward`."""
-    return _scan_forward_saving_gates(gates_x, h0, weight_hh, bias_hh, lengths, reset_after)
+    return _scan_forward_saving_gates(gates_x, h0, weight_hh, bias_hh, lengths, resets, reset_after)
 
 
 def scan_backward(
@@ -49,10 +52,11 @@ def scan_backward(
     *,
     reset_after: bool,
     lengths: Tensor | None = None,
+    resets: Tensor | None = None,
     gates_h: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """As `equations.scan_backward`; takes the gates from gates_h if they were saved."""
-    arguments = (dy, y, gates_x, h0, weight_hh, bias_hh, lengths, gates_h, reset_after)
+    arguments = (dy, y, gates_x, h0, weight_hh, bias_hh, lengths, resets, gates_h, reset_after)
     *results, dbias_hh = _scan_backward(*arguments)
     return (*results, None if bias_hh is None else dbias_hh)
 
@@ -64,17 +68,24 @@ def _scan_forward(
     weight_hh: Tensor,
     bias_hh: Tensor | None,
     lengths: Tensor | None,
+    resets: Tensor | None,
     reset_after: bool,
 ) -> Tensor:
+    if gates_x.shape[1] == 0:  # a launch without programs is an error
+        return _empty_states(gates_x, h0)
     from triton_gru.kernels import engine
 
     return engine.scan_forward(
-        gates_x, h0, weight_hh, bias_hh, reset_after=reset_after, lengths=lengths
+        gates_x, h0, weight_hh, bias_hh, reset_after=reset_after, lengths=lengths, resets=resets
     )
 
 
 @_scan_forward.register_fake
-def _(gates_x, h0, weight_hh, bias_hh, lengths, reset_after):
+def _(gates_x, h0, weight_hh, bias_hh, lengths, resets, reset_after):
+    return _empty_states(gates_x, h0)
+
+
+def _empty_states(gates_x: Tensor, h0: Tensor) -> Tensor:
     T, B, D, _ = gates_x.shape
     H = h0.shape[-1]
     # y is a view of the exchange buffer: padded rows, a slot before and one after (scan_forward).
@@ -88,21 +99,25 @@ def _scan_forward_saving_gates(
     weight_hh: Tensor,
     bias_hh: Tensor | None,
     lengths: Tensor | None,
+    resets: Tensor | None,
     reset_after: bool,
 ) -> tuple[Tensor, Tensor]:
+    if gates_x.shape[1] == 0:
+        return _empty_states(gates_x, h0), torch.empty_like(gates_x)
     from triton_gru.kernels import engine
 
     return engine.scan_forward(
         *(gates_x, h0, weight_hh, bias_hh),
         reset_after=reset_after,
         lengths=lengths,
+        resets=resets,
         save_gates=True,
     )
 
 
 @_scan_forward_saving_gates.register_fake
-def _(gates_x, h0, weight_hh, bias_hh, lengths, reset_after):
-    y = torch.ops.triton_gru.scan_forward(gates_x, h0, weight_hh, bias_hh, lengths, reset_after)
+def _(gates_x, h0, weight_hh, bias_hh, lengths, resets, reset_after):
+    y = _empty_states(gates_x, h0)
     return y, torch.empty_like(gates_x, memory_format=torch.contiguous_format)
 
 
@@ -116,24 +131,26 @@ def _scan_backward(
     weight_hh: Tensor,
     bias_hh: Tensor | None,
     lengths: Tensor | None,
+    resets: Tensor | None,
     gates_h: Tensor | None,
     reset_after: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    from triton_gru.kernels import engine
+    scan = (dy, y, gates_x, h0, weight_hh, bias_hh)
+    options = {"reset_after": reset_after, "lengths": lengths, "resets": resets}
+    if gates_x.shape[1] == 0:
+        results = equations.scan_backward(*scan, **options)
+    else:
+        from triton_gru.kernels import engine
 
-    d_gates_x, dh0, dweight_hh, dbias_hh = engine.scan_backward(
-        *(dy, y, gates_x, h0, weight_hh, bias_hh),
-        reset_after=reset_after,
-        lengths=lengths,
-        gates_h=gates_h,
-    )
+        results = engine.scan_backward(*scan, **options, gates_h=gates_h)
+    d_gates_x, dh0, dweight_hh, dbias_hh = results
     if dbias_hh is None:
         dbias_hh = gates_x.new_empty(0)
     return d_gates_x.contiguous(), dh0, dweight_hh, dbias_hh
 
 
 @_scan_backward.register_fake
-def _(dy, y, gates_x, h0, weight_hh, bias_hh, lengths, gates_h, reset_after):
+def _(dy, y, gates_x, h0, weight_hh, bias_hh, lengths, resets, gates_h, reset_after):
     def whole(tensor: Tensor) -> Tensor:
         return torch.empty_like(tensor, memory_format=torch.contiguous_format)
 
@@ -146,6 +163,8 @@ def step(
     gates_x: Tensor, h: Tensor, weight_hh: Tensor, bias_hh: Tensor | None, reset_after: bool
 ) -> Tensor:
     """The state [B, H] after one step, from gates_x [B, 3H], h [B, H], weight_hh [3H, H]."""
+    if h.shape[0] == 0:
+        return torch.empty_like(h)
     from triton_gru.kernels import engine
 
     return engine.step(gates_x, h, weight_hh, bias_hh, reset_after=reset_after)

@@ -20,6 +20,12 @@ from triton_gru.tuning import planned
 
 BACKENDS = ("auto", "triton", "torch", "reference")
 
+# What torch's own GRU does not take, and why not.
+NOT_IN_TORCH = {
+    "lengths": "torch's own GRU takes no lengths but those of a PackedSequence, from the host",
+    "resets": "torch's own GRU cannot start anew inside a row",
+}
+
 # Compute capabilities on which the kernels were measured (benchmarks/results). Elsewhere "auto"
 # leaves them to those who ask by name: what no GPU has run is no default.
 MEASURED_ON: frozenset[tuple[int, int]] = frozenset()
@@ -57,14 +63,28 @@ def choose_backend(
     dtype: torch.dtype,
     hidden_size: int,
     directions: int = 1,
+    rows: str | None = None,
 ) -> Choice:
     """The backend that computes a layer, and why.
 
+    Args:
+        backend: What was asked for.
+        reset_after: The variant.
+        device: Of the input.
+        dtype: What is computed in.
+        hidden_size: H.
+        directions: D.
+        rows: What says where the sequences in the rows begin and end: "lengths" or "resets" (of
+            both, "resets"), "packed" for a PackedSequence, None where each row is one sequence.
+
     Raises:
         ValueError: As `check_backend`.
-        RuntimeError: backend="triton" cannot run here; the message says what is missing.
+        RuntimeError: The backend asked for by name cannot run here; the message says why.
     """
     check_backend(backend, reset_after)
+    torch_obstacle = _torch_obstacle(reset_after, device, rows)
+    if backend == "torch" and rows in NOT_IN_TORCH:
+        raise RuntimeError(f"backend='torch' cannot run: {NOT_IN_TORCH[rows]}. Use backend='auto'")
     if backend in ("torch", "reference"):
         return Choice(backend, "it was asked for by name")
     obstacle = _triton_obstacle(device, dtype, hidden_size, reset_after, directions)
@@ -80,12 +100,21 @@ def choose_backend(
         return Choice(
             "triton", f"its kernels take {dtype} at hidden_size={hidden_size} on {device}"
         )
-    if reset_after:
+    if torch_obstacle is None:
         library = "cuDNN" if device.type == "cuda" else "ATen"
         return Choice(
             "torch", f"{obstacle}, and torch's own GRU ({library}) computes reset_after=True"
         )
-    return Choice("reference", f"{obstacle}, and torch has no kernel for reset_after=False")
+    return Choice("reference", f"{obstacle}, and {torch_obstacle}")
+
+
+def _torch_obstacle(reset_after: bool, device: torch.device, rows: str | None) -> str | None:
+    """Why "auto" does not take torch's own GRU, as the end of a sentence."""
+    if not reset_after:
+        return "torch has no kernel for reset_after=False"
+    if rows == "packed" and device.type == "cpu":
+        return "ATen takes longer for a PackedSequence than the equations for padded rows"
+    return NOT_IN_TORCH.get(rows)
 
 
 # Constant for Dynamo, which need not trace how a plan is made: none of it depends on the sizes of a
@@ -145,6 +174,7 @@ def recurrence(
     reset_after: bool,
     backend: str,
     lengths: Tensor | None = None,
+    resets: Tensor | None = None,
     save_gates: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """One layer, all its directions (T steps, B rows, D directions).
@@ -159,6 +189,8 @@ def recurrence(
         reset_after: The variant, see `equations`.
         backend: "reference" or "triton", as `choose_backend` named it.
         lengths: Steps of each row, int64 [B] on x's device, or None where all rows have T.
+        resets: Before which steps each direction starts anew, bool [T, B, D], or None; see
+            `sequences.resets_of_directions`.
         save_gates: Whether the kernels keep the gates, three times y, for the backward.
 
     Returns:
@@ -166,9 +198,10 @@ def recurrence(
         each direction [D, B, H].
     """
     tensors = (x, h0, weight_ih, weight_hh, bias_ih, bias_hh)
-    if backend == "triton" and x.shape[0] == 1 and lengths is None and not _records(*tensors):
+    plain = lengths is None and resets is None
+    if backend == "triton" and x.shape[0] == 1 and plain and not _records(*tensors):
         return _step(*tensors, reset_after)
-    y, _ = _Recurrence.apply(*tensors, lengths, reset_after, backend, save_gates)
+    y, _ = _Recurrence.apply(*tensors, lengths, resets, reset_after, backend, save_gates)
     # A row past its end keeps its state, so the last state stands at the same step in every row.
     return y, torch.stack([y[0 if d else -1, :, d] for d in range(h0.shape[0])])
 
@@ -183,11 +216,21 @@ class _Recurrence(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        x, h0, weight_ih, weight_hh, bias_ih, bias_hh, lengths, reset_after, backend, save_gates
+        x,
+        h0,
+        weight_ih,
+        weight_hh,
+        bias_ih,
+        bias_hh,
+        lengths,
+        resets,
+        reset_after,
+        backend,
+        save_gates,
     ):
         with _without_autocast(x.device):
             scan = (_project(x, weight_ih, bias_ih), h0, weight_hh, bias_hh)
-            options = {"reset_after": reset_after, "lengths": lengths}
+            options = {"reset_after": reset_after, "lengths": lengths, "resets": resets}
             if save_gates and backend == "triton":
                 return ops.scan_forward_saving_gates(*scan, **options)
             return _engine(backend).scan_forward(*scan, **options), None
@@ -202,7 +245,8 @@ class _Recurrence(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dy, _):
-        x, h0, weight_ih, weight_hh, bias_ih, bias_hh, lengths, y, gates_h = ctx.saved_tensors
+        *inputs, lengths, resets, y, gates_h = ctx.saved_tensors
+        x, h0, weight_ih, weight_hh, bias_ih, bias_hh = inputs
         # With grad mode on, this derivative is to be differentiated, which kernels cannot be.
         engine = equations if torch.is_grad_enabled() else _engine(ctx.backend)
         saved = {"gates_h": gates_h} if engine is ops and gates_h is not None else {}
@@ -216,6 +260,7 @@ class _Recurrence(torch.autograd.Function):
                 bias_hh,
                 reset_after=ctx.reset_after,
                 lengths=lengths,
+                resets=resets,
                 **saved,
             )
             dx = dweight_ih = dbias_ih = None
@@ -226,7 +271,7 @@ class _Recurrence(torch.autograd.Function):
                 dweight_ih = (d_gates.flatten(0, 1).t() @ x.flatten(0, 1)).view_as(weight_ih)
             if bias_ih is not None:
                 dbias_ih = d_gates_x.sum((0, 1))
-        return dx, dh0, dweight_ih, dweight_hh, dbias_ih, dbias_hh, None, None, None, None
+        return dx, dh0, dweight_ih, dweight_hh, dbias_ih, dbias_hh, *[None] * 5
 
 
 def _step(

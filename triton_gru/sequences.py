@@ -1,26 +1,68 @@
-"""Where sequences of different lengths end: one vocabulary for PackedSequence and for the scan.
+"""Where sequences begin and end: one vocabulary for lengths, resets, PackedSequence and the scan.
 
-The scan takes padded time-major rows [T, B, ...] and `lengths`, int64 [B] on their device (see
-`equations`).
+The scan takes padded time-major rows [T, B, ...], `lengths`, int64 [B], and `resets`, bool
+[T, B, D], all on one device (see `equations`). Nothing here waits for that device.
 """
 
+import torch
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 
-def pad(data: Tensor, batch_sizes: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows of a PackedSequence, longest first.
+def past_end(lengths: Tensor, steps: int) -> Tensor:
+    """Where a row has no step any more, bool [T, B], from its lengths, [B]."""
+    return torch.arange(steps, device=lengths.device).unsqueeze(1) >= lengths
+
+
+def resets_of_directions(resets: Tensor, lengths: Tensor | None, directions: int) -> Tensor:
+    """Before which steps each direction starts anew, as it takes them.
+
+    The first direction does before the first step of a sequence, the second, which comes from the
+    other side, before the last step of one: where the next step is a first one.
 
     Args:
-        data: [sum of batch_sizes, I].
-        batch_sizes: Rows at each step, int64 [T] on the CPU.
+        resets: Whether a sequence begins at a step, bool [T, B].
+        lengths: [B], or None where all rows have T steps. A reset past a row's end is none.
+        directions: D, 1 or 2.
 
     Returns:
-        Rows [T, B, I], zero past their ends, and their lengths, int64 [B] on the CPU.
+        bool [T, B, D].
     """
-    return pad_packed_sequence(PackedSequence(data, batch_sizes))
+    if lengths is not None:
+        resets = resets & ~past_end(lengths, resets.shape[0])
+    if directions == 1:
+        return resets.unsqueeze(-1)
+    backwards = torch.cat([resets[1:], torch.zeros_like(resets[:1])])
+    return torch.stack([resets, backwards], -1)
 
 
-def pack(rows: Tensor, lengths: Tensor) -> Tensor:
-    """The data of a PackedSequence out of rows [T, B, ...], longest first; lengths on the CPU."""
-    return pack_padded_sequence(rows, lengths).data
+def places(batch_sizes: Tensor, total: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Where the steps of a PackedSequence stand among padded rows.
+
+    Args:
+        batch_sizes: Rows at each step, int64 [T] on the CPU, as a PackedSequence has them.
+        total: Their sum N.
+        device: Where the results are wanted; batch_sizes is all that travels there.
+
+    Returns:
+        The lengths of the rows, int64 [B], longest first, and the place t * B + b of each step of
+        the packed data among the rows [T * B, ...], int64 [N].
+    """
+    B = int(batch_sizes[0])
+    sizes = batch_sizes.to(device, non_blocking=True)
+    lengths = (sizes.unsqueeze(1) > torch.arange(B, device=device)).sum(0)
+    ends = sizes.cumsum(0)
+    item = torch.arange(total, device=device)
+    step = torch.searchsorted(ends, item, right=True)
+    row = item - (ends - sizes).index_select(0, step)
+    return lengths, step * B + row
+
+
+def pad(data: Tensor, place: Tensor, steps: int, batch: int) -> Tensor:
+    """Rows [T, B, ...], zero past their ends, out of packed data [N, ...] and its `places`."""
+    rows = data.new_zeros(steps * batch, *data.shape[1:])
+    return rows.index_copy(0, place, data).unflatten(0, (steps, batch))
+
+
+def pack(rows: Tensor, place: Tensor) -> Tensor:
+    """Packed data [N, ...] out of rows [T, B, ...] and its `places`."""
+    return rows.flatten(0, 1).index_select(0, place)

@@ -40,6 +40,39 @@ def test_packed_sequences():
 
 
 @pytest.mark.parametrize("reset_after", [True, False])
+@pytest.mark.parametrize("hidden", [20, 140])
+def test_lengths_and_resets_as_in_the_reference(hidden, reset_after):
+    torch.manual_seed(0)
+    T, B = 4, 3
+    options = {"num_layers": 2, "bidirectional": True, "reset_after": reset_after}
+    ours = triton_gru.GRU(5, hidden, backend="triton", **options)
+    reference = triton_gru.GRU.from_torch(ours, backend="reference")
+    rows = {"lengths": torch.tensor([4, 0, 3]), "resets": torch.rand(T, B) < 0.4}
+    x = torch.randn(T, B, 5)
+    x[3:, 2] = float("nan")
+    results = []
+    for module in (ours, reference):
+        leaf = x.clone().requires_grad_()
+        with harness.interleaving(1):
+            y, h = module(leaf, **rows)
+            (y.square().sum() + h.square().sum()).backward()
+        results.append([y, h, leaf.grad, *(p.grad for p in module.parameters())])
+    for mine, other in zip(*results, strict=True):
+        torch.testing.assert_close(mine, other, rtol=2e-5, atol=2e-5)
+
+
+def test_an_empty_batch():
+    module = triton_gru.GRU(5, 20, 2, backend="triton")
+    x = torch.randn(3, 0, 5, requires_grad=True)
+    y, h = module(x)
+    assert y.shape == (3, 0, 20) and h.shape == (2, 0, 20)
+    y.sum().backward()
+    assert x.grad.shape == x.shape and not module.weight_hh_l0.grad.any()
+    with torch.no_grad():
+        assert module(x[:1])[0].shape == (1, 0, 20)
+
+
+@pytest.mark.parametrize("reset_after", [True, False])
 def test_saved_gates_change_memory_and_nothing_else(reset_after):
     torch.manual_seed(0)
     T, B, H = 24, 3, 16

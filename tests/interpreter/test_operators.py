@@ -55,10 +55,11 @@ def test_compiles_whole_with_gradients_and_changing_sizes(reset_after, bidirecti
 @pytest.mark.parametrize("hidden", [16, 20])
 def test_fake_results_are_laid_out_as_the_real_ones(hidden, bias, lengths):
     T, B, D = 3, 2, 2
+    resets = None if lengths is None else torch.rand(T, B, D) < 0.5
     gates_x = torch.randn(T, B, D, 3 * hidden)
     h0, weight = torch.randn(D, B, hidden), torch.randn(D, 3 * hidden, hidden)
     b = torch.randn(D, 3 * hidden) if bias else None
-    scan = (gates_x, h0, weight, b, lengths)
+    scan = (gates_x, h0, weight, b, lengths, resets)
 
     def check(operator, *arguments):
         checks = ("test_schema", "test_faketensor")

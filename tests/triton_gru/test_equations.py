@@ -20,14 +20,20 @@ def make_inputs(T, B, I, H, D=1, bias=True, dtype=torch.float64):  # noqa: E741
     return [t.requires_grad_() for t in inputs]
 
 
-def run(inputs, reset_after, lengths=None):
+def run(inputs, reset_after, lengths=None, resets=None):
     biases = () if len(inputs) == 6 else (None, None)
-    return recurrence(
-        *inputs, *biases, reset_after=reset_after, backend="reference", lengths=lengths
-    )
+    options = {"lengths": lengths, "resets": resets}
+    return recurrence(*inputs, *biases, reset_after=reset_after, backend="reference", **options)
 
 
-def one_row_after_another(inputs, reset_after, lengths=None):
+def random_resets(T, B, D, lengths=None):
+    resets = torch.rand(T, B, D) < 0.4
+    if lengths is not None:
+        resets &= torch.arange(T)[:, None, None] < lengths[:, None]
+    return resets
+
+
+def one_row_after_another(inputs, reset_after, lengths=None, resets=None):
     """The layer written the slow way: one row, one direction, one step and one gate at a time."""
     x, h0, weight_ih, weight_hh, *biases = inputs
     T, B, _ = x.shape
@@ -42,6 +48,8 @@ def one_row_after_another(inputs, reset_after, lengths=None):
         steps = range(T if lengths is None else int(lengths[b]))
         for t in reversed(steps) if d else steps:
             x_t = x[t, b]
+            if resets is not None and resets[t, b, d]:
+                h = torch.zeros_like(h)
             r = torch.sigmoid(W_ir @ x_t + b_ir + W_hr @ h + b_hr)
             z = torch.sigmoid(W_iz @ x_t + b_iz + W_hz @ h + b_hz)
             if reset_after:
@@ -71,14 +79,19 @@ def gradients(outputs, inputs):
 @pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize("reset_after", VARIANTS)
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize(
+    ("ragged", "anew"), [(False, False), (True, False), (False, True), (True, True)]
+)
 @pytest.mark.parametrize("D", [1, 2])
 @pytest.mark.parametrize(("T", "B", "F", "H"), [(1, 1, 1, 1), (1, 3, 2, 17), (5, 3, 4, 1)])
-def test_scan_and_gradients_equal_a_loop_under_autograd(T, B, F, H, D, ragged, bias, reset_after):
+def test_scan_and_gradients_equal_a_loop_under_autograd(
+    T, B, F, H, D, ragged, anew, bias, reset_after
+):
     inputs = make_inputs(T, B, F, H, D, bias)
     lengths = torch.randint(0, T + 1, (B,)) if ragged else None
-    ours = run(inputs, reset_after, lengths)
-    expected = one_row_after_another(inputs, reset_after, lengths)
+    resets = random_resets(T, B, D, lengths) if anew else None
+    ours = run(inputs, reset_after, lengths, resets)
+    expected = one_row_after_another(inputs, reset_after, lengths, resets)
     assert_close(ours, expected)
     assert_close(gradients(ours, inputs), gradients(expected, inputs))
 
@@ -89,21 +102,23 @@ def test_scan_and_gradients_equal_a_loop_under_autograd(T, B, F, H, D, ragged, b
 def test_longer_scans_equal_a_loop_under_autograd(T, B, H, reset_after):
     inputs = make_inputs(T, B, 3, H, 2)
     lengths = torch.randint(0, T + 1, (B,))
-    ours = run(inputs, reset_after, lengths)
-    expected = one_row_after_another(inputs, reset_after, lengths)
+    resets = random_resets(T, B, 2, lengths)
+    ours = run(inputs, reset_after, lengths, resets)
+    expected = one_row_after_another(inputs, reset_after, lengths, resets)
     assert_close(ours, expected)
     assert_close(gradients(ours, inputs), gradients(expected, inputs))
 
 
 @pytest.mark.parametrize("reset_after", VARIANTS)
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("lengths", [None, [3, 1]])
+@pytest.mark.parametrize(("lengths", "anew"), [(None, False), ([3, 1], False), ([3, 2], True)])
 @pytest.mark.parametrize("D", [1, 2])
 @pytest.mark.parametrize("check", [torch.autograd.gradcheck, torch.autograd.gradgradcheck])
-def test_derivatives_equal_finite_differences(check, D, lengths, bias, reset_after):
+def test_derivatives_equal_finite_differences(check, D, lengths, anew, bias, reset_after):
     inputs = make_inputs(3, 2, 2, 2, D, bias)
     lengths = None if lengths is None else torch.tensor(lengths)
-    assert check(lambda *inputs: run(inputs, reset_after, lengths), inputs)
+    resets = random_resets(3, 2, D, lengths) if anew else None
+    assert check(lambda *inputs: run(inputs, reset_after, lengths, resets), inputs)
 
 
 @pytest.mark.parametrize("reset_after", VARIANTS)
@@ -114,9 +129,10 @@ def test_second_derivative_equals_that_of_the_loop(reset_after):
 
     inputs = make_inputs(4, 3, 2, 5, 2)
     lengths = torch.tensor([4, 0, 2])
+    rows = {"lengths": lengths, "resets": random_resets(4, 3, 2, lengths)}
     assert_close(
-        penalty(lambda i: run(i, reset_after, lengths), inputs),
-        penalty(lambda i: one_row_after_another(i, reset_after, lengths), inputs),
+        penalty(lambda i: run(i, reset_after, **rows), inputs),
+        penalty(lambda i: one_row_after_another(i, reset_after, **rows), inputs),
     )
 
 
