@@ -1,7 +1,6 @@
 """The command `triton-gru-train`: from a Hydra config to a run directory."""
 
 import logging
-import math
 import os
 import shutil
 import signal
@@ -38,6 +37,7 @@ from lightning_module.guards import Diverged, Stopped
 from lightning_module.overrides import quote_arguments
 from lightning_module.predictor import SentencePredictor
 from lightning_module.reports import METRICS, read_metrics, summarize
+from lightning_module.sweep_jobs import Job, end_with_sweep, run_job
 
 log = logging.getLogger(__name__)
 
@@ -217,17 +217,17 @@ def _moved(config: DictConfig, old: Path, new: Path) -> DictConfig:
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")
-def _task(config: DictConfig) -> float:
-    quiet()
+def _task(config: DictConfig) -> Job | None:
     job = HydraConfig.get()
-    sweeping = job.mode == RunMode.MULTIRUN
+    if job.mode == RunMode.MULTIRUN:
+        return run_job()
+    quiet()
     try:
         checkpoint = None
         if config.resume is not None:
             config, checkpoint = resumed(config.resume, list(job.overrides.task))
         else:
-            where = job.runtime.output_dir if sweeping else config.run_dir
-            config.run_dir = os.path.abspath(where)
+            config.run_dir = os.path.abspath(config.run_dir)
         metrics = train(config, checkpoint)
     except Stopped as stopped:
         print(f"\n{stopped}\nGo on with: triton-gru-train resume={config.run_dir}", file=sys.stderr)
@@ -236,12 +236,10 @@ def _task(config: DictConfig) -> float:
         print("\ninterrupted before the first step; nothing to resume", file=sys.stderr)
         raise SystemExit(128 + signal.SIGINT) from None
     except (DataError, RunError, CheckpointError, Diverged) as error:
-        if sweeping:
-            raise
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
     _show(metrics, Path(config.run_dir))
-    return metrics.get("val_loss", math.nan)
+    return None
 
 
 def quiet() -> None:
@@ -269,6 +267,7 @@ def _show(metrics: dict[str, Any], run_dir: Path) -> None:
 
 def main() -> None:
     """Entry point of `triton-gru-train`."""
+    end_with_sweep()
     quote_arguments()
     _task()
 
