@@ -1,0 +1,240 @@
+"""One job of a sweep: a training in a process of its own, and the record of how it ended.
+
+Whatever launches the jobs (this process, joblib, submitit, Ray) calls `run_job`, which starts
+`triton-gru-train` with the job's settings as an ordinary single run. Why a process each:
+
+- What trains in several processes starts the others from what it knows of itself: its command line
+  (Lightning), its environment (SLURM). Those of a sweep would run the sweep again, in a second
+  directory and, drawn anew, with other parameters (lightning#11300). Those of a job are the job.
+- A job that crashes or is killed, for want of memory say, is one failed job and not the end.
+- Process groups, signal handlers and GPU memory of one job do not reach the next.
+
+It costs the start of Python and torch, a few seconds a job.
+
+A sweep directory holds, beside one run directory a job:
+
+    sweep.json      what is searched, and for what (see hydra_plugins/triton_gru_sweepers)
+    jobs/3.json     how job 3 ended, a `Job`; written when it starts and again when it ends
+    jobs/3.log      what it printed
+"""
+
+import ctypes
+import dataclasses
+import json
+import logging
+import math
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from lightning_module.checkpoints import CHECKPOINTS, CONFIG, LAST
+from lightning_module.reports import METRICS, read_metrics, summarize
+
+log = logging.getLogger(__name__)
+
+JOBS = "jobs"
+UNFINISHED, COMPLETE, FAILED = "unfinished", "complete", "failed"
+# What a search is told of a failed job: finite, because samplers and their storage take no NaN or
+# infinity, and beyond every metric, so that the search keeps away from where jobs fail.
+WORST = 1e6
+# Settings that say where and how jobs run, not what they compute.
+NOT_OF_THE_JOB = ("launcher", "run_dir")
+_PARENT = "TRITON_GRU_SWEEP_PROCESS"
+
+
+@dataclasses.dataclass
+class Job:
+    """How a job of a sweep ended.
+
+    Attributes:
+        number: of the job, and of its directory.
+        overrides: its settings as `key=value`.
+        run_dir: its run directory.
+        state: "unfinished", "complete" or "failed".
+        value: the objective of a complete job.
+        reason: why it failed.
+        seconds: wall time, the start of Python included; of all attempts.
+        metrics: at the best checkpoint, see `summarize`.
+    """
+
+    number: int
+    overrides: list[str]
+    run_dir: str
+    state: str = UNFINISHED
+    value: float | None = None
+    reason: str = ""
+    seconds: float = 0.0
+    metrics: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def told(self, direction: str) -> float:
+        """The finite value that a search is told."""
+        if self.state == COMPLETE:
+            return self.value
+        return WORST if direction == "minimize" else -WORST
+
+    def command(self) -> str:
+        """The command line that does the same as a single run, ready for a shell."""
+        return shlex.join(["triton-gru-train", *self.overrides])
+
+
+def record_file(sweep_dir: Path, number: int) -> Path:
+    """Where the record of a job lies."""
+    return sweep_dir / JOBS / f"{number}.json"
+
+
+def read_job(sweep_dir: Path, number: int) -> Job | None:
+    """The record of a job, None for one that has not begun."""
+    file = record_file(sweep_dir, number)
+    return Job(**json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
+
+
+def read_jobs(sweep_dir: Path) -> list[Job]:
+    """The records of all jobs that have begun, by number."""
+    numbers = sorted(int(f.stem) for f in (sweep_dir / JOBS).glob("*.json"))
+    return [read_job(sweep_dir, number) for number in numbers]
+
+
+def own_overrides(overrides: list[str]) -> list[str]:
+    """Those settings of a sweep's command line that a job computes by."""
+    return [o for o in overrides if o.partition("=")[0].lstrip("+~") not in NOT_OF_THE_JOB]
+
+
+def run_job() -> Job:
+    """Run the job that Hydra has configured in this process.
+
+    A job that was interrupted goes on from its last checkpoint; one that is complete is left alone.
+    While another process still runs it (a job of a cluster outlives the sweep that sent it), this
+    one waits and then takes over its result.
+
+    Returns:
+        The record. A training that fails raises nothing here.
+    """
+    import fcntl  # which only Unix has; single runs do without
+
+    hydra = HydraConfig.get()
+    sweep_dir = Path(hydra.runtime.cwd, hydra.sweep.dir)
+    number = int(hydra.job.num)
+    job = Job(
+        number, own_overrides(list(hydra.overrides.task)), str(sweep_dir / hydra.sweep.subdir)
+    )
+    (sweep_dir / JOBS).mkdir(parents=True, exist_ok=True)
+    # Under SLURM every rank of a job comes here; the first keeps the record.
+    rank = int(os.environ.get("SLURM_PROCID", 0)) if "SLURM_STEP_ID" in os.environ else 0
+    name = f"{number}" if rank == 0 else f"{number}.rank{rank}"
+    with (sweep_dir / JOBS / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        earlier = read_job(sweep_dir, number)
+        if earlier is not None and earlier.state == COMPLETE:
+            return earlier
+        if earlier is not None and rank == 0:
+            job.seconds = earlier.seconds
+        arguments = _arguments(job, hydra, interrupted=earlier and earlier.state == UNFINISHED)
+        if rank == 0:
+            _write(sweep_dir, job)
+        begun = time.monotonic()
+        with (sweep_dir / JOBS / f"{name}.log").open("ab") as output:
+            start = output.tell()
+            code = _run(arguments, hydra.runtime.cwd, output, lock.fileno())
+        job.seconds += time.monotonic() - begun
+        _judge(job, code, hydra.sweeper.objective, Path(output.name), start)
+        if rank == 0:
+            _write(sweep_dir, job)
+    log.info(
+        f"job {number}: {hydra.sweeper.objective} {job.value:.4f} after {job.seconds:.0f} s"
+        if job.state == COMPLETE
+        else f"job {number}: failed: {job.reason}"
+    )
+    return job
+
+
+def _arguments(job: Job, hydra: DictConfig, interrupted: bool) -> list[str]:
+    """The command line of a job's process."""
+    run_dir = Path(job.run_dir)
+    command = [sys.executable, "-m", "lightning_module.train"]
+    for source in hydra.runtime.config_sources:
+        if source.provider == "command-line":
+            command += ["--config-dir", source.path]
+    if interrupted and (run_dir / CHECKPOINTS / LAST).is_file() and (run_dir / CONFIG).is_file():
+        return [*command, f"resume={run_dir}"]
+    if run_dir.exists():
+        shutil.rmtree(run_dir)  # what an attempt left that came to no checkpoint, or failed
+    return [*command, *job.overrides, f"run_dir={run_dir}"]
+
+
+def _run(arguments: list[str], cwd: str, output: Any, lock: int) -> int:
+    """The exit code of a process, which keeps the lock and does not outlive this one."""
+    process = subprocess.Popen(
+        arguments,
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, _PARENT: str(os.getpid())},
+        pass_fds=[lock],
+    )
+    try:
+        return process.wait()
+    except BaseException:  # Ctrl-C, or a cluster that wants its node back: the run saves and ends
+        process.terminate()
+        process.wait()
+        raise
+
+
+def end_with_sweep() -> None:
+    """In the process of a job: be terminated, and so save, when the sweep's process is killed."""
+    parent = os.environ.pop(_PARENT, None)  # not for the other ranks: their parent is this process
+    if parent is None or not sys.platform.startswith("linux"):
+        return
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG, man 2 prctl
+    if os.getppid() != int(parent):
+        raise SystemExit(128 + signal.SIGTERM)
+
+
+def _judge(job: Job, code: int, objective: str, output: Path, start: int) -> None:
+    """Fill in how a job ended whose process ended with `code`."""
+    job.metrics = summarize(read_metrics(Path(job.run_dir) / METRICS))
+    job.state, job.value = FAILED, None
+    if code != 0:
+        job.reason = _reason(code, output, start)
+    elif objective not in job.metrics:
+        known = ", ".join(job.metrics) or "none: it ended before its first validation"
+        job.reason = f"the objective {objective} is not among its metrics ({known})"
+    elif not math.isfinite(job.metrics[objective]):
+        job.reason = f"{objective} is {job.metrics[objective]}"
+    else:
+        job.state, job.value, job.reason = COMPLETE, float(job.metrics[objective]), ""
+
+
+def _reason(code: int, output: Path, start: int) -> str:
+    """The first error that a process printed, or else what ended it."""
+    with output.open("rb") as file:
+        file.seek(start)
+        lines = file.read().decode(errors="replace").splitlines()
+    errors = [line[len("error: ") :] for line in lines if line.startswith("error: ")]
+    if errors:
+        return errors[0]
+    number = -code if code < 0 else code - 128
+    if number in set(signal.Signals):
+        return f"ended by {signal.Signals(number).name}"
+    hint_of_hydra = "Set the environment variable HYDRA_FULL_ERROR"
+    said = [line.strip() for line in lines if line.strip() and not line.startswith(hint_of_hydra)]
+    return f"exit code {code}: {said[-1] if said else 'it printed nothing'}"
+
+
+def _write(sweep_dir: Path, job: Job) -> None:
+    """Write a record; a reader sees the old one or the new one."""
+    file = record_file(sweep_dir, job.number)
+    new = file.with_suffix(".new")
+    new.write_text(
+        json.dumps(dataclasses.asdict(job), indent=1, ensure_ascii=False) + "\n", "utf-8"
+    )
+    new.replace(file)
