@@ -2,6 +2,7 @@
 
 from triton_gru.functional import gru, gru_cell
 from triton_gru.layer import GRU, GRUCell
+from triton_gru.replace import replace_gru
 from triton_gru.tuning import tune
 
-__all__ = ["GRU", "GRUCell", "gru", "gru_cell", "tune"]
+__all__ = ["GRU", "GRUCell", "gru", "gru_cell", "replace_gru", "tune"]
