@@ -9,6 +9,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from triton_gru import functional
 from triton_gru.recurrence import check_backend, choose_backend, explain_plan
+from triton_gru.trace import Trace, trace
 
 
 class GRU(nn.RNNBase):
@@ -123,6 +124,15 @@ class GRU(nn.RNNBase):
             lengths=lengths,
             resets=resets,
         )
+
+    def trace(self, input: Tensor, hx: Tensor | None = None) -> Trace:
+        """Gates r and z, candidate n and state h of every step, layer and direction, see `Trace`.
+
+        Args:
+            input: As for forward, but no PackedSequence.
+            hx: As for forward.
+        """
+        return trace(self, input, hx)
 
     def explain(
         self,

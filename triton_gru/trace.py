@@ -1,0 +1,99 @@
+"""What a GRU does inside: gates, candidates and states at every step, to be looked at."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from triton_gru import equations, functional
+from triton_gru.checks import check_sequence
+
+if TYPE_CHECKING:
+    from triton_gru.layer import GRU
+
+
+class Trace(NamedTuple):
+    """The inside of a GRU over a sequence, as the symbols of `equations`.
+
+    Each tensor is [L, D, *, H] with L layers, D directions, H hidden_size and, for *, the layout of
+    the input: [T, B], [B, T] with batch_first, [T] for one row. So `trace.z[layer, direction]` has
+    the shape of the input, H instead of I, and `trace.h[-1]` is what forward returns. Every step
+    stands at its time index, in both directions.
+
+    Attributes:
+        r: The reset gate, within 0 and 1: how much of the past enters the candidate.
+        z: The update gate, within 0 and 1: the share of the state that is kept; 1 keeps all of
+            it, 0 puts the candidate in its place.
+        n: The candidate, within -1 and 1.
+        h: The state after the step, (1 - z) * n + z * (the state before it).
+    """
+
+    r: Tensor
+    z: Tensor
+    n: Tensor
+    h: Tensor
+
+
+def trace(module: GRU, input: Tensor, hx: Tensor | None = None) -> Trace:
+    """The gates, candidates and states of a GRU at every step, without dropout.
+
+    The states are those that the module's backend computes. The gates come from them by the
+    equations, one product over all steps: what is shown is what explains the backend's own output.
+    Differentiable; inside `torch.no_grad()` it takes no more memory than it returns.
+
+    Args:
+        module: A GRU of any variant and backend.
+        input: [T, B, I]; [B, T, I] with batch_first; [T, I] for one row.
+        hx: The first states, [L * D, B, H], or [L * D, H] for one row. None means zeros.
+
+    Raises:
+        TypeError: input is a PackedSequence, whose rows have no common shape: trace them one by
+            one.
+    """
+    if isinstance(input, PackedSequence):
+        raise TypeError(
+            "trace() expects a tensor, got a PackedSequence: trace its rows one by one, "
+            "as in trace(row) with row [T, I]"
+        )
+    module._update_flat_weights()
+    params = module._flat_weights
+    unbatched = check_sequence(input, hx, params[0], False, module.batch_first)
+    L, D, H = module.num_layers, 2 if module.bidirectional else 1, module.hidden_size
+    options = {"reset_after": module.reset_after, "backend": module.backend}
+    x = input.unsqueeze(1) if unbatched else input.transpose(0, 1) if module.batch_first else input
+    hx = hx.unsqueeze(1) if unbatched and hx is not None else hx
+    hx = functional._first_states(hx, (L * D, x.shape[1], H), x)
+    per_layer = len(params) // L
+    layers = []
+    for layer, h0 in enumerate(hx.unflatten(0, (L, D))):
+        group = params[layer * per_layer : (layer + 1) * per_layer]
+        y, _ = functional.gru(
+            x, h0, group, bias=module.bias, bidirectional=module.bidirectional, **options
+        )
+        with torch.autocast(x.device.type, enabled=False):  # in the dtype of the states
+            layers.append(_gates(x, h0, y, group, D, module.reset_after))
+        x = y
+    stacked = (torch.stack(tensors) for tensors in zip(*layers, strict=True))
+    if unbatched:
+        return Trace(*(tensor.squeeze(3) for tensor in stacked))
+    return Trace(*(t.transpose(2, 3) if module.batch_first else t for t in stacked))
+
+
+def _gates(
+    x: Tensor, h0: Tensor, y: Tensor, params: list[Tensor], D: int, reset_after: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """r, z, n and h of one layer, [D, T, B, H] each, from its states y, [T, B, D * H]."""
+    kinds = len(params) // D
+    directions = []
+    for d, h in enumerate(y.unflatten(-1, (D, -1)).unbind(2)):
+        tensors = [parameter.to(y.dtype) for parameter in params[d * kinds : (d + 1) * kinds]]
+        weight_ih, weight_hh, bias_ih, bias_hh = [*tensors, None, None][:4]
+        first = h0[d : d + 1].to(y.dtype)
+        before = torch.cat([h[1:], first] if d else [first, h[:-1]])
+        gates_x = torch.nn.functional.linear(x.to(y.dtype), weight_ih, bias_ih)
+        r, z, n, _ = equations.gates(gates_x, before, weight_hh, bias_hh, reset_after)
+        directions.append((r, z, n, h))
+    return tuple(torch.stack(tensors) for tensors in zip(*directions, strict=True))
