@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from triton_gru import equations, ops
+from triton_gru import equations, onnx, ops
 from triton_gru.plan import Problem
 from triton_gru.tuning import planned
 
@@ -82,6 +82,8 @@ def choose_backend(
         RuntimeError: The backend asked for by name cannot run here; the message says why.
     """
     check_backend(backend, reset_after)
+    if onnx.exporting():
+        return Choice("onnx", "torch.onnx.export is tracing, and ONNX has an operator")
     torch_obstacle = _torch_obstacle(reset_after, device, rows)
     if backend == "torch" and rows in NOT_IN_TORCH:
         raise RuntimeError(f"backend='torch' cannot run: {NOT_IN_TORCH[rows]}. Use backend='auto'")
@@ -187,7 +189,7 @@ def recurrence(
         bias_ih: [D, 3H] or None.
         bias_hh: [D, 3H] or None.
         reset_after: The variant, see `equations`.
-        backend: "reference" or "triton", as `choose_backend` named it.
+        backend: "reference", "triton" or "onnx", as `choose_backend` named it.
         lengths: Steps of each row, int64 [B] on x's device, or None where all rows have T.
         resets: Before which steps each direction starts anew, bool [T, B, D], or None; see
             `sequences.resets_of_directions`.
@@ -198,6 +200,8 @@ def recurrence(
         each direction [D, B, H].
     """
     tensors = (x, h0, weight_ih, weight_hh, bias_ih, bias_hh)
+    if backend == "onnx":
+        return onnx.recurrence(*tensors, reset_after=reset_after, lengths=lengths, resets=resets)
     plain = lengths is None and resets is None
     if backend == "triton" and x.shape[0] == 1 and plain and not _records(*tensors):
         return _step(*tensors, reset_after)

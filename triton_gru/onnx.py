@@ -1,0 +1,67 @@
+"""A layer as the ONNX operator GRU, for `torch.onnx.export`, both variants.
+
+ONNX has an operator for either formula: its attribute `linear_before_reset` is our reset_after. Its
+gates are z, r, n, where torch's are r, z, n (https://onnx.ai/onnx/operators/onnx__GRU.html).
+"""
+
+import torch
+from torch import Tensor
+
+
+def exporting() -> bool:
+    """Whether torch.onnx.export is tracing, by way of torch.export, as it does by default."""
+    return torch.onnx.is_in_onnx_export() and torch.compiler.is_exporting()
+
+
+def recurrence(
+    x: Tensor,
+    h0: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+    *,
+    reset_after: bool,
+    lengths: Tensor | None = None,
+    resets: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """As `recurrence.recurrence`, in one node; where a row is past its end, y is zero.
+
+    Raises:
+        ValueError: There are resets, which the operator does not know.
+    """
+    if resets is not None:
+        raise ValueError(
+            "resets cannot be exported to ONNX, whose operator GRU knows lengths and no resets; "
+            "give each sequence its own row, with lengths"
+        )
+    T, B, _ = x.shape
+    D, _, H = h0.shape
+    bias = None
+    if bias_ih is not None:
+        bias = torch.cat([_in_onnx_order(bias_ih), _in_onnx_order(bias_hh)], 1)
+    inputs = (
+        x,
+        _in_onnx_order(weight_ih),
+        _in_onnx_order(weight_hh),
+        bias,
+        None if lengths is None else lengths.to(torch.int32),
+        h0,
+    )
+    y, h_n = torch.onnx.ops.symbolic_multi_out(
+        "::GRU",
+        inputs,
+        {
+            "hidden_size": H,
+            "direction": "bidirectional" if D == 2 else "forward",
+            "linear_before_reset": int(reset_after),
+        },
+        dtypes=(x.dtype, x.dtype),
+        shapes=((T, D, B, H), (D, B, H)),
+    )
+    return y.transpose(1, 2), h_n
+
+
+def _in_onnx_order(weight: Tensor) -> Tensor:
+    r, z, n = weight.chunk(3, 1)
+    return torch.cat([z, r, n], 1)
