@@ -1,6 +1,7 @@
 """What the compiler makes of the kernels, for GPUs that need not be there.
 
     python -m benchmarks.static --arch 80 86 89 90 100 --json table.json
+    python -m benchmarks.static --sizes 650 768 1000 1500
 
 Plans a grid of shapes for each architecture, compiles the kernel of each plan with the Triton at
 hand and reads the wheel's own cuobjdump. A row falls short when it spills inside the time loop,
@@ -201,6 +202,7 @@ def scan_constants(plan: planning.Plan, problem: planning.Problem, protocol: int
         "COLS": plan.columns,
         "CHUNK": plan.chunk,
         "CHUNKS": plan.chunks,
+        "TAIL": plan.tail,
         "SPLIT": plan.split,
         "GROUP": plan.group,
         "STAGE_ALL": plan.stage_all,
@@ -342,6 +344,48 @@ def report(archs: list[int], short: bool, processes: int) -> list[dict]:
         return [row for rows in pool.map(_job, jobs, chunksize=1) for row in rows]
 
 
+def sizes(arch: int, hidden: list[int], batch: int = 16) -> list[dict]:
+    """What hidden sizes that are no power of two cost, bf16: see `sizes_table`."""
+    return [
+        examine(arch, planning.Problem(batch, size, "bfloat16", reset_after, direction))
+        for size in hidden
+        for reset_after in (True, False)
+        for direction in ("forward", "backward")
+    ]
+
+
+def sizes_table(rows: list[dict]) -> str:
+    """As Markdown: the weights held by all programs and read a step by one, against 3 H^2 and 3 H.
+
+    `us for H` is the floor of a slice that holds exactly H columns of the vector.
+    """
+    lines = [
+        "| H | scan | reset | tile | programs | chunks | weights held, MB | of 3 H^2 | read a step "
+        "| shared bytes | spill | floor us | us for H | estimate us |",
+        "|" + "---|" * 14,
+    ]
+    for r in rows:
+        device = planning.DEVICES[r["arch"]]
+        exact = 3 * r["hidden"] ** 2 * planning.ELEMENT_BYTES[r["dtype"]]
+        slice_of = exact / r["hidden"] * r["columns"]
+        held = r["weight_bytes"] * r["group"]
+        surplus = (r["weight_bytes"] - slice_of) / planning.SHARED_BYTES_PER_CLOCK
+        by_l2 = r["exchanged_bytes"] / device.l2_bytes_per_clock
+        by_weights = r["weight_bytes"] / planning.SHARED_BYTES_PER_CLOCK
+        exact_floor = r["floor_us"] - min(surplus, max(by_weights - by_l2, 0)) / device.clock_mhz
+        tail = f" + {r['tail']}" if r["tail"] < r["chunk"] else ""
+        whole = r["chunks"] - bool(tail)
+        lines.append(
+            f"| {r['hidden']} | {r['direction']} | {'after' if r['reset_after'] else 'before'} "
+            f"| {r['rows']} x {r['columns']} | {r['group']} | {whole} x {r['chunk']}{tail} "
+            f"| {held / 1e6:.2f} | {held / exact - 1:+.1%} "
+            f"| {r['weight_bytes'] / slice_of - 1:+.1%} "
+            f"| {r['shared']} | {r['loop_spill_bytes']} | {r['floor_us']:.2f} | {exact_floor:.2f} "
+            f"| {r['estimate_us']:.2f} |"
+        )
+    return "\n".join(lines)
+
+
 COLUMNS = {  # heading: (width, key or function)
     "arch": (4, "arch"),
     "dtype": (8, "dtype"),
@@ -397,11 +441,18 @@ def main() -> int:
     parser.add_argument("--short", action="store_true", help="the part that CI compiles")
     parser.add_argument("--json", help="write every row, with all it holds, to this file")
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", help="only what these hidden sizes cost, at B=16 in bf16"
+    )
     arguments = parser.parse_args()
     started = time.time()
-    rows = report(arguments.arch, arguments.short, arguments.processes)
     print(f"triton {triton.__version__}")
-    print(table(rows))
+    if arguments.sizes:
+        rows = [row for arch in arguments.arch for row in sizes(arch, arguments.sizes)]
+        print(sizes_table(rows))
+    else:
+        rows = report(arguments.arch, arguments.short, arguments.processes)
+        print(table(rows))
     short = [row for row in rows if row["short"]]
     print(f"{len(rows)} rows, {len(short)} fall short, {time.time() - started:.0f} s")
     if arguments.json:

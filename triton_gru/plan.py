@@ -32,6 +32,8 @@ MAX_REGISTERS = 255
 # second, far beyond any healthy step.
 POLLS = 1 << 20
 
+# The least sum a matrix instruction of Triton runs over.
+MATRIX_DEPTH = 16
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 SENTINEL, COUNTER = "sentinel", "counter"
 
@@ -84,6 +86,7 @@ class Plan:
         columns: columns of the state a program.
         chunk: columns of the vector that one piece of the resident weights spans.
         chunks: how many such pieces.
+        tail: columns of the last piece; as many as `chunk` or fewer.
         split: parts into which warps split a chunk; 1 where they split the columns instead.
         warps: warps a program.
         group: programs that share the columns of one batch tile.
@@ -107,6 +110,7 @@ class Plan:
     columns: int
     chunk: int
     chunks: int
+    tail: int
     split: int
     warps: int
     group: int
@@ -122,6 +126,11 @@ class Plan:
     exchanged_bytes: int
     floor_us: float
     estimate_us: float
+
+    @property
+    def span(self) -> int:
+        """Columns of the vector that the pieces cover together: hidden_size and what is padded."""
+        return self.chunk * (self.chunks - 1) + self.tail
 
     def describe(self) -> str:
         """The plan in words, as the end of a sentence."""
@@ -285,6 +294,7 @@ def _single(problem: Problem, device: Device, rows: int) -> Plan | None:
         columns=columns,
         chunk=columns,
         chunks=1,
+        tail=columns,
         split=1,
         warps=warps,
         group=1,
@@ -314,26 +324,26 @@ def _group(
     group = -(-size // columns)
     if group == 1 or group > device.resident_programs:
         return None
-    chunk = _chunk(size, warps, element)
-    chunks = -(-size // chunk)
+    chunk, chunks, tail = _chunks(size, warps, element)
+    span = chunk * (chunks - 1) + tail
     forward = problem.direction == "forward"
     sums = 3 if forward else 1
 
     # Registers: see REGISTER_LOAD.
     vectors = 1 if forward or by_block else (3 if problem.reset_after else 2)
-    vector = vectors * rows * chunk * chunks * element / 4 / (32 * warps)
+    vector = vectors * rows * span * element / 4 / (32 * warps)
     accumulators = sums * rows * columns / 32
     load = (vector + 1.5 * accumulators) * (1.1 if element == 4 else 1)
     limit = REGISTER_LOAD[problem.direction, protocol, warps]
     if load > (REGISTER_LOAD_BY_BLOCK if by_block else limit):
         return None
 
-    weight = 3 * columns * chunk * chunks * element
+    weight = 3 * columns * span * element
     sum_bytes = warps * rows * columns * 4
     merged = (3 if problem.reset_after else 2) if forward else 1
     # In order of preference: all chunks staged at once and all sums merged, else less of either.
     for stage_all, merge in ((True, True), (True, False), (False, False)):
-        staging = rows * chunk * element * (chunks if stage_all else 1)
+        staging = rows * element * (span if stage_all else chunk)
         shared = weight + max(staging, sum_bytes * (merged if merge else 1))
         if shared <= device.shared_bytes:
             break
@@ -350,6 +360,7 @@ def _group(
         columns=columns,
         chunk=chunk,
         chunks=chunks,
+        tail=tail,
         split=warps,
         warps=warps,
         group=group,
@@ -365,22 +376,34 @@ def _group(
     )
 
 
-def _chunk(size: int, warps: int, element: int) -> int:
-    """The chunk that covers `size` with the least waste; among equals the widest.
+def _chunks(size: int, warps: int, element: int) -> tuple[int, int, int]:
+    """The chunks that cover `size` with the least waste, and of these the fewest.
 
     A warp takes 64 or 128 bytes of each column of a chunk. With 32 bytes of 16-bit weights the
-    compiler moves them to registers before the loop and spills the rest; chunks beyond 512 bytes of
-    a column cost registers too.
+    compiler moves them to registers before the loop, which one chunk of such, the last, may do but
+    not all; chunks beyond 512 bytes of a column cost registers too.
+
+    Returns:
+        Columns a chunk, number of chunks, columns of the last.
     """
-    chunks = [warps * part // element for part in (64, 128)]
-    chunks = [chunk for chunk in chunks if chunk * element <= 512] or chunks[:1]
-    return min(chunks, key=lambda c: (-(-size // c) * c, -c))
+    widths = [warps * part // element for part in (64, 128)]
+    widths = [width for width in widths if width * element <= 512] or widths[:1]
+    found = []
+    for width in widths:
+        chunks = -(-size // width)
+        left = size - width * (chunks - 1)
+        tail = width
+        while chunks > 1 and tail // 2 >= max(left, MATRIX_DEPTH * warps):
+            tail //= 2
+        found.append((width, chunks, tail))
+    return min(found, key=lambda c: (c[0] * (c[1] - 1) + c[2], c[1]))
 
 
 def _priced(problem: Problem, device: Device, **plan) -> Plan:
     forward = problem.direction == "forward"
     element = ELEMENT_BYTES[problem.dtype]
-    rows, columns, span = plan["rows"], plan["columns"], plan["chunk"] * plan["chunks"]
+    rows, columns = plan["rows"], plan["columns"]
+    span = plan["chunk"] * (plan["chunks"] - 1) + plan["tail"]
     programs = plan["group"] * min(plan["groups"], plan["groups_a_launch"])
     vectors = 3 if not forward else (1 if problem.reset_after else 2)
     exchanged = exchanges = 0

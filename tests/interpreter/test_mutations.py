@@ -39,10 +39,24 @@ MUTANTS = {
     ),
     "wait looks at the first chunk only": (
         "exchange.py",
-        "        missing = tiles[0] == -1\n        for i in tl.static_range(1, TILES):",
-        "        missing = tiles[0] == -1\n        for i in tl.static_range(1, 1):",
+        "for i in tl.static_range(1, BLOCKS * CHUNKS):",
+        "for i in tl.static_range(1, 1):",
         SENTINEL,
         {},
+    ),
+    "wait does not look at a narrow last chunk": (
+        "exchange.py",
+        "missing = missing | tl.reshape(last, [size], can_reorder=True)",
+        "missing = missing | tl.reshape(last * 0, [size], can_reorder=True)",
+        SENTINEL,
+        {"H": 130},
+    ),
+    "narrow last chunk taken for a wide one": (
+        "tile.py",
+        "TAIL if i == CHUNKS - 1 else CHUNK, SPLIT",
+        "CHUNK, SPLIT",
+        SENTINEL,
+        {"H": 130},
     ),
     "signal removed, sentinel": (
         "exchange.py",
@@ -170,8 +184,8 @@ def mutant(tmp_path, monkeypatch):
 
 
 def run(launch: str, seed: int, **problem) -> None:
-    # Two programs, and two chunks in the vector they share.
-    case = make_case(3, 3, 20, **({"reset_after": True} | problem), seed=seed)
+    # Two programs at 20 columns; at 130 the last chunk of the vector is narrower than the others.
+    case = make_case(3, 3, **({"H": 20, "reset_after": True} | problem), seed=seed)
     with harness.interleaving(seed):
         assert_close(case, launch, TOLERANCE[torch.float32])
 

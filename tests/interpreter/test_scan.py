@@ -4,7 +4,15 @@ import pytest
 import torch
 
 from tests.interpreter import harness
-from tests.interpreter.cases import LAUNCHES, TOLERANCE, assert_close, error, make_case, run
+from tests.interpreter.cases import (
+    LAUNCHES,
+    TOLERANCE,
+    assert_close,
+    error,
+    make_case,
+    make_plan,
+    run,
+)
 from triton_gru.kernels import engine
 
 # H around the padding of 16 and the tiles of 16, 32 and 64 columns; B around the tile of 16 rows.
@@ -23,6 +31,18 @@ def test_values_and_gradients(shape, launch, reset_after):
     case = make_case(T, B, H, reset_after=reset_after, seed=T * B * H)
     with harness.interleaving(H):
         assert_close(case, launch, TOLERANCE[torch.float32])
+
+
+@both_variants
+@pytest.mark.parametrize("launch", LAUNCHES[1:])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_last_chunk_narrower_than_the_others(dtype, launch, reset_after):
+    case = make_case(3, 2, 130, reset_after=reset_after, dtype=dtype)
+    for direction in ("forward", "backward"):
+        plan = make_plan(case, direction, launch)
+        assert plan.chunks > 1 and plan.tail < plan.chunk, plan
+    with harness.interleaving(4):
+        assert_close(case, launch, TOLERANCE[dtype])
 
 
 @both_variants

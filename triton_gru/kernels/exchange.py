@@ -42,19 +42,30 @@ def unpack(word, DTYPE: tl.constexpr):
 
 
 @triton.jit
+def chunk_columns(CHUNK: tl.constexpr, SPLIT: tl.constexpr):
+    """Columns (K) of a first chunk: [SPLIT, 1, CHUNK / SPLIT] or [1, CHUNK]."""
+    if SPLIT > 1:
+        part: tl.constexpr = CHUNK // SPLIT
+        return tl.arange(0, SPLIT)[:, None, None] * part + tl.arange(0, part)[None, None, :]
+    else:
+        return tl.arange(0, CHUNK)[None, :]
+
+
+@triton.jit
 def _load(
     base,
-    offsets,
+    rows,
     block,
     extra,
-    extra_offsets,
+    extra_rows,
     mask,
-    k,
     K,
     BLOCKS: tl.constexpr,
     EXTRA: tl.constexpr,
     CHUNK: tl.constexpr,
     CHUNKS: tl.constexpr,
+    TAIL: tl.constexpr,
+    SPLIT: tl.constexpr,
     PROTOCOL: tl.constexpr,
 ):
     """Every chunk of every block, as one tuple; volatile under SENTINEL, from L2 under COUNTER.
@@ -64,10 +75,12 @@ def _load(
     """
     tiles = ()
     for i in tl.static_range((BLOCKS + EXTRA) * CHUNKS):
+        # One tensor of addresses for all chunks of a shape: what differs is a constant.
+        k = chunk_columns(TAIL if i % CHUNKS == CHUNKS - 1 else CHUNK, SPLIT)
         if i < BLOCKS * CHUNKS:
-            at = as_words(base) + offsets + (i // CHUNKS) * block + (i % CHUNKS) * CHUNK
+            at = as_words(base) + (rows + k) + (i // CHUNKS) * block + (i % CHUNKS) * CHUNK
         else:
-            at = as_words(extra) + extra_offsets + (i % CHUNKS) * CHUNK
+            at = as_words(extra) + (extra_rows + k) + (i % CHUNKS) * CHUNK
         inside = mask & (k + (i % CHUNKS) * CHUNK < K)
         if PROTOCOL == SENTINEL:
             tiles += (tl.load(at, mask=inside, other=0, volatile=True),)
@@ -77,34 +90,64 @@ def _load(
 
 
 @triton.jit
-def _any_missing(tiles, TILES: tl.constexpr, WORD: tl.constexpr):
-    """Not 0 if any element of any tile is missing. One reduction for all: it costs two barriers.
+def _lacking(tile, WORD: tl.constexpr):
+    """Not 0, in the bits of LACKING, where an element is missing.
 
     Two 16-bit elements are tested at once: a half of w is all ones if and only if a half of ~w is
     zero, and ~w - 0x00010001 = -0x00010002 - w borrows into the top bit of exactly the lowest such
     half (the top bit being clear in ~w, set in w). Subtract, and, or: one instruction an element.
     """
     if WORD == 2:
-        found = (-0x00010002 - tiles[0]) & tiles[0]
-        for i in tl.static_range(1, TILES):
-            found = found | ((-0x00010002 - tiles[i]) & tiles[i])
-        missing = (found & -0x7FFF8000) != 0
+        return (-0x00010002 - tile) & tile
     else:
-        missing = tiles[0] == -1
-        for i in tl.static_range(1, TILES):
-            missing = missing | (tiles[i] == -1)
-    return tl.max(tl.ravel(missing.to(tl.int32)), axis=0)
+        return tile == -1
+
+
+@triton.jit
+def _flags(lacking, WORD: tl.constexpr):
+    """1 where an element, or of a pair of 16-bit elements any, is missing, else 0."""
+    if WORD == 2:
+        lacking = (lacking & -0x7FFF8000) != 0
+    return lacking.to(tl.int32)
+
+
+@triton.jit
+def _any_missing(
+    tiles,
+    BLOCKS: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    NARROW: tl.constexpr,
+    WORD: tl.constexpr,
+):
+    """Not 0 if any element of any tile is missing; each block's last tile is NARROW times narrower.
+
+    One reduction for all, as it costs barriers: the flags of the wide tiles are folded to the size
+    of the narrow ones within each thread, in whatever order they lie there.
+    """
+    lacking = _lacking(tiles[0], WORD)
+    for i in tl.static_range(1, BLOCKS * CHUNKS):
+        if NARROW == 1 or i % CHUNKS < CHUNKS - 1:
+            lacking = lacking | _lacking(tiles[i], WORD)
+    missing = _flags(lacking, WORD)
+    if NARROW > 1:
+        lacking = _lacking(tiles[CHUNKS - 1], WORD)
+        for i in tl.static_range(1, BLOCKS):
+            lacking = lacking | _lacking(tiles[i * CHUNKS + CHUNKS - 1], WORD)
+        last = _flags(lacking, WORD)
+        size: tl.constexpr = last.numel
+        missing = tl.max(tl.reshape(missing, [size, NARROW], can_reorder=True), axis=1)
+        missing = missing | tl.reshape(last, [size], can_reorder=True)
+    return tl.max(missing)
 
 
 @triton.jit
 def receive(
     base,
-    offsets,
+    rows,
     block,
     extra,
-    extra_offsets,
+    extra_rows,
     mask,
-    k,
     K,
     counter,
     target,
@@ -113,6 +156,8 @@ def receive(
     EXTRA: tl.constexpr,
     CHUNK: tl.constexpr,
     CHUNKS: tl.constexpr,
+    TAIL: tl.constexpr,
+    SPLIT: tl.constexpr,
     WORD: tl.constexpr,
     PROTOCOL: tl.constexpr,
 ):
@@ -123,12 +168,11 @@ def receive(
 
     Args:
         base: pointer to the first block in the slot of this step.
-        offsets: of the first chunk from `base`; chunk i lies i * CHUNK further.
+        rows: offset of each row from `base`, of the shape of `tile.chunk_rows`.
         block: from one block to the next.
         extra: pointer to one further block, in another buffer; read if EXTRA.
-        extra_offsets: as `offsets`, for `extra`.
+        extra_rows: as `rows`, for `extra`.
         mask: rows that are wanted at all.
-        k: column of each word of the first chunk.
         K: words in a block, beyond which a chunk reads 0.
         counter: this group's counter (COUNTER only).
         target: value the counter must have reached (COUNTER only).
@@ -137,6 +181,8 @@ def receive(
         EXTRA: 1 if there is a block at `extra`, else 0.
         CHUNK: words a chunk.
         CHUNKS: chunks a block.
+        TAIL: words in the last chunk of a block.
+        SPLIT: parts of a chunk, see `tile.py`.
         WORD: elements a word, 2 for a 16-bit dtype and 1 for float32.
         PROTOCOL: SENTINEL or COUNTER.
     """
@@ -150,14 +196,14 @@ def receive(
         late = ((taken < target) & (seen < target) & (left <= 0)).to(tl.int32)
         tl.debug_barrier()
     # fmt: off
-    tiles = _load(base, offsets, block, extra, extra_offsets, mask, k, K,
-                  BLOCKS, EXTRA, CHUNK, CHUNKS, PROTOCOL)
+    tiles = _load(base, rows, block, extra, extra_rows, mask, K,
+                  BLOCKS, EXTRA, CHUNK, CHUNKS, TAIL, SPLIT, PROTOCOL)
     if PROTOCOL == SENTINEL:
-        missing = _any_missing(tiles, (BLOCKS + EXTRA) * CHUNKS, WORD)
+        missing = _any_missing(tiles, BLOCKS + EXTRA, CHUNKS, CHUNK // TAIL, WORD)
         while (missing != 0) & (left > 0):
-            tiles = _load(base, offsets, block, extra, extra_offsets, mask, k, K,
-                          BLOCKS, EXTRA, CHUNK, CHUNKS, PROTOCOL)
-            missing = _any_missing(tiles, (BLOCKS + EXTRA) * CHUNKS, WORD)
+            tiles = _load(base, rows, block, extra, extra_rows, mask, K,
+                          BLOCKS, EXTRA, CHUNK, CHUNKS, TAIL, SPLIT, PROTOCOL)
+            missing = _any_missing(tiles, BLOCKS + EXTRA, CHUNKS, CHUNK // TAIL, WORD)
             left -= 1
         late = ((missing != 0) & (left <= 0)).to(tl.int32)
     # fmt: on

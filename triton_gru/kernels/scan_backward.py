@@ -121,9 +121,14 @@ def scan_backward_kernel(
     # Weights: K is the gate's unit, a row of weight_hh; the column is the state's, contiguous.
     square = padded * padded
     own_weight = weight + direction * 3 * square
-    w_r = load_weight(own_weight, col0, padded, padded, 1, COLS, CHUNK, CHUNKS, TAIL, SPLIT)
-    w_z = load_weight(own_weight + square, col0, padded, padded, 1, COLS, CHUNK, CHUNKS, TAIL, SPLIT)
-    w_n = load_weight(own_weight + 2 * square, col0, padded, padded, 1, COLS, CHUNK, CHUNKS, TAIL, SPLIT)
+    # fmt: off
+    w_r = load_weight(own_weight, col0, padded, padded, 1,
+                      COLS, CHUNK, CHUNKS, TAIL, SPLIT)
+    w_z = load_weight(own_weight + square, col0, padded, padded, 1,
+                      COLS, CHUNK, CHUNKS, TAIL, SPLIT)
+    w_n = load_weight(own_weight + 2 * square, col0, padded, padded, 1,
+                      COLS, CHUNK, CHUNKS, TAIL, SPLIT)
+    # fmt: on
 
     row, col = owned(row0, col0, ROWS, COLS, SPLIT)
     real = (row < batch) & (col < hidden)
@@ -260,7 +265,8 @@ def scan_backward_kernel(
             else:
                 vector, late = receive(
                     out, tile, words, out_c, tile_c, here, words, counter, target, spent,
-                    2, 1 if RESET_AFTER else 0, CHUNK // WORD, CHUNKS, TAIL // WORD, SPLIT, WORD, PROTOCOL,
+                    2, 1 if RESET_AFTER else 0,
+                    CHUNK // WORD, CHUNKS, TAIL // WORD, SPLIT, WORD, PROTOCOL,
                 )
                 acc = product(zero, vector, w_r, 0, CHUNKS, DTYPE, PRECISION, STAGE_ALL)
                 acc = product(acc, vector, w_z, CHUNKS, CHUNKS, DTYPE, PRECISION, STAGE_ALL)

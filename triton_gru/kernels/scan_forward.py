@@ -88,9 +88,14 @@ def scan_forward_kernel(
     # Weights: K is the contiguous axis of a row of weight_hh, the column is the gate's unit.
     block = padded * padded
     own_weight = weight + direction * 3 * block
-    w_r = load_weight(own_weight, col0, padded, 1, padded, COLS, CHUNK, CHUNKS, TAIL, SPLIT)
-    w_z = load_weight(own_weight + block, col0, padded, 1, padded, COLS, CHUNK, CHUNKS, TAIL, SPLIT)
-    w_n = load_weight(own_weight + 2 * block, col0, padded, 1, padded, COLS, CHUNK, CHUNKS, TAIL, SPLIT)
+    # fmt: off
+    w_r = load_weight(own_weight, col0, padded, 1, padded,
+                      COLS, CHUNK, CHUNKS, TAIL, SPLIT)
+    w_z = load_weight(own_weight + block, col0, padded, 1, padded,
+                      COLS, CHUNK, CHUNKS, TAIL, SPLIT)
+    w_n = load_weight(own_weight + 2 * block, col0, padded, 1, padded,
+                      COLS, CHUNK, CHUNKS, TAIL, SPLIT)
+    # fmt: on
 
     # Elements this program owns, and where they lie within one slot or one step.
     row, col = owned(row0, col0, ROWS, COLS, SPLIT)

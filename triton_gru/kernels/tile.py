@@ -41,13 +41,26 @@ def chunk_rows(row0, ROWS: tl.constexpr, SPLIT: tl.constexpr):
 
 
 @triton.jit
-def chunk_columns(CHUNK: tl.constexpr, SPLIT: tl.constexpr):
-    """Columns (K) of the first chunk: [SPLIT, 1, CHUNK / SPLIT] or [1, CHUNK]."""
+def _load_chunk(
+    matrix,
+    k0,
+    col0,
+    size,
+    stride_k,
+    stride_col,
+    COLS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    SPLIT: tl.constexpr,
+):
     if SPLIT > 1:
-        part: tl.constexpr = CHUNK // SPLIT
-        return tl.arange(0, SPLIT)[:, None, None] * part + tl.arange(0, part)[None, None, :]
+        part: tl.constexpr = WIDTH // SPLIT
+        k = k0 + tl.arange(0, SPLIT)[:, None, None] * part + tl.arange(0, part)[None, :, None]
+        col = col0 + tl.arange(0, COLS)[None, None, :]
     else:
-        return tl.arange(0, CHUNK)[None, :]
+        k = k0 + tl.arange(0, WIDTH)[:, None]
+        col = col0 + tl.arange(0, COLS)[None, :]
+    at = matrix + k * stride_k + col * stride_col
+    return tl.load(at, mask=(k < size) & (col < size), other=0.0)
 
 
 @triton.jit
@@ -60,25 +73,21 @@ def load_weight(
     COLS: tl.constexpr,
     CHUNK: tl.constexpr,
     CHUNKS: tl.constexpr,
+    TAIL: tl.constexpr,
     SPLIT: tl.constexpr,
 ):
     """A [K, COLS] slice of one square [size, size] block of the weights, as a tuple of chunks.
 
     Called before the time loop: the compiler places the tiles in shared memory once, for all
-    steps. Chunks let K be no power of two without padding it to one (768 = 3 x 256).
+    steps. Chunks, the last one of TAIL, let K be no power of two without padding it to one
+    (768 = 3 x 256, 650 within 5 x 128 + 64).
     """
-    if SPLIT > 1:
-        part: tl.constexpr = CHUNK // SPLIT
-        k = tl.arange(0, SPLIT)[:, None, None] * part + tl.arange(0, part)[None, :, None]
-        col = col0 + tl.arange(0, COLS)[None, None, :]
-    else:
-        k = tl.arange(0, CHUNK)[:, None]
-        col = col0 + tl.arange(0, COLS)[None, :]
     tiles = ()
+    # fmt: off
     for i in tl.static_range(CHUNKS):
-        inside = (k + i * CHUNK < size) & (col < size)
-        at = matrix + (k + i * CHUNK) * stride_k + col * stride_col
-        tiles += (tl.load(at, mask=inside, other=0.0),)
+        tiles += (_load_chunk(matrix, i * CHUNK, col0, size, stride_k, stride_col,
+                              COLS, TAIL if i == CHUNKS - 1 else CHUNK, SPLIT),)
+    # fmt: on
     return tiles
 
 
