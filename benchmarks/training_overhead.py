@@ -41,7 +41,7 @@ class Bare(nn.Module):
 
 def bare_tokens_per_second(model, optimizer, chunks) -> float:
     state, tokens, begun = None, 0, time.perf_counter()
-    for inputs, targets, _ in chunks:
+    for inputs, targets, *_ in chunks:
         logits, state = model(inputs, state)
         state = state.detach()
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())

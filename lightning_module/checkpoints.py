@@ -45,23 +45,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         path = Path(path)
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
-        temporary = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(
-                dir=path.parent, prefix=f".{path.name}.", delete=False
-            ) as file:
-                temporary = Path(file.name)
-                file.write(buffer.getbuffer())
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.chmod(
-                0o644
-            )  # NamedTemporaryFile makes private files; a checkpoint is as readable as its folder
-            temporary.replace(path)
+            write_atomically(path, buffer.getbuffer())
         except OSError as error:
-            if temporary is not None:
-                temporary.unlink(missing_ok=True)
             kept = (
                 f"the earlier {path.name} is intact" if path.exists() else "nothing was left behind"
             )
@@ -75,6 +62,30 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     ) -> dict[str, Any]:
         """Read a checkpoint without running code that it may hold (`weights_only` is always on)."""
         return read_checkpoint(path, map_location)
+
+
+def write_atomically(path: Path, content: bytes | memoryview) -> None:
+    """Writes a file whole or not at all, whatever ends the process meanwhile.
+
+    Raises:
+        OSError: the disk refused it; what stood at `path` before is untouched.
+    """
+    temporary = None
+    try:
+        with tempfile.NamedTemporaryFile(
+            dir=path.parent, prefix=f".{path.name}.", delete=False
+        ) as file:
+            temporary = Path(file.name)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        # NamedTemporaryFile makes private files; this one is as readable as its folder.
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except OSError:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        raise
 
 
 def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:

@@ -5,7 +5,8 @@ targets without its first, so every token of the text is predicted exactly once.
 into chunks of `seq_len`; the last chunk of a document is padded with targets that are ignored, so
 a document begins where a chunk begins. All chunks in order are divided into `lanes` runs of equal
 length (up to one chunk), and item k of the data is chunk k of every lane: a lane that is not
-`fresh` goes on where it stopped, so the state of the recurrent core is carried over.
+`fresh` goes on where it stopped, so the state of the recurrent core is carried over. Several ranks
+take a block of lanes each; which text a lane holds does not depend on them.
 
 Tokens lie in files that are mapped into memory (`token_cache.py`): neither starting nor training
 reads more of them than it uses.
@@ -20,6 +21,7 @@ import lightning
 import numpy as np
 import torch
 
+from lightning_module import ranks
 from lightning_module.corpora import Corpus, DataError
 from lightning_module.token_cache import NOT_WHOLE, SplitTokens, TokenCache
 from lightning_module.tokenizers import Tokenizer, TokenizerSettings
@@ -28,18 +30,24 @@ IGNORE = -100  # torch's default ignore_index of cross entropy
 
 
 class Chunk(NamedTuple):
-    """T tokens of B lanes, time first.
+    """T tokens of B lanes, time first; B are this rank's.
 
     Attributes:
         inputs: Token ids, int64 [T, B].
         targets: The tokens that follow, int64 [T, B]; `IGNORE` where there is nothing to predict.
         fresh: bool [B]: the lane begins a document, or the pass, with this chunk, so that its
             state is zero; else it goes on from the chunk before.
+        tokens: Targets that are not `IGNORE`, in the lanes of all ranks; None: these lanes are all.
     """
 
     inputs: torch.Tensor
     targets: torch.Tensor
     fresh: torch.Tensor
+    tokens: int | None = None
+
+    def count(self) -> int:
+        """Targets that are not `IGNORE`, in the lanes of all ranks."""
+        return int((self.targets != IGNORE).sum()) if self.tokens is None else self.tokens
 
 
 def _chunks_of_documents(tokens: SplitTokens, seq_len: int) -> np.ndarray:
@@ -57,13 +65,22 @@ class LaneChunks:
         lanes: B, number of lanes.
         seq_len: T, tokens a chunk.
         setting: What the user calls `lanes`, for the error.
+        own: Those of the lanes that are this rank's; None: all.
 
     Raises:
         DataError: There are more lanes than chunks.
     """
 
-    def __init__(self, tokens: SplitTokens, lanes: int, seq_len: int, setting: str = "lanes"):
+    def __init__(
+        self,
+        tokens: SplitTokens,
+        lanes: int,
+        seq_len: int,
+        setting: str = "lanes",
+        own: slice | None = None,
+    ):
         self.tokens, self.lanes, self.seq_len = tokens, lanes, seq_len
+        self._own = own or slice(None)
         # Chunks before each document, and at last of all.
         counts = _chunks_of_documents(tokens, seq_len)
         self._chunks_before = np.concatenate([[0], np.cumsum(counts)])
@@ -95,14 +112,17 @@ class LaneChunks:
         start = begins[document] + nth * self.seq_len
         # Tokens to predict in each lane's chunk: fewer than seq_len at a document's end.
         length = np.where(there, np.minimum(begins[document + 1] - start - 1, self.seq_len), 0)
-        inside = self._steps <= length
+        fresh = (nth == 0) | (k == 0) | ~there
+        start, fresh = start[self._own], fresh[self._own]
+        inside = self._steps <= length[self._own]
         window = np.where(inside, start + self._steps, start)
         ids = torch.from_numpy(self.tokens.stream[window].astype(np.int64))
         valid = torch.from_numpy(inside)
         return Chunk(
             inputs=ids[:-1].where(valid[:-1], self.tokens.doc_id),
             targets=ids[1:].where(valid[1:], IGNORE),
-            fresh=torch.from_numpy((nth == 0) | (k == 0) | ~there),
+            fresh=torch.from_numpy(fresh),
+            tokens=int(length.sum()),
         )
 
 
@@ -139,16 +159,19 @@ class ChunkLoader:
             yield self.chunks[k]
 
     def state_dict(self) -> dict[str, int]:
-        """The chunk that comes next; 0 when the pass is over."""
-        return {"next_chunk": 0 if self._next >= self._pass_length else self._next}
+        """The chunk that comes next, 0 when the pass is over; and of which lanes."""
+        next_chunk = 0 if self._next >= self._pass_length else self._next
+        return {"next_chunk": next_chunk, "lanes": self.chunks.lanes, "chunks": len(self)}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Lets the next iteration begin at the chunk that came next when the state was saved."""
         next_chunk = state["next_chunk"]
-        if not 0 <= next_chunk < len(self):
+        here = (self.chunks.lanes, len(self))
+        if (state["lanes"], state["chunks"]) != here:
             raise DataError(
-                f"The checkpoint stands before chunk {next_chunk} of its pass, this data has "
-                f"{len(self)}: it was saved with other data, data.lanes or data.seq_len."
+                f"The checkpoint stands before chunk {next_chunk} of {state['chunks']} in "
+                f"{state['lanes']} lanes, this data has {here[1]} in {here[0]} lanes: it was saved "
+                "with other data, data.lanes or data.seq_len. Set them as they were."
             )
         self._resume_at = self._next = next_chunk
 
@@ -216,7 +239,8 @@ class SentenceDataModule(lightning.LightningDataModule):
         """Opens the tokens.
 
         Raises:
-            DataError: The text is too short for the lanes, or `prepare_data` was not called.
+            DataError: The text is too short for the lanes, or they cannot be divided among the
+                ranks, or `prepare_data` was not called.
         """
         cache = self._cache()
         try:
@@ -225,10 +249,27 @@ class SentenceDataModule(lightning.LightningDataModule):
             raise DataError(
                 f"There are no whole tokens in {cache.folder} ({error}): prepare_data() makes them."
             ) from error
-        self.train = LaneChunks(train, self.lanes, self.seq_len, "data.lanes")
+        world = ranks.size()
+        if self.lanes % world:
+            fitting = -(-self.lanes // world) * world
+            raise DataError(
+                f"data.lanes={self.lanes} cannot be divided equally among {world} ranks: set "
+                f"data.lanes={fitting}, or trainer.devices (times trainer.num_nodes) to a divisor "
+                f"of {self.lanes}."
+            )
+        own = ranks.share(self.lanes)
+        self.train = LaneChunks(train, self.lanes, self.seq_len, "data.lanes", own)
         val_chunks = int(_chunks_of_documents(val, self.seq_len).sum())
         val_lanes = self.val_lanes or min(self.lanes, val_chunks)
-        self.val = LaneChunks(val, val_lanes, self.seq_len, "data.val_lanes")
+        if val_lanes < world:
+            raise DataError(
+                f"The held-out text makes {val_lanes} lanes, fewer than the {world} ranks: hold "
+                "out more text, or set data.val_lanes larger, data.seq_len smaller or "
+                "trainer.devices smaller."
+            )
+        # No gradient comes of these, so that ranks may have unequal numbers of lanes.
+        own = ranks.share(val_lanes)
+        self.val = LaneChunks(val, val_lanes, self.seq_len, "data.val_lanes", own)
 
     @property
     def vocab_size(self) -> int:

@@ -1,7 +1,9 @@
 """What ends a run early, and how: a diverged loss, Ctrl-C, a terminated process."""
 
+import math
 import signal
 import threading
+import time
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -10,6 +12,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 
+from lightning_module import ranks
 from lightning_module.budget import budget_used
 from lightning_module.checkpoints import LAST
 
@@ -19,17 +22,17 @@ class Diverged(RuntimeError):
 
 
 class Stopped(RuntimeError):
-    """A signal asked the run to stop; its state is saved.
+    """A signal asked the run to stop; the message says what was saved.
 
     Attributes:
         signal: the signal's number; a process that dies of it by convention exits with 128 plus
             that.
     """
 
-    def __init__(self, number: int, step: int, checkpoint: Path) -> None:
-        super().__init__(
-            f"stopped by {signal.Signals(number).name} after step {step}; saved {checkpoint}"
-        )
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self, number: int, message: str) -> None:
+        super().__init__(message)
         self.signal = number
 
 
@@ -37,7 +40,8 @@ class StopWhenDiverged(L.Callback):
     """Ends the run with `Diverged`, naming the first step whose loss was NaN or infinite.
 
     On a GPU the first bad step is kept on the device and read every `log_every_n_steps` and before
-    each validation (hence before each checkpoint), so that no step waits for the host.
+    each validation (hence before each checkpoint), so that no step waits for the host. Several
+    ranks ask each other as often, and end with the same error.
     """
 
     def __init__(self) -> None:
@@ -51,7 +55,8 @@ class StopWhenDiverged(L.Callback):
             self._first_bad = torch.zeros((), dtype=torch.int64, device=loss.device)
         bad_now = ~torch.isfinite(loss) & (self._first_bad == 0)
         self._first_bad = torch.where(bad_now, trainer.global_step, self._first_bad)
-        if loss.device.type == "cpu" or trainer.global_step % trainer.log_every_n_steps == 0:
+        every_step = loss.device.type == "cpu" and trainer.world_size == 1
+        if every_step or trainer.global_step % trainer.log_every_n_steps == 0:
             self._check()
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -63,8 +68,10 @@ class StopWhenDiverged(L.Callback):
             self._diverged(f"the validation loss after step {trainer.global_step} is {loss.item()}")
 
     def _check(self) -> None:
-        if self._first_bad is not None and (step := int(self._first_bad)):
-            self._diverged(f"the training loss of step {step} is NaN or infinite")
+        step = math.inf if self._first_bad is None else int(self._first_bad) or math.inf
+        step = ranks.agree(step, highest=False)
+        if step < math.inf:
+            self._diverged(f"the training loss of step {step:.0f} is NaN or infinite")
 
     @staticmethod
     def _diverged(what: str) -> None:
@@ -75,13 +82,12 @@ class StopWhenDiverged(L.Callback):
 
 
 class StopOnSignal(L.Callback):
-    """On SIGINT or SIGTERM: finish the batch, save `last.ckpt`, end the run with `Stopped`.
+    """On SIGINT or SIGTERM: finish the step, save `last.ckpt`, end the run with `Stopped`.
 
     A signal during a validation waits for its end and the next batch, because a run that goes on
-    does not repeat a validation. A second SIGINT ends at once.
+    does not repeat a validation. Several ranks ask each other every `log_every_n_steps` whether a
+    signal came, and stop after the same step. A second SIGINT ends at once.
     """
-
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(self, checkpoint_dir: str | Path) -> None:
         self.checkpoint = Path(checkpoint_dir) / LAST
@@ -90,12 +96,21 @@ class StopOnSignal(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if threading.current_thread() is threading.main_thread():
-            self._before = {s: signal.signal(s, self._receive) for s in self.SIGNALS}
+            self._before = {s: signal.signal(s, self._receive) for s in Stopped.SIGNALS}
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        if self._received is not None:
+        if not between_steps(trainer):
+            return
+        if trainer.world_size > 1 and trainer.global_step % trainer.log_every_n_steps:
+            return
+        number = int(ranks.agree(self._received or 0))
+        if number:
             trainer.save_checkpoint(self.checkpoint)
-            raise Stopped(self._received, trainer.global_step, self.checkpoint)
+            raise Stopped(
+                number,
+                f"stopped by {signal.Signals(number).name} after step {trainer.global_step}; "
+                f"saved {self.checkpoint}",
+            )
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         for number, handler in self._before.items():
@@ -117,17 +132,40 @@ class ValidateAtEnd(L.Callback):
 
 
 class LastCheckpoint(Checkpoint):
-    """Saves `last.ckpt` after each validation, and at the end of a run that never validated.
+    """Saves `last.ckpt` after each validation, every few minutes, and at the end of a run.
 
     A `Checkpoint`, which Lightning calls after all other callbacks: what they know is in the file.
+
+    Args:
+        checkpoint_dir: where the file goes.
+        every_minutes: how much training a killed run loses at most. Looked at every
+            `log_every_n_steps`.
     """
 
-    def __init__(self, checkpoint_dir: str | Path) -> None:
+    def __init__(self, checkpoint_dir: str | Path, every_minutes: float = 10.0) -> None:
         self.path = Path(checkpoint_dir) / LAST
+        self.every_minutes = every_minutes
         self._saved_step = -1
+        self._saved_at = math.inf
+        self._due = False
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._saved_at = time.monotonic()
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if not between_steps(trainer):
+            return
+        if trainer.global_step % trainer.log_every_n_steps == 0:
+            minutes = ranks.from_rank_zero(time.monotonic() - self._saved_at) / 60
+            self._due = self._due or minutes >= self.every_minutes
+        if self._due:
+            self._save(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not trainer.sanity_checking:
+        if trainer.sanity_checking:
+            return
+        self._due = True  # within a step: when the step is over
+        if between_steps(trainer):
             self._save(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -136,4 +174,13 @@ class LastCheckpoint(Checkpoint):
 
     def _save(self, trainer: L.Trainer) -> None:
         trainer.save_checkpoint(self.path)
-        self._saved_step = trainer.global_step
+        self._saved_step, self._saved_at, self._due = trainer.global_step, time.monotonic(), False
+
+
+def between_steps(trainer: L.Trainer) -> bool:
+    """Whether no gradient waits for its step, as with `accumulate_grad_batches`.
+
+    Gradients are not saved: a run that goes on from within a step would not be the same run.
+    """
+    batches = trainer.fit_loop.epoch_loop.batch_idx + 1
+    return batches % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch

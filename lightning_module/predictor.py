@@ -8,8 +8,11 @@ import lightning as L
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torchmetrics import MeanMetric
 
+from lightning_module import ranks
 from lightning_module.budget import budget_used
 from lightning_module.data import IGNORE, Chunk
 from triton_gru import GRU
@@ -111,6 +114,7 @@ class SentencePredictor(L.LightningModule):
         self.optimizer_factory = optimizer
         self.schedule = schedule
         self.carried: dict[str, State | None] = {"train": None, "val": None}
+        self._resumed_rng: list[dict[str, Tensor]] = []
         self.val_nll = MeanMetric(nan_strategy="disable").set_dtype(torch.float64)
         self.val_top1 = MeanMetric(nan_strategy="disable").set_dtype(torch.float64)
         self.val_top5 = MeanMetric(nan_strategy="disable").set_dtype(torch.float64)
@@ -136,8 +140,10 @@ class SentencePredictor(L.LightningModule):
     def training_step(self, batch: Chunk, batch_idx: int) -> Tensor:
         features, state = self.features(batch.inputs, self._carried("train", batch))
         self.carried["train"] = map_state(state, torch.detach)
-        loss = self._loss(features, batch.targets)
-        self.log("train_loss", loss.detach(), batch_size=batch.targets.shape[1])
+        # The mean over the tokens of all ranks, whatever each has: strategies average the ranks'
+        # gradients (and the log the losses), hence the factor.
+        loss = self._nll(features, batch.targets) * (ranks.size() / max(batch.count(), 1))
+        self.log("train_loss", loss.detach(), batch_size=batch.targets.shape[1], sync_dist=True)
         return loss
 
     def on_validation_epoch_start(self) -> None:
@@ -173,6 +179,18 @@ class SentencePredictor(L.LightningModule):
             metric.reset()
         self.carried["val"] = None
 
+    def configure_model(self) -> None:
+        # Called by Lightning once the ranks are connected; only strategy=fsdp has something to do.
+        if self.device_mesh is None or isinstance(self.output.weight, DTensor):
+            return
+        mesh = self.device_mesh["data_parallel"]
+        tied = self.output.weight is self.embedding.weight
+        for part in (self.core, self.to_embedding):
+            if next(part.parameters(), None) is not None:
+                fully_shard(part, mesh=mesh)
+        for part in [[self.embedding, self.output]] if tied else [self.embedding, self.output]:
+            fully_shard(part, mesh=mesh)
+
     def configure_optimizers(self) -> dict[str, Any]:
         if self.optimizer_factory is None:
             raise ValueError(
@@ -188,18 +206,30 @@ class SentencePredictor(L.LightningModule):
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        # What makes a resumed run the same run: the state every lane carries, and the generator
-        # behind dropout.
-        checkpoint["carried_state"] = self.carried["train"]
-        checkpoint["torch_rng_state"] = torch.get_rng_state()
+        # What makes a resumed run the same run: the state every lane carries, and the generators
+        # behind each rank's dropout.
+        checkpoint["carried_state"] = ranks.gathered_lanes(self.carried["train"])
+        checkpoint["rng_states"] = ranks.gathered(self._rng_states())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.carried["train"] = checkpoint.get("carried_state")
-        self._rng_state = checkpoint.get("torch_rng_state")
+        self.carried["train"] = ranks.own_lanes(checkpoint.get("carried_state"))
+        self._resumed_rng = checkpoint.get("rng_states", [])
 
     def on_train_start(self) -> None:
-        if getattr(self, "_rng_state", None) is not None:
-            torch.set_rng_state(self._rng_state)
+        # Of a checkpoint of fewer ranks there is none for the others: their masks are new ones.
+        if ranks.rank() < len(self._resumed_rng):
+            saved = self._resumed_rng[ranks.rank()]
+            torch.set_rng_state(saved["cpu"])
+            if self.device.type in saved and self.device.type != "cpu":
+                torch.get_device_module(self.device).set_rng_state(saved[self.device.type])
+        elif ranks.rank() > 0:  # else all ranks would drop the same features
+            torch.manual_seed(torch.initial_seed() + ranks.rank())
+
+    def _rng_states(self) -> dict[str, Tensor]:
+        states = {"cpu": torch.get_rng_state()}
+        if self.device.type != "cpu":
+            states[self.device.type] = torch.get_device_module(self.device).get_rng_state()
+        return states
 
     def _lr_factor(self) -> float:
         return self.schedule(budget_used(self._trainer) if self._trainer is not None else 0.0)
@@ -213,17 +243,23 @@ class SentencePredictor(L.LightningModule):
         # (0 * inf is NaN).
         return map_state(state, lambda s: torch.where(keep[None, :, None], s.to(self.device), 0.0))
 
-    def _loss(self, features: Tensor, targets: Tensor) -> Tensor:
+    def _nll(self, features: Tensor, targets: Tensor) -> Tensor:
+        """Sum over the targets that are not `IGNORE`."""
         features, targets = features.flatten(0, 1), targets.flatten()
-        if self.hparams.vocab_size >= FUSED_LOSS_VOCABULARY and hasattr(F, "linear_cross_entropy"):
+        # FSDP's shards come together in a call of the module alone.
+        whole = not isinstance(self.output.weight, DTensor)
+        large = self.hparams.vocab_size >= FUSED_LOSS_VOCABULARY
+        if whole and large and hasattr(F, "linear_cross_entropy"):
             return F.linear_cross_entropy(
                 features,
                 self.output.weight,
                 targets,
                 linear_bias=self.output.bias,
                 ignore_index=IGNORE,
+                reduction="sum",
             )
-        return F.cross_entropy(self.output(features).float(), targets, ignore_index=IGNORE)
+        logits = self.output(features).float()
+        return F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")
 
 
 class LockedDropout(nn.Module):

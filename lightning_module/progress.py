@@ -11,20 +11,20 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from lightning_module.budget import budget_used
-from lightning_module.data import IGNORE, Chunk
+from lightning_module.data import Chunk
 
 
 class Throughput(L.Callback):
     """Logs `tokens_per_second`: tokens trained on over the time spent training, without validation.
 
-    The count stays on the device between two logs, so that no step waits for the host.
+    Tokens of all ranks.
     """
 
     def __init__(self) -> None:
         self.total_tokens = 0
         self.total_seconds = 0.0
         self._since: float | None = None
-        self._tokens: Any = 0
+        self._tokens = 0
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Chunk, batch_idx: int
@@ -35,17 +35,17 @@ class Throughput(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Chunk, *_: Any
     ) -> None:
-        self._tokens = self._tokens + (batch.targets != IGNORE).sum()
+        self._tokens += batch.count()
         if trainer.global_step % trainer.log_every_n_steps == 0:
-            seconds, tokens = self._read()
+            seconds, tokens = self._read(pl_module)
             pl_module.log("tokens_per_second", tokens / seconds)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._read()
+        self._read(pl_module)
         self._since = None  # the next training batch starts the clock again
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._read()
+        self._read(pl_module)
 
     @property
     def tokens_per_second(self) -> float:
@@ -58,10 +58,12 @@ class Throughput(L.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.total_tokens, self.total_seconds = state_dict["tokens"], state_dict["seconds"]
 
-    def _read(self) -> tuple[float, int]:
+    def _read(self, pl_module: L.LightningModule) -> tuple[float, int]:
         if self._since is None:
             return 0.0, 0
-        tokens = int(self._tokens)  # waits for the device, so the clock below includes its work
+        if pl_module.device.type != "cpu":  # the clock below includes the device's work
+            torch.accelerator.synchronize(pl_module.device)
+        tokens = self._tokens
         now = time.perf_counter()
         seconds = now - self._since
         self._since, self._tokens = now, 0

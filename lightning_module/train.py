@@ -16,12 +16,16 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import instantiate
+from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.loggers import CSVLogger
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
+from torch.distributed import is_torchelastic_launched
 
+from lightning_module import ranks
+from lightning_module.budget import SharedClock
 from lightning_module.checkpoints import (
     CHECKPOINTS,
     CONFIG,
@@ -31,11 +35,14 @@ from lightning_module.checkpoints import (
     CheckpointError,
     find_checkpoint,
     read_checkpoint,
+    write_atomically,
 )
 from lightning_module.corpora import DataError
 from lightning_module.guards import Diverged, Stopped
+from lightning_module.launch import RankFailed, launch
 from lightning_module.overrides import quote_arguments
 from lightning_module.predictor import SentencePredictor
+from lightning_module.ranks import RunError, World, make_strategy
 from lightning_module.reports import METRICS, read_metrics, summarize
 from lightning_module.sweep_jobs import Job, end_with_sweep, run_job
 
@@ -47,16 +54,30 @@ _PACKAGE = Path(__file__).parent
 CONFIGS = next(p for p in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if p.is_dir())
 
 
-class RunError(RuntimeError):
-    """A run that cannot begin as asked for; the message says why and what to do."""
+def train_on_all_ranks(
+    config: DictConfig, checkpoint: Path | None = None, *, go_on: bool = False
+) -> dict[str, Any]:
+    """`train`, in as many processes of this machine as the config asks for.
+
+    Raises:
+        RankFailed: one of them died.
+        Exception: what `train` raises.
+    """
+    world = World.of(config.trainer)
+    if world.size == 1 or world.environment is not None:
+        return train(config, checkpoint, go_on=go_on)
+    return launch(config, checkpoint, world.size, go_on)
 
 
-def train(config: DictConfig, checkpoint: Path | None = None) -> dict[str, Any]:
-    """Train as `config` says and fill its run directory.
+def train(
+    config: DictConfig, checkpoint: Path | None = None, *, go_on: bool = False
+) -> dict[str, Any]:
+    """Train as `config` says and fill its run directory; in each rank, where there are several.
 
     Args:
         config: as `conf/train.yaml` composes it.
         checkpoint: go on from here, in the same run directory.
+        go_on: the run directory is one of this run; without a checkpoint it begins anew.
 
     Returns:
         The validation metrics of the best checkpoint (see `summarize`).
@@ -68,13 +89,13 @@ def train(config: DictConfig, checkpoint: Path | None = None) -> dict[str, Any]:
         Diverged: the loss became NaN or infinite.
         Stopped: a signal ended the run; its state is saved.
     """
+    world = World.of(config.trainer)
+    ranks.join(world, config.rank_timeout)
+    # torchrun's processes each composed a config, and ${now:} may differ.
+    config, checkpoint = ranks.from_rank_zero((config, checkpoint))
     run_dir = Path(config.run_dir)
-    if checkpoint is None and run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
-        resumable = (run_dir / CHECKPOINTS / LAST).is_file()
-        raise RunError(
-            f"run_dir {run_dir} exists and is not empty. Choose another"
-            + f", or go on with the run in it: resume={run_dir}" * resumable
-        )
+    if not go_on:
+        ranks.once(lambda: _check_run_dir(run_dir))
     if config.logger.get("csv") is None:
         raise RunError(
             "logger.csv cannot be left out: curves, summary and resuming are made from metrics.csv"
@@ -84,21 +105,11 @@ def train(config: DictConfig, checkpoint: Path | None = None) -> dict[str, Any]:
     if "paths" in config.data:  # a run is resumed from any directory
         config.data.paths = [os.path.abspath(Path(p).expanduser()) for p in config.data.paths]
     data = _built("data", config.data, tokenizer=_built("tokenizer", config.tokenizer))
-    data.prepare_data()
+    ranks.once_a_machine(data.prepare_data)
     data.setup("fit")
-    log.info(data.describe())
-    trainer = _built(
-        "trainer",
-        config.trainer,
-        callbacks=[_built(f"callbacks.{k}", c) for k, c in config.callbacks.items() if c],
-        logger=[_built(f"logger.{k}", c) for k, c in config.logger.items() if c],
-        plugins=[AtomicCheckpointIO()],
-    )
-    if trainer.world_size > 1:
-        raise RunError(
-            f"trainer.devices and num_nodes ask for {trainer.world_size} processes; training runs "
-            "in one so far: set trainer.devices=1 trainer.num_nodes=1"
-        )
+    if ranks.rank() == 0:
+        log.info(data.describe())
+    trainer = _trainer(config, world)
     model = _model(config, data, trainer.strategy.root_device)
     if checkpoint is not None:
         try:
@@ -107,19 +118,57 @@ def train(config: DictConfig, checkpoint: Path | None = None) -> dict[str, Any]:
             raise CheckpointError(
                 f"{checkpoint} does not fit the model that the config describes: {error}"
             ) from error
-        _keep_metrics(trainer.loggers[0], run_dir, read_checkpoint(checkpoint)["global_step"])
-
-    (run_dir / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(config, run_dir / CONFIG, resolve=True)
-    data.tokenizer.save(run_dir / CHECKPOINTS / TOKENIZER)
+    ranks.once(lambda: _begin_run_dir(run_dir, config, data, trainer, checkpoint))
     try:
         trainer.fit(model, datamodule=data, ckpt_path=checkpoint)
     except Exception:
-        if checkpoint is None and trainer.global_step == 0:
+        if not go_on and trainer.global_step == 0 and ranks.rank() == 0:
             # Nothing was learnt: the name is free for another try.
             shutil.rmtree(run_dir)
         raise
     return summarize(read_metrics(run_dir / METRICS))
+
+
+def _check_run_dir(run_dir: Path) -> None:
+    if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
+        resumable = (run_dir / CONFIG).is_file()
+        raise RunError(
+            f"run_dir {run_dir} exists and is not empty. Choose another"
+            + f", or go on with the run in it: resume={run_dir}" * resumable
+        )
+
+
+def _begin_run_dir(
+    run_dir: Path, config: DictConfig, data: Any, trainer: L.Trainer, checkpoint: Path | None
+) -> None:
+    """Everything that a run needs to be resumed, before its first step."""
+    folder = run_dir / CHECKPOINTS
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(".*.ckpt.*"):  # half a checkpoint, of a process killed in writing it
+        left.unlink()
+    data.tokenizer.save(folder / TOKENIZER)
+    write_atomically(run_dir / CONFIG, OmegaConf.to_yaml(config, resolve=True).encode())
+    if checkpoint is not None:
+        _keep_metrics(trainer.loggers[0], run_dir, read_checkpoint(checkpoint)["global_step"])
+
+
+def _trainer(config: DictConfig, world: World) -> L.Trainer:
+    callbacks = [_built(f"callbacks.{k}", c) for k, c in config.callbacks.items() if c]
+    if world.size > 1:
+        callbacks.append(SharedClock())
+    settings = {}
+    if isinstance(config.trainer.strategy, str):
+        settings["strategy"] = make_strategy(config.trainer.strategy, world)
+    if world.environment is not None and config.trainer.devices == "auto":
+        settings["devices"] = world.here
+    return _built(
+        "trainer",
+        config.trainer,
+        callbacks=callbacks,
+        logger=[_built(f"logger.{k}", c) for k, c in config.logger.items() if c],
+        plugins=[AtomicCheckpointIO(), world.environment or LightningEnvironment()],
+        **settings,
+    )
 
 
 def _built(what: str, config: DictConfig, **arguments: Any) -> Any:
@@ -171,23 +220,29 @@ def _keep_metrics(logger: CSVLogger, run_dir: Path, steps: int) -> None:
     logger.save()
 
 
-def resumed(where: str, overrides: list[str]) -> tuple[DictConfig, Path]:
+def resumed(where: str, overrides: list[str]) -> tuple[DictConfig, Path | None]:
     """The config of an earlier run, with today's overrides, and the checkpoint to go on from.
+
+    A run that was killed before its first checkpoint begins anew: None in place of it.
 
     Args:
         where: the run directory, whose last checkpoint is taken; a checkpoint in one; or `latest`.
         overrides: `key=value` as given on the command line.
 
     Raises:
-        CheckpointError: no such run, or one that stopped before its first checkpoint.
+        CheckpointError: no such run.
         RunError: an override that a run under way cannot take.
     """
-    checkpoint = find_checkpoint(where)
-    run_dir = checkpoint.absolute().parent.parent
-    if not Path(where).is_file():
-        checkpoint = run_dir / CHECKPOINTS / LAST
-    if not checkpoint.is_file() or not (run_dir / CONFIG).is_file():
-        raise CheckpointError(f"{where} cannot be resumed: {run_dir} lacks {LAST} or {CONFIG}")
+    if Path(where).is_file():
+        checkpoint = Path(where).absolute()
+        run_dir = checkpoint.parents[1]
+    else:
+        found = (Path(where) / CONFIG).is_file()
+        run_dir = Path(where).absolute() if found else find_checkpoint(where).absolute().parents[1]
+        last = run_dir / CHECKPOINTS / LAST
+        checkpoint = last if last.is_file() else None
+    if not (run_dir / CONFIG).is_file():
+        raise CheckpointError(f"{where} cannot be resumed: {run_dir} lacks {CONFIG}")
     config = OmegaConf.load(run_dir / CONFIG)
     changes = [o for o in overrides if not o.startswith("resume=")]
     for change in changes:
@@ -219,26 +274,37 @@ def _moved(config: DictConfig, old: Path, new: Path) -> DictConfig:
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")
 def _task(config: DictConfig) -> Job | None:
     job = HydraConfig.get()
-    if job.mode == RunMode.MULTIRUN:
-        return run_job()
-    quiet()
+    go_on = config.resume is not None
+    checkpoint = None
     try:
-        checkpoint = None
-        if config.resume is not None:
+        if job.mode == RunMode.MULTIRUN:
+            if is_torchelastic_launched():
+                raise RunError(
+                    "each of torchrun's processes would run the whole sweep. Start the sweep "
+                    "without torchrun: its jobs start their own (strategy=ddp trainer.devices=2)"
+                )
+            return run_job()
+        quiet()
+        if go_on:
             config, checkpoint = resumed(config.resume, list(job.overrides.task))
         else:
             config.run_dir = os.path.abspath(config.run_dir)
-        metrics = train(config, checkpoint)
+        metrics = train_on_all_ranks(config, checkpoint, go_on=go_on)
     except Stopped as stopped:
-        print(f"\n{stopped}\nGo on with: triton-gru-train resume={config.run_dir}", file=sys.stderr)
+        if ranks.rank() == 0:
+            again = f"Go on with: triton-gru-train resume={config.run_dir}"
+            print(f"\n{stopped}\n{again}", file=sys.stderr)
         raise SystemExit(128 + stopped.signal) from None
     except KeyboardInterrupt:
         print("\ninterrupted before the first step; nothing to resume", file=sys.stderr)
         raise SystemExit(128 + signal.SIGINT) from None
-    except (DataError, RunError, CheckpointError, Diverged) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (DataError, RunError, CheckpointError, Diverged, RankFailed) as error:
+        if ranks.rank() == 0:
+            print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
-    _show(metrics, Path(config.run_dir))
+    if ranks.rank() == 0:
+        _show(metrics, Path(config.run_dir))
+    ranks.leave()
     return None
 
 
@@ -251,6 +317,8 @@ def quiet() -> None:
         # `train` has made sure that the run directory is new, or that it is to be gone on with.
         "Experiment logs directory .* exists and is not empty",
         "Checkpoint directory .* exists and is not empty",
+        # The metrics are sums over all ranks before they are logged.
+        "It is recommended to use .*sync_dist=True",
         # Lightning 2.6 under torch 2.13, once a run.
         ".*LeafSpec.* is deprecated",
     ):

@@ -18,7 +18,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_module import token_cache
+from lightning_module import ranks, token_cache
 from lightning_module.corpora import Corpus, DataError, Document, text_files
 from lightning_module.data import IGNORE, LaneChunks, SentenceDataModule
 from lightning_module.token_cache import NOT_WHOLE, SplitTokens, TokenCache
@@ -110,6 +110,33 @@ def test_every_token_is_predicted_once_in_order(lengths, seq_len, lanes):
     empty = len(items) * lanes - chunks.sum()
     assert len(filled) * seq_len - sum(filled) == padding + empty * seq_len
     assert empty < lanes
+
+
+@settings(max_examples=50)
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=12),
+    seq_len=st.integers(1, 13),
+    lanes=st.integers(1, 17),
+    world=st.integers(1, 5),
+)
+def test_ranks_together_read_what_one_rank_reads(lengths, seq_len, lanes, world):
+    split = made_split(lengths)
+    lanes = min(lanes, int((-(-np.array(lengths) // seq_len)).sum()))
+    world = min(world, lanes)
+    alone = LaneChunks(split, lanes, seq_len)
+    parts = [
+        LaneChunks(split, lanes, seq_len, own=ranks.share(lanes, number, world))
+        for number in range(world)
+    ]
+    for k in range(len(alone)):
+        whole, shares = alone[k], [part[k] for part in parts]
+        assert len({len(part) for part in parts} | {len(alone)}) == 1
+        for name in ("inputs", "targets", "fresh"):
+            together = torch.cat([getattr(item, name) for item in shares], -1)
+            assert torch.equal(together, getattr(whole, name))
+        # Every rank knows how many tokens all of them predict.
+        count = int((whole.targets != IGNORE).sum())
+        assert {item.count() for item in shares} == {whole.count()} == {count}
 
 
 def test_lanes_by_hand():
@@ -208,6 +235,17 @@ def test_refused_before_training():
         made_module(train=[])
     with pytest.raises(DataError, match=r"prepare_data\(\) makes them"):
         SentenceDataModule(made_corpus, CHAR, name="other").setup()
+
+
+def test_lanes_that_ranks_cannot_share(monkeypatch):
+    monkeypatch.setattr(ranks, "size", lambda: 4)
+    with pytest.raises(DataError, match=r"data\.lanes=6 cannot be .* 4 ranks: set data\.lanes=8"):
+        made_module(lanes=6, seq_len=10)
+    with pytest.raises(DataError, match=r"data\.lanes=2 cannot be .* 4 ranks: set data\.lanes=4"):
+        made_module(lanes=2, seq_len=10)
+    with pytest.raises(DataError, match=r"makes 3 lanes, fewer than the 4 ranks"):
+        made_module(lanes=4, seq_len=10, val_lanes=3)
+    made_module(lanes=4, seq_len=10, val_lanes=4)
 
 
 def test_max_chars():
@@ -412,20 +450,27 @@ def test_a_killed_run_leaves_nothing_that_counts(tmp_path, cache):
 # --- passes and their resumption ------------------------------------------------------------------
 
 
+def at(chunk):
+    """Where a loader of 4 lanes and 10 chunks stands."""
+    return {"next_chunk": chunk, "lanes": 4, "chunks": 10}
+
+
 def test_passes():
     loader = made_module(lanes=4, seq_len=10).train_dataloader()
     assert len(loader) == len(list(loader)) == len(list(loader)) == 10
     iterator = iter(loader)
     next(iterator)
-    assert loader.state_dict() == {"next_chunk": 1}
+    assert loader.state_dict() == at(1)
     # A new pass begins at its beginning, even when the last one was broken off.
     assert torch.equal(next(iter(loader)).inputs, loader.chunks[0].inputs)
-    assert len(list(loader)) == 10 and loader.state_dict() == {"next_chunk": 0}
-    loader.load_state_dict({"next_chunk": 7})
-    assert loader.state_dict() == {"next_chunk": 7}
+    assert len(list(loader)) == 10 and loader.state_dict() == at(0)
+    loader.load_state_dict(at(7))
+    assert loader.state_dict() == at(7)
     assert [len(list(loader)) for _ in range(2)] == [3, 10]
-    with pytest.raises(DataError, match=r"before chunk 10 of its pass, this data has 10"):
-        loader.load_state_dict({"next_chunk": 10})
+    with pytest.raises(DataError, match=r"chunk 7 of 20 in 4 lanes, this data has 10 in 4 lanes"):
+        loader.load_state_dict(at(7) | {"chunks": 20})
+    with pytest.raises(DataError, match=r"chunk 7 of 10 in 2 lanes, this data has 10 in 4 lanes"):
+        loader.load_state_dict(at(7) | {"lanes": 2})
 
 
 class Witness(lightning.LightningModule):

@@ -1,0 +1,190 @@
+"""Several processes on one machine that train one run: started, watched and ended together.
+
+The process that the user started (or Hydra's launcher, for a job of a sweep) trains nothing: it
+hands its resolved config to the ranks, so that all have the same parameters, write to one
+directory, and know nothing of a sweep. The ranks find each other as torchrun's do.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from omegaconf import DictConfig, OmegaConf
+
+from lightning_module.checkpoints import CheckpointError
+from lightning_module.corpora import DataError
+from lightning_module.guards import Diverged, Stopped
+from lightning_module.ranks import RunError
+
+log = logging.getLogger(__name__)
+
+JOB = "job.json"
+# Ranks that lost one of theirs mostly end by themselves, and clear up; seconds they have for that.
+_GRACE = 5.0
+# What `train` raises on purpose: the message is all there is to say.
+EXPECTED = {kind.__name__: kind for kind in (DataError, RunError, CheckpointError, Diverged)}
+
+
+class RankFailed(RuntimeError):
+    """A rank died or raised what nobody expected; the message shows which one and its error."""
+
+
+def launch(config: DictConfig, checkpoint: Path | None, ranks: int, go_on: bool) -> dict[str, Any]:
+    """Trains in `ranks` processes of this machine.
+
+    Args:
+        config: As `train` takes it.
+        checkpoint: As `train` takes it.
+        ranks: How many.
+        go_on: As `train` takes it.
+
+    Returns:
+        What `train` returned on rank 0.
+
+    Raises:
+        RankFailed: A rank died; the others are ended.
+        Exception: What `train` raises; of several ranks' errors the first.
+    """
+    with tempfile.TemporaryDirectory(prefix="triton_gru-ranks-") as folder:
+        job = {
+            "config": OmegaConf.to_yaml(config, resolve=True),
+            "checkpoint": checkpoint and str(checkpoint),
+            "go_on": go_on,
+        }
+        Path(folder, JOB).write_text(json.dumps(job))
+        # The ranks meet at a store that is open already: no other process can take its port.
+        store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        started = [_Rank(Path(folder), number, ranks, store.port) for number in range(ranks)]
+        try:
+            with _forwarding_signals(started) as received:
+                _wait(started)
+        finally:
+            for rank in started:
+                rank.kill()
+        failed = [rank for rank in started if rank.process.returncode != 0 and not rank.killed]
+        if failed:
+            # One that wrote nothing down was killed; the others' errors are what came of it.
+            error = min(failed, key=lambda rank: rank.outcome().get("time", 0)).error()
+            if received and not isinstance(error, Stopped):
+                number = received[0]
+                raise Stopped(
+                    number, f"stopped by {signal.Signals(number).name}; nothing was saved"
+                )
+            raise error
+        return started[0].outcome()["metrics"]
+
+
+class _Rank:
+    def __init__(self, folder: Path, number: int, ranks: int, port: int) -> None:
+        self.folder, self.number, self.ranks = folder, number, ranks
+        self.killed = False
+        threads = max(1, (os.cpu_count() or 1) // ranks)
+        environment = {
+            "OMP_NUM_THREADS": str(threads),
+            **os.environ,
+            "RANK": str(number),
+            "WORLD_SIZE": str(ranks),
+            "LOCAL_RANK": str(number),
+            "LOCAL_WORLD_SIZE": str(ranks),
+            "GROUP_RANK": "0",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            # What torchrun's workers go by: the store is there, be its client.
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+            "TORCHELASTIC_RUN_ID": folder.name,
+            "TORCHELASTIC_RESTART_COUNT": "0",
+        }
+        with open(self._errors, "wb") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "lightning_module.rank", str(folder)],
+                env=environment,
+                # Nothing is written to it: it closes when this process is gone, however it ended.
+                stdin=subprocess.PIPE,
+                stdout=None if number == 0 else subprocess.DEVNULL,
+                stderr=None if number == 0 else errors,
+                # A terminal's Ctrl-C comes to this process alone, which passes it on once.
+                start_new_session=True,
+            )
+
+    @property
+    def _errors(self) -> Path:
+        return self.folder / f"stderr-{self.number}.txt"
+
+    def kill(self) -> None:
+        if self.process.poll() is None:
+            self.killed = True
+            self.process.kill()
+        self.process.wait()
+        self.process.stdin.close()
+
+    def outcome(self) -> dict[str, Any]:
+        """What the rank wrote down at its end; nothing if something killed it."""
+        path = outcome_file(self.folder, self.number)
+        return json.loads(path.read_text()) if path.is_file() else {}
+
+    def error(self) -> Exception:
+        outcome = self.outcome()
+        kind, text = outcome.get("kind"), outcome.get("text")
+        if kind == Stopped.__name__:
+            return Stopped(outcome["signal"], text)
+        if kind in EXPECTED:
+            return EXPECTED[kind](text)
+        code = self.process.returncode
+        if text is None:
+            how = signal.Signals(-code).name if code < 0 else f"exit status {code}"
+            said = self._errors.read_text(errors="replace").splitlines()[-20:]
+            text = "\n".join([f"it was ended by {how}", *said])
+        return RankFailed(
+            f"rank {self.number} of {self.ranks} failed, the others were ended: {text}"
+        )
+
+
+def outcome_file(folder: Path, number: int) -> Path:
+    """Where a rank writes down how it ended."""
+    return folder / f"rank-{number}.json"
+
+
+def _wait(ranks: list[_Rank]) -> None:
+    """Until all have ended well, or one has not and the time of grace for the others is over."""
+    give_up = None
+    while any(rank.process.poll() is None for rank in ranks):
+        if give_up is None and any(rank.process.poll() for rank in ranks):
+            give_up = time.monotonic() + _GRACE
+        if give_up is not None and time.monotonic() > give_up:
+            return
+        time.sleep(0.05)
+
+
+@contextmanager
+def _forwarding_signals(ranks: list[_Rank]) -> Iterator[list[int]]:
+    """SIGINT and SIGTERM of this process go to the ranks, which save and end; yields which came."""
+    received: list[int] = []
+
+    def forward(number: int, frame: Any) -> None:
+        received.append(number)
+        for rank in ranks:
+            if rank.process.poll() is None:
+                rank.process.send_signal(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    before = {number: signal.signal(number, forward) for number in Stopped.SIGNALS}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

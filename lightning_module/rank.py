@@ -1,0 +1,64 @@
+"""One of the processes that `launch.py` starts; not for users."""
+
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from lightning_module import ranks
+from lightning_module.checkpoints import write_atomically
+from lightning_module.guards import Stopped
+from lightning_module.launch import EXPECTED, JOB, outcome_file
+from lightning_module.train import quiet, train
+
+
+def _end_with_parent() -> None:
+    # Standard input is a pipe from the process that started this one, and ends when that one does.
+    # (Read as a file descriptor: a thread in sys.stdin.read would hold a lock that exiting needs.)
+    os.read(0, 1)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _describe(error: BaseException) -> dict[str, Any]:
+    kind = type(error).__name__
+    plain = isinstance(error, (Stopped, *EXPECTED.values()))
+    text = str(error) if plain else "".join(traceback.format_exception(error)).rstrip()
+    return {"kind": kind, "text": text, "signal": getattr(error, "signal", None)}
+
+
+def main() -> None:
+    """Train as the job says and write down how it ended."""
+    folder, number = Path(sys.argv[1]), int(os.environ["RANK"])
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    logging.basicConfig(
+        level=logging.INFO if number == 0 else logging.ERROR,
+        format="%(message)s",
+        stream=sys.stdout,
+    )
+    quiet()
+    job = json.loads((folder / JOB).read_text())
+    checkpoint = Path(job["checkpoint"]) if job["checkpoint"] else None
+    try:
+        metrics = train(OmegaConf.create(job["config"]), checkpoint, go_on=job["go_on"])
+        outcome = {"metrics": metrics}
+    except BaseException as error:
+        outcome = _describe(error)
+    outcome["time"] = time.time()
+    write_atomically(outcome_file(folder, number), json.dumps(outcome).encode())
+    if "kind" in outcome:
+        # At once: taking the connection down in order would wait for the others.
+        sys.stdout.flush()
+        os._exit(1)
+    ranks.leave()
+
+
+if __name__ == "__main__":
+    main()
