@@ -32,6 +32,7 @@ LAYER_CASES = {
     "hx rows": ((x(), x(2, B + 1, H)), ["Expected hidden size (2, 3, 7), got [2, 4, 7]"]),
     "hx features": ((x(), x(2, B, H + 1)), ["Expected hidden size (2, 3, 7), got [2, 3, 8]"]),
     "hx layers": ((x(), x(1, B, H)), ["Expected hidden size (2, 3, 7), got [1, 3, 7]"]),
+    "hx directions": ((x(), x(4, B, H)), ["Expected hidden size (2, 3, 7), got [4, 3, 7]"]),
     "hx 2-D": ((x(), x(2, H)), ["batched 3-D input, hx should also be 3-D but got 2-D"]),
     "hx 3-D": ((x(T, I), x(2, 1, H)), ["unbatched 2-D input, hx should also be 2-D but got 3-D"]),
     "hx dtype": (
@@ -60,6 +61,87 @@ CELL_CASES = {
 }
 
 
+def starts(*shape, **options):
+    return {"resets": torch.zeros(shape or (T, B), dtype=torch.bool, **options)}
+
+
+def ends(*values, **options):
+    return {"lengths": torch.tensor(values, **options)}
+
+
+# What nn.GRU has no counterpart for: input, keywords, the type and what the message says.
+ROWS_CASES = {
+    "negative lengths": (x(), ends(4, -1, 2), ValueError, ["within 0 and 4", "got: -1"]),
+    "lengths too long": (x(), ends(5, 1, 6), ValueError, ["within 0 and 4", "got: 5, 6"]),
+    "lengths too long, one row": (
+        x(T, I),
+        {"lengths": torch.tensor(5)},
+        ValueError,
+        ["within 0 and 4", "got: 5"],
+    ),
+    "floating lengths": (
+        x(),
+        ends(1.0, 2.0, 3.0),
+        ValueError,
+        ["integer dtype, got: torch.float32", "lengths.long()"],
+    ),
+    "lengths of bool": (x(), ends(True, True, True), ValueError, ["got: torch.bool"]),
+    "lengths of another device": (
+        x(),
+        ends(1, 2, 3, device="meta"),
+        RuntimeError,
+        ["input tensor at cpu and lengths at meta", "lengths.to('cpu')"],
+    ),
+    "too many lengths": (x(), ends(1, 2, 3, 4), RuntimeError, ["shape [3]", "got [4]"]),
+    "lengths with a dimension too many": (
+        x(),
+        ends([1, 2, 3]),
+        RuntimeError,
+        ["shape [3]", "got [1, 3]"],
+    ),
+    "lengths for one row": (x(T, I), ends(4), RuntimeError, ["shape []", "got [1]"]),
+    "lengths in a list": (
+        x(),
+        {"lengths": [4, 2, 1]},
+        TypeError,
+        ["lengths to be a tensor", "list"],
+    ),
+    "lengths of packed input": (
+        packed(),
+        ends(3, 2),
+        ValueError,
+        ["lengths cannot be given for a PackedSequence", "padded rows and lengths="],
+    ),
+    "resets of another shape": (
+        x(),
+        starts(B, T),
+        RuntimeError,
+        ["shape [4, 3]", "got [3, 4]", "input is [4, 3, 5]"],
+    ),
+    "resets with features": (x(), starts(T, B, 1), RuntimeError, ["got [4, 3, 1]"]),
+    "resets for one row": (x(T, I), starts(T, 1), RuntimeError, ["shape [4]", "got [4, 1]"]),
+    "resets of integers": (
+        x(),
+        {"resets": torch.zeros(T, B, dtype=torch.int64)},
+        ValueError,
+        ["dtype torch.bool, got: torch.int64", "resets.bool()"],
+    ),
+    "resets of another device": (
+        x(),
+        starts(device="meta"),
+        RuntimeError,
+        ["input tensor at cpu and resets at meta", "resets.to('cpu')"],
+    ),
+    "resets in a list": (x(), {"resets": [True]}, TypeError, ["resets to be a tensor", "list"]),
+    "resets of packed input": (
+        packed(),
+        starts(3, 2),
+        ValueError,
+        ["resets cannot be given for a PackedSequence"],
+    ),
+}
+
+
 def refuses(module, theirs, args, words):
     with pytest.raises(Exception) as expected:
         theirs(*args)
@@ -68,17 +150,46 @@ def refuses(module, theirs, args, words):
     assert caught.type is expected.type
     for word in words:
         assert word in str(caught.value)
+    return str(caught.value)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("case", LAYER_CASES)
-def test_layer(case, backend):
-    refuses(GRU(I, H, 2, backend=backend), nn.GRU(I, H, 2), *LAYER_CASES[case])
+def test_layer(case):
+    """In the very same words on every backend, even one that could not run here."""
+    args, words = LAYER_CASES[case]
+    said = set()
+    for backend in [*BACKENDS, "triton"]:
+        said.add(refuses(GRU(I, H, 2, backend=backend), nn.GRU(I, H, 2), args, words))
+    assert len(said) == 1
 
 
 @pytest.mark.parametrize("case", LAYER_CASES)
 def test_layer_with_reset_before(case):
     refuses(GRU(I, H, 2, reset_after=False), nn.GRU(I, H, 2), *LAYER_CASES[case])
+
+
+@pytest.mark.parametrize("case", ROWS_CASES)
+def test_lengths_and_resets(case):
+    """In the very same words on every backend."""
+    given, options, error, words = ROWS_CASES[case]
+    said = set()
+    for backend in [*BACKENDS, "triton"]:
+        with pytest.raises(error) as caught:
+            GRU(I, H, 2, backend=backend)(given, **options)
+        assert caught.type is error
+        said.add(str(caught.value))
+    (message,) = said
+    for word in words:
+        assert word in message
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_lengths_and_resets_with_batch_first(backend):
+    layer = GRU(I, H, batch_first=True, backend=backend)
+    with pytest.raises(RuntimeError, match=r"shape \[3, 4\].*got \[4, 3\]; input is \[3, 4, 5\]"):
+        layer(x(B, T, I), **starts(T, B))
+    with pytest.raises(ValueError, match="within 0 and 4"):
+        layer(x(B, T, I), **ends(1, 2, 5))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from tests.tolerances import assert_close
 from triton_gru import GRU
@@ -70,3 +71,143 @@ def test_sequences_in_one_row_equal_the_sequences_alone(lengths, bidirectional, 
     resets = make_resets()
     ours = results(layer(x, hx, lengths=lengths, resets=resets), inputs)
     assert_close(ours, results(one_by_one(layer, x, hx, lengths), inputs))
+
+
+@every_variant
+@every_direction
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_rows_with_lengths_equal_the_rows_alone(batch_first, bidirectional, reset_after):
+    layer = make_layer(
+        bidirectional=bidirectional, reset_after=reset_after, batch_first=batch_first
+    )
+    D = 2 if bidirectional else 1
+    x = torch.randn(T, B, I, dtype=torch.float64, requires_grad=True)
+    hx = torch.randn(2 * D, B, H, dtype=torch.float64, requires_grad=True)
+    lengths = [4, 0, T]
+    y, h_n = layer(x.transpose(0, 1) if batch_first else x, hx, lengths=torch.tensor(lengths))
+    y = y.transpose(0, 1) if batch_first else y
+    inputs = [x, hx, *layer.parameters()]
+    rows = [layer(x[:n, b], hx[:, b]) if n else None for b, n in enumerate(lengths)]
+    expected = torch.zeros_like(y), hx.clone()  # a row without a step keeps the states of hx
+    for b, row in enumerate(rows):
+        if row is not None:
+            expected[0][: lengths[b], b] = row[0]
+            expected[1][:, b] = row[1]
+    assert_close(results((y, h_n), inputs), results(expected, inputs))
+    assert not y[4:, 0].any() and not y[:, 1].any()
+
+
+@every_variant
+def test_what_stands_past_the_end_reaches_nothing(reset_after):
+    """Not even the gradient of W_ih, in which 0 meets the input and 0 * NaN would be NaN."""
+    layer = make_layer(bidirectional=True, reset_after=reset_after)
+    lengths = torch.tensor([4, 0, T])
+    resets = torch.rand(T, B) < 0.3
+    outcomes = []
+    for garbage in (0.0, float("nan"), float("inf")):
+        torch.manual_seed(1)
+        x = torch.randn(T, B, I, dtype=torch.float64)
+        for b, length in enumerate(lengths):
+            x[length:, b] = garbage
+            resets[length:, b] = garbage != 0
+        x.requires_grad_()
+        y, h_n = layer(x, lengths=lengths, resets=resets)
+        outcomes.append(results((y, h_n), [x, *layer.parameters()]))
+    for outcome in outcomes[1:]:
+        torch.testing.assert_close(outcome, outcomes[0], rtol=0, atol=0)
+
+
+@every_direction
+def test_one_row_takes_lengths_and_resets_without_the_batch(bidirectional):
+    layer = make_layer(bidirectional=bidirectional)
+    x, hx = torch.randn(T, I).double(), torch.randn(4 if bidirectional else 2, H).double()
+    resets = torch.rand(T) < 0.4
+    for batch_first in (False, True):
+        layer.batch_first = batch_first
+        y, h_n = layer(x, hx, lengths=torch.tensor(6), resets=resets)
+        layer.batch_first = False
+        expected, last = layer(
+            x[:, None], hx[:, None], lengths=torch.tensor([6]), resets=resets[:, None]
+        )
+        assert torch.equal(y, expected[:, 0]) and torch.equal(h_n, last[:, 0])
+        assert y.shape[0] == T and not y[6:].any()
+
+
+def test_resets_are_laid_out_as_the_input():
+    layer, x, resets = make_layer(), torch.randn(T, B, I).double(), make_resets()
+    expected, last = layer(x, resets=resets)
+    layer.batch_first = True
+    y, h_n = layer(x.transpose(0, 1), resets=resets.t())
+    assert torch.equal(y.transpose(0, 1), expected) and torch.equal(h_n, last)
+
+
+def test_resets_that_are_all_false_change_nothing_and_all_true_forget_everything():
+    layer, x = make_layer(num_layers=1, bidirectional=True), torch.randn(T, B, I).double()
+    hx = torch.randn(2, B, H).double()
+    none = torch.zeros(T, B, dtype=torch.bool)
+    assert torch.equal(layer(x, hx, resets=none)[0], layer(x, hx)[0])
+    y, _ = layer(x, hx, resets=~none)
+    alone, _ = layer(x.reshape(1, T * B, I))  # one step a sequence
+    alone = alone.reshape(T, B, 2 * H)
+    assert_close(y[:, :, :H], alone[:, :, :H])
+    assert_close(y[:-1, :, H:], alone[:-1, :, H:])
+    assert not torch.allclose(y[-1, :, H:], alone[-1, :, H:])  # where hx enters backwards
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.uint8])
+def test_integers_of_every_kind_are_lengths(dtype):
+    layer, x = make_layer(), torch.randn(T, B, I).double()
+    lengths = torch.tensor([4, 0, T])
+    expected = layer(x, lengths=lengths)
+    assert_close(layer(x, lengths=lengths.to(dtype)), expected)
+
+
+@every_variant
+def test_second_derivatives_with_lengths_and_resets(reset_after):
+    layer = make_layer(num_layers=1, bidirectional=True, reset_after=reset_after)
+    layer.requires_grad_(False)
+    lengths = torch.tensor([4, 0, 5])
+    x = torch.randn(5, B, I, dtype=torch.float64, requires_grad=True)
+    resets = torch.rand(5, B) < 0.3
+    assert torch.autograd.gradgradcheck(lambda x: layer(x, lengths=lengths, resets=resets), [x])
+
+
+@every_variant
+def test_compiles_into_one_graph_for_all_sizes(reset_after):
+    layer = make_layer(bidirectional=True, reset_after=reset_after)
+    graphs = []
+
+    def count(graph, example):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend=count)
+    for rows in (3, 5):
+        x = torch.randn(6, rows, I).double()
+        options = {"lengths": torch.randint(0, 7, (rows,)), "resets": torch.rand(6, rows) < 0.3}
+        assert_close(compiled(x, **options), layer(x, **options))
+    assert len(graphs) == 1
+    with pytest.raises(RuntimeError, match="lengths should be within 0 and the input's steps"):
+        compiled(x, **{**options, "lengths": torch.full((5,), 7)})
+
+
+@every_variant
+def test_nothing_waits_for_the_device(reset_after):
+    """The meta device has no values to wait for: whoever asks for one raises there."""
+    layer = make_layer(bidirectional=True, reset_after=reset_after, device="meta")
+    x = torch.randn(T, B, I, dtype=torch.float64, device="meta", requires_grad=True)
+    lengths = torch.empty(B, dtype=torch.int64, device="meta")
+    resets = torch.empty(T, B, dtype=torch.bool, device="meta")
+    with pytest.raises(RuntimeError):
+        lengths.max().item()
+    y, h_n = layer(x, lengths=lengths, resets=resets)
+    torch.autograd.grad(y.sum() + h_n.sum(), [x, *layer.parameters()])
+    packed = nn.utils.rnn.PackedSequence(
+        torch.randn(6, I, dtype=torch.float64, device="meta", requires_grad=True),
+        torch.tensor([3, 2, 1]),
+        sorted_indices=torch.empty(3, dtype=torch.int64, device="meta"),
+        unsorted_indices=torch.empty(3, dtype=torch.int64, device="meta"),
+    )
+    y, h_n = layer(packed)
+    torch.autograd.grad(y.data.sum() + h_n.sum(), [packed.data, *layer.parameters()])
