@@ -26,6 +26,7 @@ import fcntl
 import itertools
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -154,7 +155,7 @@ class _NamedSweeper(Sweeper):
                         [[f"{k}={v}" for k, v in {**first, key: value}.items()]]
                     )
                 except HydraException as error:
-                    raise SweepError(_with_nearest_key(str(error), override, self.config)) from None
+                    raise SweepError(_with_nearest_key(str(error), self.config)) from None
 
     @staticmethod
     def _samples(override: Override) -> list[str]:
@@ -188,18 +189,19 @@ class _NamedSweeper(Sweeper):
             ),
         }
         file = self.directory / SWEEP
-        other_name = "Give this sweep a name of its own: hydra.sweeper.study=..."
+        other_name = "give this sweep a name of its own: hydra.sweeper.study=..."
         if file.is_file():
             _same_or_refused(json.loads(file.read_text("utf-8")), wanted, self.study, other_name)
         elif self.directory.exists() and any(self.directory.iterdir()):
-            raise SweepError(f"{self.directory} exists and holds no sweep. {other_name}")
+            raise SweepError(f"{self.directory} exists and holds no sweep: {other_name}")
         (self.directory / JOBS).mkdir(parents=True, exist_ok=True)
         with (self.directory / JOBS / "sweep.lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise SweepError(
-                    f"another process runs the sweep {self.study} in {self.directory}. {other_name}"
+                    f"another process runs the sweep {self.study} in {self.directory}: wait, or "
+                    f"{other_name}"
                 ) from None
             file.write_text(json.dumps(wanted, indent=1, ensure_ascii=False) + "\n", "utf-8")
             yield
@@ -367,7 +369,7 @@ class OptunaSweeper(_NamedSweeper):
     def _describe(self, override: Override) -> dict[str, Any]:
         from optuna.distributions import distribution_to_json
 
-        return json.loads(distribution_to_json(_distribution(override)))
+        return json.loads(distribution_to_json(_distribution(override)))["attributes"]
 
 
 def _distribution(override: Override) -> Any:
@@ -408,7 +410,7 @@ def _same_or_refused(before: dict, wanted: dict, study: str, fix: str) -> None:
         if before[what] != wanted[what]:
             raise SweepError(
                 f"the sweep {study} exists and was made {text}: "
-                f"{_difference(before[what], wanted[what])}. Go on with it as it was, or: {fix}"
+                f"{_difference(before[what], wanted[what])}. Go on with it as it was, or {fix}"
             )
 
 
@@ -416,9 +418,7 @@ def _difference(before: Any, wanted: Any) -> str:
     if isinstance(before, dict):
         keys = [k for k in {**before, **wanted} if before.get(k) != wanted.get(k)]
         return "; ".join(
-            f"{k} was {json.dumps(before.get(k, 'not searched'))}, "
-            f"is {json.dumps(wanted.get(k, 'not searched'))}"
-            for k in keys
+            f"{k} was {_in_words(before.get(k))}, is {_in_words(wanted.get(k))}" for k in keys
         )
     if isinstance(before, list):
         gone, new = sorted(set(before) - set(wanted)), sorted(set(wanted) - set(before))
@@ -426,24 +426,28 @@ def _difference(before: Any, wanted: Any) -> str:
     return f"was {before}, is {wanted}"
 
 
-def _with_nearest_key(message: str, override: Override, config: DictConfig) -> str:
-    """Hydra's message on a setting, and the key that was probably meant."""
-    key = override.get_key_element()
-    if "not in struct" not in message and "Could not override" not in message:
+def _in_words(parameter: dict[str, Any] | None) -> str:
+    if parameter is None:
+        return "not searched"
+    return " ".join(f"{k}={','.join(v) if k == 'choices' else v}" for k, v in parameter.items())
+
+
+def _with_nearest_key(message: str, config: DictConfig) -> str:
+    """Hydra's message on a setting or, on an unknown key, the one that was probably meant."""
+    unknown = re.match(r"Could not override '([^']*)'", message)
+    if unknown is None:
         return message
+    key = unknown[1]
     known: list[str] = []
 
-    def walk(node: Any, path: str) -> None:
+    def walk(node: DictConfig, path: str) -> None:
         for name in node:
-            here = f"{path}{name}"
-            known.append(here)
+            known.append(f"{path}{name}")
             child = node._get_node(name)
             if isinstance(child, DictConfig) and not child._is_none() and not child._is_missing():
-                walk(child, f"{here}.")
+                walk(child, f"{path}{name}.")
 
     walk(OmegaConf.masked_copy(config, [k for k in config if k != "hydra"]), "")
-    nearest = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
-    hint = (
-        f"Did you mean {' or '.join(nearest)}?" if nearest else "triton-gru-train --help lists all."
-    )
-    return f"there is no setting {key}, so {override.input_line} cannot be swept. {hint}"
+    nearest = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
+    hint = f"did you mean {' or '.join(nearest)}?" if nearest else "see triton-gru-train --help"
+    return f"there is no setting {key} to sweep over or set; {hint}"
