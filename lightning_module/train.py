@@ -22,7 +22,6 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
-from torch.distributed import is_torchelastic_launched
 
 from lightning_module import ranks
 from lightning_module.budget import SharedClock
@@ -274,16 +273,11 @@ def _moved(config: DictConfig, old: Path, new: Path) -> DictConfig:
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")
 def _task(config: DictConfig) -> Job | None:
     job = HydraConfig.get()
+    if job.mode == RunMode.MULTIRUN:
+        return run_job()
     go_on = config.resume is not None
     checkpoint = None
     try:
-        if job.mode == RunMode.MULTIRUN:
-            if is_torchelastic_launched():
-                raise RunError(
-                    "each of torchrun's processes would run the whole sweep. Start the sweep "
-                    "without torchrun: its jobs start their own (strategy=ddp trainer.devices=2)"
-                )
-            return run_job()
         quiet()
         if go_on:
             config, checkpoint = resumed(config.resume, list(job.overrides.task))
