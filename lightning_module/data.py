@@ -1,12 +1,4 @@
-"""Lanes of consecutive text: what the model reads, chunk by chunk.
-
-A document becomes the stream `<doc>` + its tokens. Inputs are the stream without its last token,
-targets without its first, so every token of the text is predicted exactly once. Streams are cut
-into chunks of `seq_len`; the last chunk of a document is padded with targets that are ignored, so
-a document begins where a chunk begins. All chunks in order are divided into `lanes` runs of equal
-length (up to one chunk), and item k of the data is chunk k of every lane: a lane that is not
-`fresh` goes on where it stopped, so the state of the recurrent core is carried over. Several ranks
-take a block of lanes each; which text a lane holds does not depend on them.
+"""A corpus as chunks to train on and to validate with (see `chunks.py`).
 
 Tokens lie in files that are mapped into memory (`token_cache.py`): neither starting nor training
 reads more of them than it uses.
@@ -15,115 +7,20 @@ reads more of them than it uses.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import lightning
 import numpy as np
-import torch
 
 from lightning_module import ranks
+from lightning_module.chunks import Chunk, LaneChunks, PackedChunks, chunks_of, padded_share
 from lightning_module.corpora import Corpus, DataError
-from lightning_module.token_cache import NOT_WHOLE, SplitTokens, TokenCache
+from lightning_module.token_cache import NOT_WHOLE, TokenCache
 from lightning_module.tokenizers import Tokenizer, TokenizerSettings
 
-IGNORE = -100  # torch's default ignore_index of cross entropy
-
-
-class Chunk(NamedTuple):
-    """T tokens of B lanes, time first; B are this rank's.
-
-    Attributes:
-        inputs: Token ids, int64 [T, B].
-        targets: The tokens that follow, int64 [T, B]; `IGNORE` where there is nothing to predict.
-        fresh: bool [B]: the lane begins a document, or the pass, with this chunk, so that its
-            state is zero; else it goes on from the chunk before.
-        tokens: Targets that are not `IGNORE`, in the lanes of all ranks; None: these lanes are all.
-    """
-
-    inputs: torch.Tensor
-    targets: torch.Tensor
-    fresh: torch.Tensor
-    tokens: int | None = None
-
-    def count(self) -> int:
-        """Targets that are not `IGNORE`, in the lanes of all ranks."""
-        return int((self.targets != IGNORE).sum()) if self.tokens is None else self.tokens
-
-
-def _chunks_of_documents(tokens: SplitTokens, seq_len: int) -> np.ndarray:
-    return -(-(np.diff(tokens.begins) - 1) // seq_len)
-
-
-class LaneChunks:
-    """Item k is chunk k of every lane (see the module's docstring).
-
-    Lane b holds the chunks from `b * chunks // lanes` up to where lane b + 1 begins. The last item
-    has no chunk left for some of the lanes: theirs is empty, its targets all `IGNORE`.
-
-    Args:
-        tokens: The split.
-        lanes: B, number of lanes.
-        seq_len: T, tokens a chunk.
-        setting: What the user calls `lanes`, for the error.
-        own: Those of the lanes that are this rank's; None: all.
-
-    Raises:
-        DataError: There are more lanes than chunks.
-    """
-
-    def __init__(
-        self,
-        tokens: SplitTokens,
-        lanes: int,
-        seq_len: int,
-        setting: str = "lanes",
-        own: slice | None = None,
-    ):
-        self.tokens, self.lanes, self.seq_len = tokens, lanes, seq_len
-        self._own = own or slice(None)
-        # Chunks before each document, and at last of all.
-        counts = _chunks_of_documents(tokens, seq_len)
-        self._chunks_before = np.concatenate([[0], np.cumsum(counts)])
-        self.chunks = int(self._chunks_before[-1])
-        if lanes > self.chunks:
-            raise DataError(
-                f"The text is too short for {lanes} lanes: it has {tokens.characters:,} characters "
-                f"= {tokens.tokens:,} tokens, {self.chunks:,} chunks of seq_len={seq_len}, and "
-                f"every lane needs one ({lanes} x {seq_len} = {lanes * seq_len:,} tokens). Set "
-                f"{setting} to {self.chunks} or less, or a smaller data.seq_len, or give more "
-                "text."
-            )
-        borders = np.arange(lanes + 1) * self.chunks // lanes
-        self._first, self._end = borders[:-1], borders[1:]
-        self._steps = np.arange(seq_len + 1)[:, None]
-
-    def __len__(self) -> int:
-        return -(-self.chunks // self.lanes)
-
-    def __getitem__(self, k: int) -> Chunk:
-        if not 0 <= k < len(self):
-            raise IndexError(f"chunk {k} of {len(self)}")
-        begins = self.tokens.begins
-        chunk = self._first + k
-        there = chunk < self._end
-        chunk = np.minimum(chunk, self._end - 1)
-        document = np.searchsorted(self._chunks_before, chunk, side="right") - 1
-        nth = chunk - self._chunks_before[document]
-        start = begins[document] + nth * self.seq_len
-        # Tokens to predict in each lane's chunk: fewer than seq_len at a document's end.
-        length = np.where(there, np.minimum(begins[document + 1] - start - 1, self.seq_len), 0)
-        fresh = (nth == 0) | (k == 0) | ~there
-        start, fresh = start[self._own], fresh[self._own]
-        inside = self._steps <= length[self._own]
-        window = np.where(inside, start + self._steps, start)
-        ids = torch.from_numpy(self.tokens.stream[window].astype(np.int64))
-        valid = torch.from_numpy(inside)
-        return Chunk(
-            inputs=ids[:-1].where(valid[:-1], self.tokens.doc_id),
-            targets=ids[1:].where(valid[1:], IGNORE),
-            fresh=torch.from_numpy(fresh),
-            tokens=int(length.sum()),
-        )
+BATCHING = ("stream", "packed")
+_LOOKED_AT = 2**20  # tokens by which padded batches are judged: no more are read at the start
 
 
 class ChunkLoader:
@@ -134,7 +31,7 @@ class ChunkLoader:
     takes a thousandth of a training step, so worker processes would only cost.
     """
 
-    def __init__(self, chunks: LaneChunks, limit: int | float | None = None):
+    def __init__(self, chunks: LaneChunks | PackedChunks, limit: int | float | None = None):
         self.chunks = chunks
         # Lightning's limit_train_batches: a pass that stops there is over, not interrupted.
         if limit is None:
@@ -177,7 +74,7 @@ class ChunkLoader:
 
 
 class SentenceDataModule(lightning.LightningDataModule):
-    """A corpus in lanes of consecutive text, to train on and to validate with.
+    """A corpus in lanes of text, to train on and to validate with.
 
     Constructing it reads nothing. `prepare_data` fetches the corpus and makes its tokens, once a
     machine and corpus; `setup` opens them. Bad arguments show in either, as `DataError`.
@@ -185,6 +82,8 @@ class SentenceDataModule(lightning.LightningDataModule):
     Args:
         corpus: A function of `lightning_module.corpora`, or any that returns a `Corpus`.
         tokenizer: What kind of tokenizer to train on the documents that are trained on.
+        batching: `stream`, consecutive text with the state carried through documents, or `packed`,
+            independent lines one after the other.
         lanes: B, streams read side by side; the batch size.
         seq_len: T, tokens a chunk, through which gradients flow.
         val_lanes: Lanes of the held-out text. None: as many as `lanes`, or fewer where the text is
@@ -196,19 +95,21 @@ class SentenceDataModule(lightning.LightningDataModule):
 
     Attributes:
         tokenizer: The `Tokenizer`, after `setup`.
-        train: `LaneChunks` to train on, after `setup`.
-        val: `LaneChunks` held out, after `setup`.
+        train: `LaneChunks` or `PackedChunks` to train on, after `setup`.
+        val: The same held out, after `setup`.
+        ends_line: Which tokens are line ends, bool [vocab_size], after `setup`; packed only.
     """
 
     tokenizer: Tokenizer
-    train: LaneChunks
-    val: LaneChunks
+    train: LaneChunks | PackedChunks
+    val: LaneChunks | PackedChunks
 
     def __init__(
         self,
         corpus: Callable[..., Corpus],
         tokenizer: TokenizerSettings,
         *,
+        batching: str = "stream",
         lanes: int = 64,
         seq_len: int = 128,
         val_lanes: int | None = None,
@@ -219,6 +120,7 @@ class SentenceDataModule(lightning.LightningDataModule):
         self._corpus, self._corpus_arguments = corpus, corpus_arguments
         self._max_chars = max_chars
         self.tokenizer_settings = tokenizer
+        self.batching = batching
         self.lanes, self.seq_len, self.val_lanes = lanes, seq_len, val_lanes
 
     def _cache(self) -> TokenCache:
@@ -229,6 +131,10 @@ class SentenceDataModule(lightning.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Fetches the corpus and makes its tokens unless they are there already."""
+        if self.batching not in BATCHING:
+            raise DataError(
+                f"data.batching must be one of {', '.join(BATCHING)}, got {self.batching!r}."
+            )
         for name in ("lanes", "seq_len", "val_lanes"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
@@ -257,10 +163,16 @@ class SentenceDataModule(lightning.LightningDataModule):
                 f"data.lanes={fitting}, or trainer.devices (times trainer.num_nodes) to a divisor "
                 f"of {self.lanes}."
             )
+        if self.batching == "packed":
+            self.ends_line = _ends_line(self.tokenizer)
+            make = partial(PackedChunks, ends_line=self.ends_line, seq_len=self.seq_len)
+            most_lanes = val.tokens // self.seq_len
+        else:
+            make = partial(LaneChunks, seq_len=self.seq_len)
+            most_lanes = int(chunks_of(val, self.seq_len).sum())
         own = ranks.share(self.lanes)
-        self.train = LaneChunks(train, self.lanes, self.seq_len, "data.lanes", own)
-        val_chunks = int(_chunks_of_documents(val, self.seq_len).sum())
-        val_lanes = self.val_lanes or min(self.lanes, val_chunks)
+        self.train = make(train, lanes=self.lanes, setting="data.lanes", own=own)
+        val_lanes = self.val_lanes or max(1, min(self.lanes, most_lanes))
         if val_lanes < world:
             raise DataError(
                 f"The held-out text makes {val_lanes} lanes, fewer than the {world} ranks: hold "
@@ -269,7 +181,7 @@ class SentenceDataModule(lightning.LightningDataModule):
             )
         # No gradient comes of these, so that ranks may have unequal numbers of lanes.
         own = ranks.share(val_lanes)
-        self.val = LaneChunks(val, val_lanes, self.seq_len, "data.val_lanes", own)
+        self.val = make(val, lanes=val_lanes, setting="data.val_lanes", own=own)
 
     @property
     def vocab_size(self) -> int:
@@ -285,7 +197,7 @@ class SentenceDataModule(lightning.LightningDataModule):
         return self.val.tokens.characters / self.val.tokens.tokens
 
     def describe(self) -> str:
-        """The data in two lines for people, after `setup`."""
+        """The data in a few lines for people, after `setup`."""
         lines = []
         for name, split in (("to train on", self.train), ("held out", self.val)):
             tokens = split.tokens
@@ -294,6 +206,12 @@ class SentenceDataModule(lightning.LightningDataModule):
                 f"{tokens.characters:,} characters = {tokens.tokens:,} tokens {name}"
                 f" ({tokens.unknown / tokens.tokens:.2%} <unk>) in {split.lanes} lanes,"
                 f" {len(split):,} chunks of {split.seq_len} a lane, {useful:.1%} filled"
+            )
+        if self.batching == "packed":
+            share = padded_share(self.train.tokens, self.ends_line, self.lanes, _LOOKED_AT)
+            lines.append(
+                f"batches of {self.lanes} lines padded to their longest would be {share:.1%} filled"
+                f" (first {min(_LOOKED_AT, self.train.tokens.tokens):,} tokens)"
             )
         return "\n".join(lines)
 
@@ -305,3 +223,9 @@ class SentenceDataModule(lightning.LightningDataModule):
     def val_dataloader(self) -> ChunkLoader:
         """A pass over the held-out text."""
         return ChunkLoader(self.val)
+
+
+def _ends_line(tokenizer: Tokenizer) -> np.ndarray:
+    """Which tokens are line ends, bool [vocab_size]; no token holds one beside other text."""
+    texts = (tokenizer.decode([id]) for id in range(tokenizer.vocab_size))
+    return np.array([text != "" and not text.strip("\n") for text in texts])

@@ -14,7 +14,7 @@ from torchmetrics import MeanMetric
 
 from lightning_module import ranks
 from lightning_module.budget import budget_used
-from lightning_module.data import IGNORE, Chunk
+from lightning_module.chunks import IGNORE, Chunk
 from triton_gru import GRU
 
 # The recurrent cores by the name that `model/core=` takes. Looked up by name, never imported by a
@@ -119,26 +119,38 @@ class SentencePredictor(L.LightningModule):
         self.val_top1 = MeanMetric(nan_strategy="disable").set_dtype(torch.float64)
         self.val_top5 = MeanMetric(nan_strategy="disable").set_dtype(torch.float64)
 
-    def forward(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+    @property
+    def takes_resets(self) -> bool:
+        """Whether the core can start anew inside a row, as `data.batching=packed` needs."""
+        return isinstance(self.core, GRU)
+
+    def forward(
+        self, tokens: Tensor, state: State | None = None, resets: Tensor | None = None
+    ) -> tuple[Tensor, State]:
         """Score every possible next token.
 
         Args:
             tokens: int64 `[T, B]`, time first.
             state: what an earlier call returned, or None for zeros.
+            resets: bool `[T, B]`, where the state starts anew from zero before a token; needs
+                `takes_resets`.
 
         Returns:
             Logits `[T, B, V]` and the state after the last token.
         """
-        features, state = self.features(tokens, state)
+        features, state = self.features(tokens, state, resets)
         return self.output(features), state
 
-    def features(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+    def features(
+        self, tokens: Tensor, state: State | None = None, resets: Tensor | None = None
+    ) -> tuple[Tensor, State]:
         """What the output layer multiplies, `[T, B, H]` (tied: `[T, B, E]`), and the state."""
-        hidden, state = self.core(self.dropout(self.embedding(tokens)), state)
+        options = {} if resets is None else {"resets": resets}
+        hidden, state = self.core(self.dropout(self.embedding(tokens)), state, **options)
         return self.to_embedding(self.dropout(hidden)), state
 
     def training_step(self, batch: Chunk, batch_idx: int) -> Tensor:
-        features, state = self.features(batch.inputs, self._carried("train", batch))
+        features, state = self.features(batch.inputs, self._carried("train", batch), batch.resets)
         self.carried["train"] = map_state(state, torch.detach)
         # The mean over the tokens of all ranks, whatever each has: strategies average the ranks'
         # gradients (and the log the losses), hence the factor.
@@ -150,7 +162,7 @@ class SentencePredictor(L.LightningModule):
         self.carried["val"] = None
 
     def validation_step(self, batch: Chunk, batch_idx: int) -> None:
-        logits, state = self(batch.inputs, self._carried("val", batch))
+        logits, state = self(batch.inputs, self._carried("val", batch), batch.resets)
         self.carried["val"] = state
         real = batch.targets != IGNORE
         logits, targets = logits[real].float(), batch.targets[real]

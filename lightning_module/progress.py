@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from lightning_module.budget import budget_used
-from lightning_module.data import Chunk
+from lightning_module.chunks import Chunk
 
 
 class Throughput(L.Callback):

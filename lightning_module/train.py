@@ -110,6 +110,12 @@ def train(
         log.info(data.describe())
     trainer = _trainer(config, world)
     model = _model(config, data, trainer.strategy.root_device)
+    if data.batching == "packed" and not model.takes_resets:
+        raise RunError(
+            "data.batching=packed needs a core that starts anew inside a row: "
+            f"model/core=gru or gru_reset_before, not {model.hparams.core['name']}. "
+            "With this core set data.batching=stream"
+        )
     if checkpoint is not None:
         try:
             model.load_state_dict(read_checkpoint(checkpoint)["state_dict"])
@@ -246,6 +252,8 @@ def resumed(where: str, overrides: list[str]) -> tuple[DictConfig, Path | None]:
     changes = [o for o in overrides if not o.startswith("resume=")]
     for change in changes:
         key = change.partition("=")[0]
+        if key == "run_dir":
+            raise RunError("run_dir= does not go with resume=: copy the run and resume the copy")
         if "/" in key or isinstance(OmegaConf.select(config, key, default=config), DictConfig):
             raise RunError(
                 f"{change} cannot be changed in a run under way: with resume= only single "

@@ -19,8 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_module import ranks, token_cache
+from lightning_module.chunks import IGNORE, LaneChunks
 from lightning_module.corpora import Corpus, DataError, Document, text_files
-from lightning_module.data import IGNORE, LaneChunks, SentenceDataModule
+from lightning_module.data import SentenceDataModule
 from lightning_module.token_cache import NOT_WHOLE, SplitTokens, TokenCache
 from lightning_module.tokenizers import TokenizerSettings
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from lightning_module import predictor, schedules
-from lightning_module.data import IGNORE, Chunk
+from lightning_module.chunks import IGNORE, Chunk
 from lightning_module.predictor import CORES, LockedDropout, SentencePredictor
 
 V, T, B = 11, 5, 3
