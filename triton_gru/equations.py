@@ -159,9 +159,11 @@ def _backward_reset_after(dy, h, r, z, n, c, weight, anew, d):
     by_c = by_n * r
     by_h = torch.stack([by_c * c * (1 - r), (h - n) * z * (1 - z), by_c], 2)
     dh, dh_after, d_gates_h = torch.zeros_like(h[0]), [], []
+    # reshape and not flatten, which is_grads_batched does not know
+    d_gates_shape = (h.shape[1], 3 * h.shape[2])
     for dy_t, z_t, by_h_t, anew_t in _against_order(d, dy, z, by_h, anew):
         dh_t = dy_t + dh
-        d_gates_t = (by_h_t * dh_t.unsqueeze(1)).flatten(1)
+        d_gates_t = (by_h_t * dh_t.unsqueeze(1)).reshape(d_gates_shape)
         dh = _start_anew(torch.addmm(dh_t * z_t, d_gates_t, weight), anew_t)
         dh_after.append(dh_t)
         d_gates_h.append(d_gates_t)
@@ -210,7 +212,8 @@ def stack(directions: Sequence[Tensor], dim: int = 0) -> Tensor:
 
 def _over_all_steps(d_gates: Tensor, state: Tensor) -> Tensor:
     """Sum of the outer products d_gates state^T over steps and rows."""
-    return d_gates.flatten(0, 1).t() @ state.flatten(0, 1)
+    T, B, H = state.shape
+    return d_gates.reshape(T * B, d_gates.shape[-1]).t() @ state.reshape(T * B, H)
 
 
 def _in_order(steps, direction: int) -> list[Tensor]:

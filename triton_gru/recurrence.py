@@ -13,11 +13,16 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._C._functorch import TransformType, is_legacy_batchedtensor
+from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
+from torch.autograd import forward_ad
 
 from triton_gru import equations, onnx, ops
 from triton_gru.plan import Problem
 from triton_gru.tuning import planned
 
+# Transforms of torch.func that an autograd.Function stands in the way of.
+PLAIN_TORCH_ONLY = {TransformType.Vmap, TransformType.Jvp}
 BACKENDS = ("auto", "triton", "torch", "reference")
 
 # What torch's own GRU does not take, and why not.
@@ -84,6 +89,8 @@ def choose_backend(
     check_backend(backend, reset_after)
     if onnx.exporting():
         return Choice("onnx", "torch.onnx.export is tracing, and ONNX has an operator")
+    if backend in ("auto", "triton") and _transformed():
+        return Choice("reference", "vmap and forward-mode derivatives take plain torch")
     torch_obstacle = _torch_obstacle(reset_after, device, rows)
     if backend == "torch" and rows in NOT_IN_TORCH:
         raise RuntimeError(f"backend='torch' cannot run: {NOT_IN_TORCH[rows]}. Use backend='auto'")
@@ -205,7 +212,13 @@ def recurrence(
     plain = lengths is None and resets is None
     if backend == "triton" and x.shape[0] == 1 and plain and not _records(*tensors):
         return _step(*tensors, reset_after)
-    y, _ = _Recurrence.apply(*tensors, lengths, resets, reset_after, backend, save_gates)
+    if backend == "reference" and _transformed():
+        with _without_autocast(x.device):
+            gates_x = _project(x, weight_ih, bias_ih)
+            options = {"reset_after": reset_after, "lengths": lengths, "resets": resets}
+            y = equations.scan_forward(gates_x, h0, weight_hh, bias_hh, **options)
+    else:
+        y, _ = _Recurrence.apply(*tensors, lengths, resets, reset_after, backend, save_gates)
     # A row past its end keeps its state, so the last state stands at the same step in every row.
     return y, torch.stack([y[0 if d else -1, :, d] for d in range(h0.shape[0])])
 
@@ -251,8 +264,10 @@ class _Recurrence(torch.autograd.Function):
     def backward(ctx, dy, _):
         *inputs, lengths, resets, y, gates_h = ctx.saved_tensors
         x, h0, weight_ih, weight_hh, bias_ih, bias_hh = inputs
-        # With grad mode on, this derivative is to be differentiated, which kernels cannot be.
-        engine = equations if torch.is_grad_enabled() else _engine(ctx.backend)
+        # With grad mode on, this derivative is to be differentiated, which kernels cannot be; nor
+        # do they take the further dimension of vmap, torch.func's or that of is_grads_batched.
+        plain = torch.is_grad_enabled() or _transformed(dy)
+        engine = equations if plain else _engine(ctx.backend)
         saved = {"gates_h": gates_h} if engine is ops and gates_h is not None else {}
         with _without_autocast(x.device):
             d_gates_x, dh0, dweight_hh, dbias_hh = engine.scan_backward(
@@ -268,11 +283,14 @@ class _Recurrence(torch.autograd.Function):
                 **saved,
             )
             dx = dweight_ih = dbias_ih = None
-            d_gates = d_gates_x.flatten(2)
+            # reshape and not flatten, here and in `equations`: is_grads_batched knows no flatten.
+            T, B, D, G = d_gates_x.shape
+            d_gates = d_gates_x.reshape(T, B, D * G)
             if ctx.needs_input_grad[0]:
                 dx = d_gates @ weight_ih.flatten(0, 1)
             if ctx.needs_input_grad[2]:
-                dweight_ih = (d_gates.flatten(0, 1).t() @ x.flatten(0, 1)).view_as(weight_ih)
+                d_rows = d_gates.reshape(T * B, D * G)
+                dweight_ih = (d_rows.t() @ x.flatten(0, 1)).reshape(weight_ih.shape)
             if bias_ih is not None:
                 dbias_ih = d_gates_x.sum((0, 1))
         return dx, dh0, dweight_ih, dweight_hh, dbias_ih, dbias_hh, *[None] * 5
@@ -303,6 +321,18 @@ def _step(
             ]
         )
     return h.transpose(0, 1).unsqueeze(0), h
+
+
+def _transformed(cotangent: Tensor | None = None) -> bool:
+    """Whether vmap or a forward-mode derivative is at work, torch.func's or torch.autograd's."""
+    if torch.compiler.is_compiling():
+        return False
+    if forward_ad._current_level >= 0:
+        return True
+    if cotangent is not None and is_legacy_batchedtensor(cotangent):
+        return True
+    kinds = {transform.key() for transform in retrieve_all_functorch_interpreters()}
+    return not kinds.isdisjoint(PLAIN_TORCH_ONLY)
 
 
 def _records(*tensors: Tensor | None) -> bool:
