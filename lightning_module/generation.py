@@ -9,6 +9,9 @@ from lightning_module.predictor import SentencePredictor, map_state
 from lightning_module.tokenizers import Tokenizer
 
 SENTENCE_END = frozenset(".!?。！？…")
+# Tokens sampled on an accelerator between two looks at them: each look waits for the device. On a
+# CPU there is nothing to wait for, and a look at every token stops at once.
+LOOK_EVERY = 16
 # What may still follow the full stop and belongs to the sentence.
 CLOSING = frozenset("\"'’”»)]」』）》")
 
@@ -52,6 +55,9 @@ def continue_prompt(
 ) -> list[str]:
     """Sample continuations of `prompt`, each to the end of its sentence.
 
+    All continuations are sampled side by side, a token each at a step. Tokens stay on the model's
+    device until the host looks whether all sentences have ended, see `LOOK_EVERY`.
+
     Args:
         model: in evaluation mode.
         tokenizer: the one that the model was trained with.
@@ -78,15 +84,20 @@ def continue_prompt(
     state = map_state(state, lambda s: s.expand(-1, num_sentences, -1).contiguous())
     sentences = [_Sentence(tokenizer) for _ in range(num_sentences)]
     never = [i for i in (tokenizer.doc_id, tokenizer.unk_id) if i is not None]
-    for _ in range(max_tokens):
-        logits = logits.index_fill(1, torch.tensor(never, device=logits.device), -torch.inf)
-        tokens = _sample(logits, temperature, top_p, generator)
-        for sentence, token in zip(sentences, tokens.tolist(), strict=True):
-            sentence.add(token)
-        if all(sentence.ended for sentence in sentences):
-            break
-        out, state = model(tokens[None], state)
-        logits = out[0].float()
+    never = torch.tensor(never, device=first.device, dtype=torch.int64)
+    look_every = 1 if _looks_at_once(first.device) else LOOK_EVERY
+    unread: list[Tensor] = []
+    for number in range(1, max_tokens + 1):
+        tokens = _sample(logits.index_fill(1, never, -torch.inf), temperature, top_p, generator)
+        unread.append(tokens)
+        if number % look_every == 0 or number == max_tokens:
+            for sentence, ids in zip(sentences, torch.stack(unread, 1).tolist(), strict=True):
+                sentence.add(ids)
+            unread = []
+            if all(sentence.ended for sentence in sentences):
+                break
+        logits, state = model.step(tokens, state)
+        logits = logits.float()
     return [tokenizer.decode(sentence.ids) for sentence in sentences]
 
 
@@ -99,15 +110,16 @@ class _Sentence:
         self.full_stop = False
         self.ended = False
 
-    def add(self, token: int) -> None:
-        if self.ended:
-            return
-        text = self.tokenizer.decode([token])
-        if self.full_stop and not (text and set(text) <= CLOSING | SENTENCE_END):
-            self.ended = True
-            return
-        self.ids.append(token)
-        self.full_stop = self.full_stop or bool(SENTENCE_END & set(text))
+    def add(self, tokens: list[int]) -> None:
+        for token in tokens:
+            if self.ended:
+                return
+            text = self.tokenizer.decode([token])
+            if self.full_stop and not (text and set(text) <= CLOSING | SENTENCE_END):
+                self.ended = True
+                return
+            self.ids.append(token)
+            self.full_stop = self.full_stop or bool(SENTENCE_END & set(text))
 
 
 def _read(model: SentencePredictor, tokenizer: Tokenizer, prompt: str) -> tuple[Tensor, Tensor]:
@@ -115,6 +127,10 @@ def _read(model: SentencePredictor, tokenizer: Tokenizer, prompt: str) -> tuple[
     ids = tokenizer.encode(prompt) or [tokenizer.doc_id]
     logits, state = model(torch.tensor(ids, device=model.device)[:, None])
     return logits[-1].float(), state
+
+
+def _looks_at_once(device: torch.device) -> bool:
+    return device.type == "cpu"
 
 
 def _sample(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> Tensor:
@@ -127,5 +143,8 @@ def _sample(logits: Tensor, temperature: float, top_p: float, generator: torch.G
     left_out = before >= top_p
     left_out[:, 0] = False
     probabilities = probabilities.masked_fill(left_out, 0.0)
-    chosen = torch.multinomial(probabilities, 1, generator=generator)
+    # What torch.multinomial does for one draw, number for number, without its look at whether the
+    # probabilities are valid, which waits for the device.
+    noise = torch.empty_like(probabilities).exponential_(generator=generator)
+    chosen = (probabilities / noise).argmax(-1, keepdim=True)
     return ids.gather(1, chosen)[:, 0]

@@ -149,6 +149,24 @@ class SentencePredictor(L.LightningModule):
         hidden, state = self.core(self.dropout(self.embedding(tokens)), state, **options)
         return self.to_embedding(self.dropout(hidden)), state
 
+    def step(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """Score every possible next token after one more token a row, as in decoding.
+
+        Args:
+            tokens: int64 `[B]`.
+            state: what an earlier call returned, or None for zeros.
+
+        Returns:
+            Logits `[B, V]` and the state after the token.
+        """
+        if not isinstance(self.core, GRU):
+            logits, state = self(tokens.unsqueeze(0), state)
+            return logits.squeeze(0), state
+        x = self.dropout(self.embedding(tokens).unsqueeze(0))  # [1, B, E], as LockedDropout reads
+        hidden, state = self.core.step(x.squeeze(0), state)
+        hidden = self.dropout(hidden.unsqueeze(0)).squeeze(0)
+        return self.output(self.to_embedding(hidden)), state
+
     def training_step(self, batch: Chunk, batch_idx: int) -> Tensor:
         features, state = self.features(batch.inputs, self._carried("train", batch), batch.resets)
         self.carried["train"] = map_state(state, torch.detach)

@@ -108,6 +108,11 @@ class GRU(nn.RNNBase):
             resets: Whether a sequence begins at a step, bool in the shape of input without its
                 last dimension: the state starts anew from zero, in both directions.
         """
+        return self._run(input, hx, lengths=lengths, resets=resets, batch_first=self.batch_first)
+
+    def _run(
+        self, input: Tensor | PackedSequence, hx: Tensor | None, **options: Any
+    ) -> tuple[Tensor | PackedSequence, Tensor]:
         self._update_flat_weights()
         return functional.gru(
             input,
@@ -115,14 +120,12 @@ class GRU(nn.RNNBase):
             self._flat_weights,
             bias=self.bias,
             bidirectional=self.bidirectional,
-            batch_first=self.batch_first,
             dropout=self.dropout,
             training=self.training,
             reset_after=self.reset_after,
             backend=self.backend,
             save_gates=self.save_gates,
-            lengths=lengths,
-            resets=resets,
+            **options,
         )
 
     def trace(self, input: Tensor, hx: Tensor | None = None) -> Trace:
@@ -133,6 +136,34 @@ class GRU(nn.RNNBase):
             hx: As for forward.
         """
         return trace(self, input, hx)
+
+    def step(self, x_t: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """One time step of all layers, as in decoding; the same numbers as forward gives.
+
+        Args:
+            x_t: [B, I], or [I] for one row. batch_first makes no difference.
+            state: The states before the step, [L, B, H] or [L, H]. None means zeros.
+
+        Returns:
+            The last layer's state, [B, H] or [H], and the states after the step, in the shape of
+            state: what the next step takes.
+
+        Raises:
+            ValueError: The layer is bidirectional, or x_t is neither 1-D nor 2-D.
+            RuntimeError: As forward.
+        """
+        if self.bidirectional:
+            raise ValueError(
+                "step needs bidirectional=False: the second direction comes from the end of a "
+                "sequence, which is not known at its first step"
+            )
+        if not isinstance(x_t, Tensor) or x_t.dim() not in (1, 2):
+            got = list(x_t.shape) if isinstance(x_t, Tensor) else type(x_t).__name__
+            raise ValueError(
+                f"step expects one time step [batch, input_size], or [input_size], got: {got}"
+            )
+        y, state = self._run(x_t.unsqueeze(0), state, batch_first=False)
+        return y.squeeze(0), state
 
     def explain(
         self,

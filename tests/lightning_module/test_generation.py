@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from lightning_module import generation
 from lightning_module.corpora import DataError
 from lightning_module.generation import _sample, continue_prompt, next_tokens
 from lightning_module.predictor import SentencePredictor
@@ -28,6 +29,10 @@ class Scripted(SentencePredictor):
         logits = torch.full((len(tokens), tokens.shape[1], self.hparams.vocab_size), -20.0)
         logits[-1, :, self.ids[min(step, len(self.ids) - 1)]] = 20.0
         return logits, torch.full((1, tokens.shape[1], 1), step + 1.0)
+
+    def step(self, tokens, state=None):
+        logits, state = self(tokens[None], state)
+        return logits[0], state
 
 
 def say(model, tokenizer, prompt, num_sentences=1, max_tokens=40):
@@ -77,6 +82,65 @@ def test_next_tokens_are_the_softmax_in_order(tokenizer):
     assert got[0].text == tokenizer.token(got[0].id)
     everything = next_tokens(model, tokenizer, "ab", k=1000)
     assert sum(t.probability for t in everything) == pytest.approx(1, rel=1e-5)
+
+
+@pytest.mark.parametrize("core", ["gru", "gru_reset_before", "lstm"])
+def test_a_step_scores_as_the_whole_text_does(tokenizer, core):
+    torch.manual_seed(0)
+    options = {"num_layers": 2, "hidden_size": 9, "embedding_size": 5, "tie_weights": True}
+    model = SentencePredictor(tokenizer.vocab_size, {"name": core}, **options).eval()
+    tokens = torch.randint(tokenizer.vocab_size, (6, 3))
+    expected, _ = model(tokens)
+    state, logits = None, []
+    for row in tokens:
+        scores, state = model.step(row, state)
+        logits.append(scores)
+    torch.testing.assert_close(torch.stack(logits), expected)
+
+
+@pytest.mark.parametrize("every", [1, 4, 1000])
+def test_the_host_looks_only_now_and_then_and_that_changes_no_sentence(
+    tokenizer, every, monkeypatch
+):
+    torch.manual_seed(0)
+    model = SentencePredictor(tokenizer.vocab_size).eval()
+    torch.nn.init.constant_(model.output.bias, 0)
+    ask = {"num_sentences": 3, "max_tokens": 30, "temperature": 1.0, "top_p": 0.9}
+    looks, tokens = [], []
+    look, step = torch.Tensor.tolist, model.step
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.Tensor, "tolist", lambda t: looks.append(t.shape) or look(t))
+        expected = continue_prompt(model, tokenizer, "a", **ask)
+        steps_at_once = len(looks)
+        looks.clear()
+
+        def on_accelerator(ids, state):
+            tokens.append(ids)
+            return step(ids, state)
+
+        patched.setattr(model, "step", on_accelerator)
+        patched.setattr(generation, "LOOK_EVERY", every)
+        patched.setattr(generation, "_looks_at_once", lambda device: False)
+        with Waits() as waits:
+            got = continue_prompt(model, tokenizer, "a", **ask)
+    assert got == expected
+    assert sum(shape[1] for shape in looks) == min(30, -(-steps_at_once // every) * every)
+    assert len(looks) == -(-min(30, -(-steps_at_once // every) * every) // every)
+    assert not waits.seen
+
+
+class Waits(torch.utils._python_dispatch.TorchDispatchMode):
+    """Notes what would make the host wait for the device, besides tolist."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        if name in ("_local_scalar_dense", "nonzero", "masked_select", "multinomial"):
+            self.seen.append(name)
+        return function(*args, **(kwargs or {}))
 
 
 def test_the_seed_decides_and_doc_and_unk_are_never_said(tokenizer):

@@ -1,0 +1,76 @@
+"""Decoding with GRU.step against running the prefix again: `python -m benchmarks.decoding`.
+
+A SentencePredictor takes the likeliest token, `--tokens` times, for several rows at once: with
+`SentencePredictor.step`, and by reading the whole text so far anew for every token, as a model
+without a state has to. Both say the same tokens, which is checked. Printed are microseconds a token
+and row step, and the median of the ratios of repeats that ran one after another.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lightning_module.predictor import SentencePredictor
+
+VOCABULARY = 84
+# (rows, hidden_size, layers)
+SHAPES = [(1, 256, 1), (16, 256, 1), (1, 256, 2)]
+
+
+def by_steps(model: SentencePredictor, tokens: Tensor, count: int) -> Tensor:
+    said, state = [tokens], None
+    for _ in range(count):
+        logits, state = model.step(said[-1], state)
+        said.append(logits.argmax(-1))
+    return torch.stack(said)
+
+
+def by_prefixes(model: SentencePredictor, tokens: Tensor, count: int) -> Tensor:
+    said = tokens.unsqueeze(0)
+    for _ in range(count):
+        logits, _ = model(said)
+        said = torch.cat([said, logits[-1:].argmax(-1)])
+    return said
+
+
+def seconds(decode: Callable, *arguments) -> tuple[float, Tensor]:
+    start = time.perf_counter()
+    said = decode(*arguments)
+    return time.perf_counter() - start, said
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tokens", type=int, default=128, help="to say (default: 128)")
+    parser.add_argument("--repeats", type=int, default=3, help="of each shape (default: 3)")
+    parser.add_argument("--threads", type=int, default=2, help="of torch (default: 2)")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    print(f"torch {torch.__version__}, {options.threads} threads, {options.tokens} tokens, float32")
+    for rows, hidden_size, layers in SHAPES:
+        model = SentencePredictor(VOCABULARY, hidden_size=hidden_size, num_layers=layers).eval()
+        tokens = torch.randint(VOCABULARY, (rows,))
+        steps, ratios = [], []
+        with torch.inference_mode():
+            for _ in range(options.repeats):
+                one, said = seconds(by_steps, model, tokens, options.tokens)
+                whole, again = seconds(by_prefixes, model, tokens, options.tokens)
+                if not torch.equal(said, again):
+                    raise RuntimeError("step and prefix say different tokens")
+                steps.append(one / options.tokens)
+                ratios.append(whole / one)
+        print(
+            f"rows {rows}, hidden_size {hidden_size}, layers {layers}: "
+            f"{statistics.median(steps) * 1e6:.0f} us a step, "
+            f"the prefix again takes {statistics.median(ratios):.1f} times as long "
+            f"({min(ratios):.1f}-{max(ratios):.1f})"
+        )
+
+
+if __name__ == "__main__":
+    main()
