@@ -99,6 +99,7 @@ def gru(
         hidden_size=H,
         directions=D,
         rows=rows_kind(input, lengths, resets),
+        steps=x.shape[0],
     )
     if choice.backend == "torch":
         options = (params, bias, L, dropout, training, bidirectional)
@@ -142,6 +143,11 @@ def gru(
     if unbatched:
         return y.squeeze(1), h_n.squeeze(1)
     return (y.transpose(0, 1) if batch_first else y), h_n
+
+
+# torch.fx records a call instead of tracing into what depends on the shapes of real tensors.
+torch.fx.wrap("gru")
+torch.fx.wrap("gru_cell")
 
 
 def rows_kind(

@@ -17,7 +17,7 @@ from torch._C._functorch import TransformType, is_legacy_batchedtensor
 from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 from torch.autograd import forward_ad
 
-from triton_gru import equations, onnx, ops
+from triton_gru import equations, onnx, ops, reference_ops
 from triton_gru.plan import Problem
 from triton_gru.tuning import planned
 
@@ -69,6 +69,7 @@ def choose_backend(
     hidden_size: int,
     directions: int = 1,
     rows: str | None = None,
+    steps: int | torch.SymInt | None = None,
 ) -> Choice:
     """The backend that computes a layer, and why.
 
@@ -81,6 +82,7 @@ def choose_backend(
         directions: D.
         rows: What says where the sequences in the rows begin and end: "lengths" or "resets" (of
             both, "resets"), "packed" for a PackedSequence, None where each row is one sequence.
+        steps: T, or None where it does not matter, as in a cell.
 
     Raises:
         ValueError: As `check_backend`.
@@ -91,7 +93,7 @@ def choose_backend(
         return Choice("onnx", "torch.onnx.export is tracing, and ONNX has an operator")
     if backend in ("auto", "triton") and _transformed():
         return Choice("reference", "vmap and forward-mode derivatives take plain torch")
-    torch_obstacle = _torch_obstacle(reset_after, device, rows)
+    torch_obstacle = _torch_obstacle(reset_after, device, rows, steps)
     if backend == "torch" and rows in NOT_IN_TORCH:
         raise RuntimeError(f"backend='torch' cannot run: {NOT_IN_TORCH[rows]}. Use backend='auto'")
     if backend in ("torch", "reference"):
@@ -117,12 +119,19 @@ def choose_backend(
     return Choice("reference", f"{obstacle}, and {torch_obstacle}")
 
 
-def _torch_obstacle(reset_after: bool, device: torch.device, rows: str | None) -> str | None:
+def _torch_obstacle(
+    reset_after: bool,
+    device: torch.device,
+    rows: str | None,
+    steps: int | torch.SymInt | None,
+) -> str | None:
     """Why "auto" does not take torch's own GRU, as the end of a sentence."""
     if not reset_after:
         return "torch has no kernel for reset_after=False"
     if rows == "packed" and device.type == "cpu":
         return "ATen takes longer for a PackedSequence than the equations for padded rows"
+    if device.type == "cpu" and steps is not None and _for_any_steps(steps):
+        return "a graph of ATen's holds one number of steps"
     return NOT_IN_TORCH.get(rows)
 
 
@@ -250,7 +259,7 @@ class _Recurrence(torch.autograd.Function):
             options = {"reset_after": reset_after, "lengths": lengths, "resets": resets}
             if save_gates and backend == "triton":
                 return ops.scan_forward_saving_gates(*scan, **options)
-            return _engine(backend).scan_forward(*scan, **options), None
+            return _engine(backend, x.shape[0]).scan_forward(*scan, **options), None
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -267,7 +276,7 @@ class _Recurrence(torch.autograd.Function):
         # With grad mode on, this derivative is to be differentiated, which kernels cannot be; nor
         # do they take the further dimension of vmap, torch.func's or that of is_grads_batched.
         plain = torch.is_grad_enabled() or _transformed(dy)
-        engine = equations if plain else _engine(ctx.backend)
+        engine = equations if plain else _engine(ctx.backend, x.shape[0])
         saved = {"gates_h": gates_h} if engine is ops and gates_h is not None else {}
         with _without_autocast(x.device):
             d_gates_x, dh0, dweight_hh, dbias_hh = engine.scan_backward(
@@ -345,8 +354,21 @@ def _project(x: Tensor, weight_ih: Tensor, bias_ih: Tensor | None) -> Tensor:
     return F.linear(x, weight_ih.flatten(0, 1), bias).unflatten(-1, weight_ih.shape[:2])
 
 
-def _engine(backend: str) -> ModuleType:
-    return ops if backend == "triton" else equations
+def _engine(backend: str, steps: int | torch.SymInt) -> ModuleType:
+    if backend == "triton":
+        return ops
+    return reference_ops if _for_any_steps(steps) else equations
+
+
+def _for_any_steps(steps: int | torch.SymInt) -> bool:
+    """Whether a graph is being made that should hold for other numbers of steps as well.
+
+    torch.compile is to trace once for all. torch.export writes torch's own operators, those of each
+    step, unless the steps vary; its strict mode cannot tell.
+    """
+    if torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling():
+        return not isinstance(steps, int)
+    return torch.compiler.is_compiling()
 
 
 def _without_autocast(device: torch.device) -> torch.autocast:
