@@ -1,9 +1,7 @@
 """Checkpoints on disk: written whole or not at all, found by name, read with clear errors."""
 
 import io
-import os
 import pickle
-import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
+from lightning_module.disk import write_atomically
 from lightning_module.predictor import SentencePredictor
 from lightning_module.tokenizers import Tokenizer
 
@@ -62,30 +61,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     ) -> dict[str, Any]:
         """Read a checkpoint without running code that it may hold (`weights_only` is always on)."""
         return read_checkpoint(path, map_location)
-
-
-def write_atomically(path: Path, content: bytes | memoryview) -> None:
-    """Writes a file whole or not at all, whatever ends the process meanwhile.
-
-    Raises:
-        OSError: the disk refused it; what stood at `path` before is untouched.
-    """
-    temporary = None
-    try:
-        with tempfile.NamedTemporaryFile(
-            dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as file:
-            temporary = Path(file.name)
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        # NamedTemporaryFile makes private files; this one is as readable as its folder.
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except OSError:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-        raise
 
 
 def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:

@@ -120,7 +120,7 @@ class LaneChunks:
         start, fresh = start[self._own], fresh[self._own]
         inside = self._steps <= length[self._own]
         window = np.where(inside, start + self._steps, start)
-        ids = torch.from_numpy(self.tokens.stream[window].astype(np.int64))
+        ids = torch.from_numpy(self.tokens.take(window))
         valid = torch.from_numpy(inside)
         return Chunk(
             inputs=ids[:-1].where(valid[:-1], self.tokens.doc_id),
@@ -183,8 +183,7 @@ class PackedChunks:
         token = np.minimum(token, end - 1)
         document = np.searchsorted(self._tokens_before, token, side="right") - 1
         place = token + document + 1
-        current = self.tokens.stream[place].astype(np.int64)
-        before = self.tokens.stream[place - 1].astype(np.int64)
+        current, before = self.tokens.take(place), self.tokens.take(place - 1)
         begins = sentence_begins(before, current, self.tokens.doc_id, self._ends_line)
         return Chunk(
             inputs=torch.from_numpy(np.where(begins | ~there, self.tokens.doc_id, before)),

@@ -10,6 +10,7 @@ To add a corpus, write such a function and a file in `conf/data/` that names it.
 
 from __future__ import annotations
 
+import codecs
 import glob
 import hashlib
 import html
@@ -25,6 +26,7 @@ import urllib.request
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,10 +40,20 @@ class DataError(ValueError):
 
 
 class Document(NamedTuple):
-    """A text that stands for itself: a model's state is reset where one begins."""
+    """A text that stands for itself: a model's state is reset where one begins.
+
+    Attributes:
+        name: For messages.
+        text: The text, or pieces of it, one after the other, that are read once. A piece ends after
+            a newline that no newline follows, as in `tokenizers.pieces`: there a token ends.
+    """
 
     name: str
-    text: str
+    text: str | Iterable[str]
+
+    def pieces(self) -> Iterable[str]:
+        """The text in pieces."""
+        return [self.text] if isinstance(self.text, str) else self.text
 
 
 @dataclass(frozen=True)
@@ -77,16 +89,20 @@ class Corpus:
             raise DataError(f"data.max_chars must be at least 2, got {max_chars}.")
 
         def cut(documents: Callable[[], Iterator[Document]], is_train: bool) -> Iterator[Document]:
-            train = sum(len(document.text) for document in self.train())
-            total = train + sum(len(document.text) for document in self.val())
+            train, val = (
+                sum(len(piece) for document in split() for piece in document.pieces())
+                for split in (self.train, self.val)
+            )
+            total = train + val
             keep = min(max_chars, total)
             keep_train = round(keep * train / total) if total else 0
             left = keep_train if is_train else keep - keep_train
             for document in documents():
                 if left <= 0:
                     return
-                yield document._replace(text=document.text[:left])
-                left -= len(document.text)
+                text = list(_beginning(document.pieces(), left))
+                yield document._replace(text=text)
+                left -= sum(map(len, text))
 
         return replace(
             self,
@@ -95,6 +111,14 @@ class Corpus:
             train=lambda: cut(self.train, True),
             val=lambda: cut(self.val, False),
         )
+
+
+def _beginning(pieces: Iterable[str], characters: int) -> Iterator[str]:
+    for piece in pieces:
+        yield piece[:characters]
+        characters -= len(piece)
+        if characters <= 0:
+            return
 
 
 def _digest(*parts: object) -> str:
@@ -266,19 +290,22 @@ def text_files(paths: str | Iterable[str], val_fraction: float = 0.1) -> Corpus:
         raise DataError(f"data.val_fraction must lie between 0 and 1, got {val_fraction}.")
     files = _find_files([paths] if isinstance(paths, (str, Path)) else list(paths))
 
+    @cache
+    def sizes() -> list[int]:
+        return [sum(map(len, read_utf8(file))) for file in files]
+
     def documents(held_out: bool) -> Iterator[Document]:
-        sizes = [len(read_utf8(file)) for file in files]
         begin = 0
         # As in the usual 90/10 split of one text: the first int(0.9 n) characters train.
-        border = int(sum(sizes) * (1 - val_fraction))
-        for file, size in zip(files, sizes, strict=True):
+        border = int(sum(sizes()) * (1 - val_fraction))
+        for file, size in zip(files, sizes(), strict=True):
             here = min(max(border - begin, 0), size)
             begin += size
             if held_out and here < size:
                 name = f"{file} from character {here:,}" if here else str(file)
-                yield Document(name, read_utf8(file)[here:])
+                yield Document(name, _rest(read_utf8(file), here))
             elif not held_out and here > 0:
-                yield Document(str(file), read_utf8(file)[:here])
+                yield Document(str(file), _beginning(read_utf8(file), here))
 
     # Size, time and inode stand for the content, so that starting does not read the corpus.
     stats = [(file, (s := file.stat()).st_size, s.st_mtime_ns, s.st_ino) for file in files]
@@ -318,28 +345,65 @@ def _find_files(paths: list[str]) -> list[Path]:
     return list(found)
 
 
-def read_utf8(path: Path) -> str:
-    r"""The text of a file, without a byte order mark, its line ends turned to `\n`.
+def _rest(pieces: Iterable[str], characters: int) -> Iterator[str]:
+    for piece in pieces:
+        if len(piece) > characters:
+            yield piece[characters:]
+        characters = max(0, characters - len(piece))
+
+
+def read_utf8(path: Path, size: int = 2**20, longest: int = 2**24) -> Iterator[str]:
+    r"""The text of a file, without a byte order mark, its line ends turned to `\n`, in pieces.
+
+    Args:
+        path: The file.
+        size: Characters a piece, about; it ends as those of `Document` do.
+        longest: A piece without such an end is cut here, if need be within a token.
 
     Raises:
         DataError: The file cannot be read, or is not UTF-8 (names the byte and where it is).
     """
+    text = ""
     try:
-        content = path.read_bytes()
+        with open(path, encoding="utf-8-sig", newline=None) as file:
+            while block := file.read(size):
+                text += block
+                # The last newline but those at the very end, which more of them may follow.
+                end = text.rstrip("\n").rfind("\n") + 1
+                end = len(text) if not end and len(text) >= longest else end
+                if end:
+                    yield text[:end]
+                    text = text[end:]
+    except UnicodeDecodeError as error:
+        raise DataError(_not_utf8(path)) from error
     except OSError as error:
         raise DataError(f"Cannot read {path}: {error.strerror}.") from error
-    try:
-        # The mark is decoded with the rest, so that offsets in errors are those of the file.
-        text = content.decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        utf16 = content[:2] in (b"\xff\xfe", b"\xfe\xff")
-        line = content.count(b"\n", 0, error.start) + 1
-        raise DataError(
-            f"{path} is not UTF-8: byte 0x{content[error.start]:02x} at offset {error.start} "
-            f"(line {line}). Convert it, for example: "
-            f"iconv -f {'UTF-16' if utf16 else 'ISO-8859-1'} -t UTF-8 {path} > {path}.utf8"
-        ) from error
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    if text:
+        yield text
+
+
+def _not_utf8(path: Path) -> str:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    begin, lines, content = 0, 1, b""
+    with open(path, "rb") as file:
+        utf16 = file.peek(2)[:2] in (b"\xff\xfe", b"\xfe\xff")
+        while True:
+            waiting = decoder.getstate()[0]  # the beginning of a character
+            begin += len(content) - len(waiting)
+            block = file.read(2**20)
+            content = waiting + block
+            try:
+                decoder.decode(block, final=not block)
+            except UnicodeDecodeError as error:
+                line = lines + content.count(b"\n", 0, error.start)
+                return (
+                    f"{path} is not UTF-8: byte 0x{content[error.start]:02x} at offset "
+                    f"{begin + error.start} (line {line}). Convert it, for example: "
+                    f"iconv -f {'UTF-16' if utf16 else 'ISO-8859-1'} -t UTF-8 {path} > {path}.utf8"
+                )
+            if not block:
+                return f"{path} changed while it was read."
+            lines += content.count(b"\n")
 
 
 # --- the Hugging Face hub -------------------------------------------------------------------------

@@ -105,6 +105,8 @@ class StopOnSignal(L.Callback):
             return
         number = int(ranks.agree(self._received or 0))
         if number:
+            for logger in trainer.loggers:
+                logger.save()
             trainer.save_checkpoint(self.checkpoint)
             raise Stopped(
                 number,
@@ -173,6 +175,8 @@ class LastCheckpoint(Checkpoint):
             self._save(trainer)
 
     def _save(self, trainer: L.Trainer) -> None:
+        for logger in trainer.loggers:  # first: what was logged before the checkpoint is kept
+            logger.save()
         trainer.save_checkpoint(self.path)
         self._saved_step, self._saved_at, self._due = trainer.global_step, time.monotonic(), False
 

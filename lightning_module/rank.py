@@ -14,7 +14,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from lightning_module import ranks
-from lightning_module.checkpoints import write_atomically
+from lightning_module.disk import write_atomically
 from lightning_module.guards import Stopped
 from lightning_module.launch import EXPECTED, JOB, outcome_file
 from lightning_module.train import quiet, train

@@ -137,7 +137,9 @@ def read_metrics(path: Path, up_to_step: float = float("inf")) -> list[dict[str,
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as file:
-        rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+        # A process killed while writing leaves a line without its end.
+        lines = [line for line in file if line.endswith("\n")]
+    rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(lines)]
     return [row for row in rows if row["step"] <= up_to_step]
 
 

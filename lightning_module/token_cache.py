@@ -7,11 +7,12 @@ import errno
 import hashlib
 import json
 import logging
+import mmap
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,6 +20,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from lightning_module.corpora import Corpus, DataError, Document
+from lightning_module.disk import NO_ROOM
 from lightning_module.tokenizers import Tokenizer, TokenizerSettings
 from triton_gru.cache import cache_directory
 
@@ -28,11 +30,15 @@ CACHE_FORMAT = 1  # to be raised when the files or the tokens of the same settin
 NOT_WHOLE = (OSError, ValueError, KeyError, TypeError)  # what opening a damaged folder raises
 
 # What a disk that cannot be written to reports.
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
-_NO_ROOM += (errno.ENOTDIR, errno.EEXIST)
+_NO_ROOM = (*NO_ROOM, errno.ENOTDIR, errno.EEXIST)
 
 
-@dataclass(frozen=True)
+# What a process has read of a mapped file counts as its memory until it gives it back, as it does
+# after each so many bytes. The system keeps the file's pages as long as it has room for them.
+_HELD = 2**26
+
+
+@dataclass
 class SplitTokens:
     """The streams of one split, one after the other.
 
@@ -54,6 +60,18 @@ class SplitTokens:
     tokens: int
     unknown: int
 
+    def __post_init__(self) -> None:
+        self._read = 0
+
+    def take(self, places: np.ndarray) -> np.ndarray:
+        """The tokens at these places of `stream`, int64."""
+        self._read += places.size * self.stream.itemsize
+        if self._read >= _HELD and isinstance(self.stream, np.memmap):
+            self._read = 0
+            if hasattr(mmap, "MADV_DONTNEED"):  # not on every system
+                self.stream._mmap.madvise(mmap.MADV_DONTNEED)
+        return self.stream[places].astype(np.int64)
+
 
 def write_split(
     folder: Path, split: str, documents: Iterator[Document], tokenizer: Tokenizer
@@ -68,11 +86,18 @@ def write_split(
     next_line = time.monotonic() + 5
     with open(folder / f"{split}.tokens", "wb") as file:
         for document in documents:
-            if not document.text:
-                continue
-            file.write(np.array([tokenizer.doc_id], dtype).tobytes())
-            written += 1
-            for ids in tokenizer.encode_corpus([document.text]):
+            begun = written
+
+            def counted(pieces: Iterable[str] = document.pieces()) -> Iterator[str]:
+                nonlocal characters
+                for piece in pieces:
+                    characters += len(piece)
+                    yield piece
+
+            for ids in tokenizer.encode_corpus(counted()):
+                if written == begun:
+                    file.write(np.array([tokenizer.doc_id], dtype).tobytes())
+                    written += 1
                 file.write(ids.astype(dtype).tobytes())
                 written += len(ids)
                 if tokenizer.unk_id is not None:
@@ -80,8 +105,8 @@ def write_split(
                 if time.monotonic() > next_line:
                     next_line += 5
                     log.info("%s: %s tokens so far, in %s", split, f"{written:,}", document.name)
-            begins.append(written)
-            characters += len(document.text)
+            if written > begun:
+                begins.append(written)
         _flush(file)
     with open(folder / f"{split}.begins", "wb") as file:
         file.write(np.array(begins, np.int64).tobytes())
@@ -197,7 +222,8 @@ class TokenCache:
         return True
 
     def _write(self, folder: Path) -> None:
-        tokenizer = Tokenizer.train(self.settings, (d.text for d in self.corpus.train()))
+        texts = (piece for document in self.corpus.train() for piece in document.pieces())
+        tokenizer = Tokenizer.train(self.settings, texts)
         tokenizer.save(folder / "tokenizer.json")
         about: dict[str, Any] = {"corpus": self.corpus.description, **asdict(self.settings)}
         for split, documents in (("train", self.corpus.train), ("val", self.corpus.val)):

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning.fabric.plugins.environments import LightningEnvironment
-from lightning.pytorch.loggers import CSVLogger
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
@@ -34,11 +34,12 @@ from lightning_module.checkpoints import (
     CheckpointError,
     find_checkpoint,
     read_checkpoint,
-    write_atomically,
 )
 from lightning_module.corpora import DataError
+from lightning_module.disk import NO_ROOM, write_atomically
 from lightning_module.guards import Diverged, Stopped
 from lightning_module.launch import RankFailed, launch
+from lightning_module.metrics_log import MetricsLogger
 from lightning_module.overrides import quote_arguments
 from lightning_module.predictor import SentencePredictor
 from lightning_module.ranks import RunError, World, make_strategy
@@ -123,13 +124,21 @@ def train(
             raise CheckpointError(
                 f"{checkpoint} does not fit the model that the config describes: {error}"
             ) from error
-    ranks.once(lambda: _begin_run_dir(run_dir, config, data, trainer, checkpoint))
+    if go_on:
+        ranks.once(lambda: _go_on_in_run_dir(run_dir, config, trainer, checkpoint))
+    else:
+        ranks.once(lambda: _make_run_dir(run_dir, config, data))
     try:
         trainer.fit(model, datamodule=data, ckpt_path=checkpoint)
-    except Exception:
+    except Exception as error:
         if not go_on and trainer.global_step == 0 and ranks.rank() == 0:
             # Nothing was learnt: the name is free for another try.
             shutil.rmtree(run_dir)
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            raise CheckpointError(
+                f"could not write to {run_dir}: {error.strerror}. Free some space, then go on "
+                f"from the last checkpoint: resume={run_dir}"
+            ) from error
         raise
     return summarize(read_metrics(run_dir / METRICS))
 
@@ -143,18 +152,36 @@ def _check_run_dir(run_dir: Path) -> None:
         )
 
 
-def _begin_run_dir(
-    run_dir: Path, config: DictConfig, data: Any, trainer: L.Trainer, checkpoint: Path | None
+def _make_run_dir(run_dir: Path, config: DictConfig, data: Any) -> None:
+    """Everything that a run needs to be resumed, before its first step; all at once."""
+    run_dir.parent.mkdir(parents=True, exist_ok=True)
+    new = Path(tempfile.mkdtemp(prefix=f".{run_dir.name}-", dir=run_dir.parent))
+    try:
+        (new / CHECKPOINTS).mkdir()
+        data.tokenizer.save(new / CHECKPOINTS / TOKENIZER)
+        _write_config(new, config)
+        new.chmod(0o755)  # mkdtemp makes it for its user alone
+        new.rename(run_dir)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _go_on_in_run_dir(
+    run_dir: Path, config: DictConfig, trainer: L.Trainer, checkpoint: Path | None
 ) -> None:
-    """Everything that a run needs to be resumed, before its first step."""
-    folder = run_dir / CHECKPOINTS
-    folder.mkdir(parents=True, exist_ok=True)
-    for left in folder.glob(".*.ckpt.*"):  # half a checkpoint, of a process killed in writing it
-        left.unlink()
-    data.tokenizer.save(folder / TOKENIZER)
-    write_atomically(run_dir / CONFIG, OmegaConf.to_yaml(config, resolve=True).encode())
-    if checkpoint is not None:
-        _keep_metrics(trainer.loggers[0], run_dir, read_checkpoint(checkpoint)["global_step"])
+    for left in (run_dir / CHECKPOINTS).glob(".*.ckpt.*"):
+        left.unlink()  # half a checkpoint, of a process that was killed in writing it
+    _write_config(run_dir, config)
+    # What was logged after the checkpoint will be logged again.
+    steps = read_checkpoint(checkpoint)["global_step"] if checkpoint is not None else 0
+    rows = read_metrics(run_dir / METRICS, up_to_step=steps - 1)
+    for logger in trainer.loggers:
+        if isinstance(logger, MetricsLogger):
+            logger.experiment.keep([row | {"step": int(row["step"])} for row in rows])
+
+
+def _write_config(folder: Path, config: DictConfig) -> None:
+    write_atomically(folder / CONFIG, OmegaConf.to_yaml(config, resolve=True).encode())
 
 
 def _trainer(config: DictConfig, world: World) -> L.Trainer:
@@ -212,17 +239,6 @@ def _model(config: DictConfig, data: Any, device: torch.device) -> SentencePredi
             raise
         raise RunError(f"model, optimizer and scheduler make no model: {error}") from error
     return model
-
-
-def _keep_metrics(logger: CSVLogger, run_dir: Path, steps: int) -> None:
-    """Leaves in `metrics.csv` what was logged in the first `steps`, for a run that goes on there.
-
-    Lightning's logger begins by deleting the file.
-    """
-    for row in read_metrics(run_dir / METRICS, up_to_step=steps - 1):
-        metrics = {name: value for name, value in row.items() if name != "step"}
-        logger.log_metrics(metrics, int(row["step"]))
-    logger.save()
 
 
 def resumed(where: str, overrides: list[str]) -> tuple[DictConfig, Path | None]:

@@ -1,5 +1,6 @@
 """The corpora: what is trained on, what is held out, and how bad input is refused."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -7,12 +8,14 @@ import time
 import zipfile
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lightning_module import corpora
 from lightning_module.corpora import Corpus, DataError, Document, Wheel
+from lightning_module.tokenizers import Tokenizer, TokenizerSettings
 
 # A play as the wheel has it; ~ stands for the two spaces that break a line in Markdown.
 PLAY = r"""# The Tempest
@@ -68,7 +71,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def texts(documents):
-    return [document.text for document in documents()]
+    return ["".join(document.pieces()) for document in documents()]
 
 
 def test_plain_play():
@@ -172,7 +175,43 @@ def test_globs_in_order_without_repeats_and_empty_files(tmp_path, monkeypatch):
 
 def test_byte_order_mark_and_line_ends(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\rthree\n")
-    assert corpora.read_utf8(tmp_path / "a.txt") == "one\ntwo\nthree\n"
+    assert list(corpora.read_utf8(tmp_path / "a.txt")) == ["one\ntwo\n", "three\n"]
+
+
+PIECES = st.text(st.sampled_from("ab é\n\n\r三"), max_size=60)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
+@given(text=PIECES, size=st.integers(1, 9))
+def test_pieces_of_a_file_make_the_text_and_end_where_tokens_do(tmp_path, text, size):
+    (tmp_path / "a.txt").write_bytes(text.encode())
+    found = list(corpora.read_utf8(tmp_path / "a.txt", size))
+    assert "".join(found) == text.replace("\r\n", "\n").replace("\r", "\n")
+    for piece, following in itertools.pairwise(found):
+        assert piece.endswith("\n") and following and not following.startswith("\n")
+
+
+@pytest.mark.parametrize("kind", ["char", "bpe", "word"])
+def test_pieces_have_the_tokens_of_the_whole(tmp_path, kind):
+    text = "To be, or\n\n\nnot to be.\n" * 50 + "\n\n" + "x" * 300
+    (tmp_path / "a.txt").write_text(text)
+    tokenizer = Tokenizer.train(TokenizerSettings(kind, 300), [text])
+    whole = np.concatenate(list(tokenizer.encode_corpus([text])))
+    for size in (1, 7, 1000):
+        found = corpora.read_utf8(tmp_path / "a.txt", size)
+        assert np.array_equal(np.concatenate(list(tokenizer.encode_corpus(found))), whole)
+
+
+def test_a_line_without_end_is_cut(tmp_path):
+    (tmp_path / "a.txt").write_text("x" * 100 + "\n")
+    found = list(corpora.read_utf8(tmp_path / "a.txt", 8, longest=30))
+    assert [len(piece) for piece in found] == [32, 32, 32, 5]
+
+
+def test_a_byte_that_is_none_deep_in_a_file(tmp_path):
+    (tmp_path / "a.txt").write_bytes("三国\n".encode() * 400_000 + b"abc\xe4")
+    with pytest.raises(DataError, match=r"byte 0xe4 at offset 2800003 \(line 400001\)"):
+        list(corpora.read_utf8(tmp_path / "a.txt"))
 
 
 def test_fingerprint_follows_the_text(tmp_path):
@@ -222,7 +261,7 @@ def test_not_utf8(tmp_path, mark):
 def test_utf16_is_named(tmp_path):
     (tmp_path / "wide.txt").write_text("abc", encoding="utf-16")
     with pytest.raises(DataError, match="iconv -f UTF-16"):
-        corpora.read_utf8(tmp_path / "wide.txt")
+        list(corpora.read_utf8(tmp_path / "wide.txt"))
 
 
 def test_file_that_goes_away(tmp_path):

@@ -1,0 +1,117 @@
+"""Whatever ends a run and when: it goes on, and ends with the bits of a run that nothing ended.
+
+By default three moments of each kind; `TRITON_GRU_MOMENTS=20` is a run of about twenty minutes.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from lightning_module.checkpoints import CHECKPOINTS, LAST
+from lightning_module.metrics_log import MetricsLogger
+from lightning_module.reports import METRICS, read_metrics
+from tests.lightning_module.conftest import TINY, made_text
+from tests.lightning_module.torture import FAILED, HOW, STOPPED, TORN_WRITES
+
+MOMENTS = int(os.environ.get("TRITON_GRU_MOMENTS", 3))
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60 + 120 * MOMENTS)
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("how", HOW)
+def test_ended_at_random_moments_it_ends_the_same(tmp_path, how, ranks):
+    text = tmp_path / "made.txt"
+    text.write_text(made_text(4_000))
+    (tmp_path / "runs").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.lightning_module.torture", tmp_path / "runs", text, how,
+         str(ranks), str(MOMENTS), "1"],
+        cwd=ROOT, capture_output=True, text=True,
+        env={**os.environ, "TRITON_GRU_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    print(found)
+    assert found["interrupted"] >= MOMENTS
+    assert found["different"] == 0, found
+    # It was ended as it should have been: by the signal, by the timer, by the error.
+    codes = {code for codes in found["codes"] for code in json.loads(codes)} - {0}
+    expected = {
+        "SIGKILL": {-signal.SIGKILL, FAILED},  # FAILED: the rank that lost the other one
+        "SIGTERM": {-signal.SIGTERM, STOPPED, FAILED},  # -SIGTERM: before the first step
+        TORN_WRITES: {-signal.SIGALRM, FAILED},
+        "a full disk": {FAILED},
+    }[how]
+    assert codes and codes <= expected, found
+    if ranks == 1:
+        assert FAILED not in codes or how == "a full disk", found
+    if how == "a full disk":
+        said = "".join(log.read_text() for log in (tmp_path / "runs").glob("*-rank0.log"))
+        assert "Free some space" in said
+
+
+@pytest.mark.slow
+def test_a_run_killed_before_its_first_checkpoint_begins_anew(command, text_file, tmp_path):
+    arguments = [*TINY, f"data.paths=[{text_file}]", "trainer.max_steps=20"]
+    whole = command("train", *arguments, f"run_dir={tmp_path / 'whole'}")
+    assert whole.returncode == 0, whole.stderr
+    left = tmp_path / "killed"
+    (left / CHECKPOINTS).mkdir(parents=True)
+    config = OmegaConf.load(tmp_path / "whole" / "config.yaml")
+    text = OmegaConf.to_yaml(config).replace(str(tmp_path / "whole"), str(left))
+    (left / "config.yaml").write_text(text)
+    (left / METRICS).write_text("step,train_loss\n9,123.0\n19,12")
+    done = command("train", f"resume={left}")
+    assert done.returncode == 0, done.stderr
+    a, b = (
+        torch.load(run / CHECKPOINTS / LAST, weights_only=True)
+        for run in (tmp_path / "whole", left)
+    )
+    assert all(
+        torch.equal(a["state_dict"][name], b["state_dict"][name]) for name in a["state_dict"]
+    )
+    assert 123.0 not in [row.get("train_loss") for row in read_metrics(left / METRICS)]
+
+
+def test_metrics_are_added_to_and_never_rewritten_in_place(tmp_path, monkeypatch):
+    def logger():
+        return MetricsLogger(tmp_path, name="", version="")
+
+    first = logger()
+    first.log_metrics({"a": 1.0}, 0)
+    first.save()
+    first.log_metrics({"b": 2.0}, 1)  # a new column
+    first.save()
+    assert read_metrics(tmp_path / METRICS) == [{"a": 1, "step": 0}, {"b": 2, "step": 1}]
+
+    second = logger()
+    assert second.experiment  # to begin deletes nothing
+    assert len(read_metrics(tmp_path / METRICS)) == 2
+    second.experiment.keep([{"a": 1.0, "step": 0}])
+    second.log_metrics({"a": 3.0}, 1)
+    second.save()
+    assert read_metrics(tmp_path / METRICS) == [{"a": 1, "step": 0}, {"a": 3, "step": 1}]
+
+    # What is killed between two writes leaves one file or the other.
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lightning_module.disk.os.fsync", killed)
+    second.log_metrics({"c": 4.0}, 2)
+    with pytest.raises(KeyboardInterrupt):
+        second.save()
+    assert read_metrics(tmp_path / METRICS) == [{"a": 1, "step": 0}, {"a": 3, "step": 1}]
+    # A line that was cut short is none.
+    with (tmp_path / METRICS).open("a") as file:
+        file.write("5.0,1")
+    assert len(read_metrics(tmp_path / METRICS)) == 2
