@@ -9,7 +9,7 @@ import re
 import sys
 
 # Their values are one path, whatever it holds.
-PATHS = ("run_dir", "resume", "checkpoint", "runs")
+PATHS = ("run_dir", "resume", "checkpoint", "runs", "output")
 
 _QUOTED = r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*\""""
 _ITEM = re.compile(rf"(?:{_QUOTED}|[^,'\"])+")

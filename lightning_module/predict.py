@@ -1,4 +1,7 @@
-"""The command `triton-gru-predict`: the likeliest next tokens, and sentences to their end."""
+"""The command `triton-gru-predict`: the likeliest next tokens, and sentences to their end.
+
+With `--serve`, short for `format=web`, as a page that answers while one types, see `serve`.
+"""
 
 import json
 import math
@@ -15,10 +18,14 @@ from rich.table import Table
 from lightning_module.checkpoints import CheckpointError, find_checkpoint, load_predictor
 from lightning_module.corpora import DataError
 from lightning_module.generation import NextToken, continue_prompt, next_tokens
+from lightning_module.inspection import MAX_CANDIDATES, InspectionError
 from lightning_module.overrides import quote_arguments, take_argument
+from lightning_module.predictor import SentencePredictor
+from lightning_module.serve import InspectionServer, serve
+from lightning_module.tokenizers import Tokenizer
 from lightning_module.train import CONFIGS
 
-FORMATS = ("text", "json")
+FORMATS = ("text", "json", "web")
 
 
 class UsageError(ValueError):
@@ -33,21 +40,30 @@ LIMITS: dict[str, tuple[type, float, float]] = {
     "seed": (int, -(2**63), 2**63 - 1),
     "temperature": (float, 0, math.inf),
     "top_p": (float, 0, 1),
+    "port": (int, 0, 65535),
 }
 
 
 def _check(config: DictConfig) -> None:
     if config.format not in FORMATS:
-        raise UsageError(f"format must be text or json; got {config.format!r}")
+        raise UsageError(f"format must be {', '.join(FORMATS)}; got {config.format!r}")
     if config.checkpoint is None or config.runs is None:
         raise UsageError("checkpoint and runs must be paths (or checkpoint=latest); got null")
-    for name, (kind, least, most) in LIMITS.items():
-        value = config[name]
-        right = isinstance(value, int | kind) and not isinstance(value, bool)
-        if not right or not least <= value <= most or math.isinf(value):
-            number = "a whole number" if kind is int else "a number"
-            bounds = f"from {least} to {most}" if most < math.inf else f"of at least {least}"
-            raise UsageError(f"{name} must be {number} {bounds}; got {value!r}")
+    for name, limits in LIMITS.items():
+        check_number(name, config[name], *limits)
+
+
+def check_number(name: str, value: object, kind: type, least: float, most: float) -> None:
+    """Refuses what is no number of a kind, int or float, or out of its range.
+
+    Raises:
+        UsageError: says what is allowed.
+    """
+    right = isinstance(value, int | kind) and not isinstance(value, bool)
+    if not right or not least <= value <= most or math.isinf(value):
+        number = "a whole number" if kind is int else "a number"
+        bounds = f"from {least} to {most}" if most < math.inf else f"of at least {least}"
+        raise UsageError(f"{name} must be {number} {bounds}; got {value!r}")
 
 
 def _prompts(prompt: str | None) -> Iterator[tuple[str, str]]:
@@ -62,7 +78,12 @@ def _prompts(prompt: str | None) -> Iterator[tuple[str, str]]:
             yield line.rstrip("\r\n"), f"line {number}"
 
 
-def _device(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
+    """The device of that name; for "auto" a GPU where there is one.
+
+    Raises:
+        UsageError: it cannot be used here.
+    """
     if name == "auto":
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:
@@ -88,18 +109,39 @@ def _show(console: Console, prompt: str, candidates: list[NextToken], sentences:
         console.print()
 
 
+def _serve(
+    config: DictConfig, model: SentencePredictor, tokenizer: Tokenizer, text: str, checkpoint: str
+) -> None:
+    check_number("k", config.k, int, 1, MAX_CANDIDATES)
+    options = {"checkpoint": checkpoint, "port": config.port, "text": text, "k": config.k}
+    try:
+        server = InspectionServer(model, tokenizer, **options)
+    except OSError as error:
+        raise UsageError(
+            f"port {config.port} cannot be had ({error.strerror}); port=0 takes one that is free"
+        ) from error
+    serve(server)
+
+
 def predict(config: DictConfig, prompt: str | None) -> bool:
     """Answer the prompt, or the lines of standard input; whether all could be answered.
 
+    With format=web, serve the page until Ctrl-C.
+
     Raises:
         UsageError: a setting is out of range.
+        InspectionError: the model has nothing that the page could show.
         CheckpointError: there is no usable checkpoint.
     """
     _check(config)
-    model, tokenizer = load_predictor(find_checkpoint(str(config.checkpoint), str(config.runs)))
-    model = model.to(_device(str(config.device)))
+    checkpoint = find_checkpoint(str(config.checkpoint), str(config.runs))
+    model, tokenizer = load_predictor(checkpoint)
+    model = model.to(find_device(str(config.device)))
+    if config.format == "web":
+        _serve(config, model, tokenizer, prompt or "", str(checkpoint))
+        return True
     console = Console(highlight=False)
-    settings = {name: config[name] for name in LIMITS if name != "k"}
+    settings = {name: config[name] for name in LIMITS if name not in ("k", "port")}
     all_answered = True
     for text, origin in _prompts(prompt):
         try:
@@ -126,6 +168,8 @@ def predict(config: DictConfig, prompt: str | None) -> bool:
 def main() -> None:
     """Entry point of `triton-gru-predict`."""
     prompt = take_argument("prompt")
+    # Hydra has no flags of a program's own; this one is short for a setting.
+    sys.argv = ["format=web" if argument == "--serve" else argument for argument in sys.argv]
     quote_arguments()
 
     @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="predict")
@@ -133,7 +177,7 @@ def main() -> None:
         try:
             if not predict(config, prompt):
                 raise SystemExit(1)
-        except (UsageError, DataError, CheckpointError) as error:
+        except (UsageError, DataError, CheckpointError, InspectionError) as error:
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(1) from None
         except BrokenPipeError:  # the reader, such as head, has seen enough

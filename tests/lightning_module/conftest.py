@@ -1,5 +1,6 @@
 import os
 import random
+import shutil
 import subprocess
 import sys
 
@@ -84,3 +85,30 @@ def trained(command, text_file):
 @pytest.fixture
 def checkpoint(trained):
     return torch.load(trained / CHECKPOINTS / BEST, weights_only=True)
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """A headless Chromium or Chrome of this machine; tests that ask for it are skipped without."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    path = next(filter(None, map(shutil.which, names)), None)
+    if path is None:
+        pytest.skip(f"no browser on this machine: none of {', '.join(names)} is on the PATH")
+    # Chromium's sandbox refuses root, which tests in containers often are.
+    arguments = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=path, args=arguments)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def browser_page(chromium):
+    """A page that fails the test if a script on it failed."""
+    page = chromium.new_page(viewport={"width": 1280, "height": 900})
+    errors = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    yield page
+    page.close()
+    assert not errors

@@ -1,0 +1,111 @@
+"""The command `triton-gru-inspect`: what a trained GRU keeps and forgets while it reads a text."""
+
+import math
+import sys
+from pathlib import Path
+
+import hydra
+import numpy as np
+from omegaconf import DictConfig
+
+from lightning_module.checkpoints import CheckpointError, find_checkpoint, load_predictor
+from lightning_module.corpora import DataError
+from lightning_module.inspection import (
+    MAX_CANDIDATES,
+    Inspection,
+    InspectionError,
+    inspect_text,
+)
+from lightning_module.inspection_figure import draw_inspection
+from lightning_module.inspection_page import page, page_data
+from lightning_module.overrides import quote_arguments, take_argument
+from lightning_module.predict import UsageError, check_number, find_device
+from lightning_module.train import CONFIGS
+
+# For each number its type, least and largest value.
+LIMITS = {"layer": (int, 1, math.inf), "k": (int, 1, MAX_CANDIDATES)}
+
+
+def _text(text: str | None) -> str:
+    if text is not None:
+        return text
+    if sys.stdin.isatty():
+        raise UsageError('no text: give text="...", or a text on standard input')
+    return sys.stdin.read().rstrip("\r\n")
+
+
+def _save(inspection: Inspection, path: Path) -> None:
+    """The numbers behind the pictures, in full precision."""
+    cost = [np.nan if bits is None else bits for bits in inspection.surprise]
+    np.savez_compressed(
+        path,
+        tokens=np.array(inspection.tokens),
+        r=inspection.r.numpy(),
+        z=inspection.z.numpy(),
+        n=inspection.n.numpy(),
+        h=inspection.h.numpy(),
+        memory=inspection.memory.numpy(),
+        surprise=np.array(cost),
+    )
+
+
+def inspect(config: DictConfig, text: str | None) -> None:
+    """Read the text, write the picture, the page and the numbers, and print what they show.
+
+    Raises:
+        UsageError: a setting is out of range, or the output cannot be written.
+        CheckpointError: there is no usable checkpoint.
+        InspectionError: the model has no such layer or no gates, or the text is too long.
+        DataError: the text holds characters that the tokenizer does not know.
+    """
+    for name, limits in LIMITS.items():
+        check_number(name, config[name], *limits)
+    for name in ("checkpoint", "runs", "output"):
+        if config[name] is None:
+            raise UsageError(f"{name} must be a path; got null")
+    checkpoint = find_checkpoint(str(config.checkpoint), str(config.runs))
+    model, tokenizer = load_predictor(checkpoint)
+    model = model.to(find_device(str(config.device)))
+    text = _text(text)
+    found = inspect_text(model, tokenizer, text, layer=config.layer, k=config.k)
+
+    png, html, npz = (Path(f"{config.output}.{kind}") for kind in ("png", "html", "npz"))
+    # One line, however long the text and whatever it holds.
+    short = " ".join(text.split())
+    title = f"How a GRU reads “{short if len(short) <= 60 else short[:59] + '…'}”"
+    try:
+        png.parent.mkdir(parents=True, exist_ok=True)
+        draw_inspection(found, png, title)
+        whole, _ = page({"inspection": page_data(found, str(checkpoint))}, title)
+        html.write_text(whole, encoding="utf-8")
+        _save(found, npz)
+    except OSError as error:
+        raise UsageError(f"could not write {config.output}: {error.strerror or error}") from error
+
+    costs = [cost for cost in found.surprise if cost is not None]
+    if costs:
+        print(f"{len(found.tokens)} tokens, {sum(costs) / len(costs):.2f} bits a token on average")
+    for t in found.forgets_most:
+        token, before = found.tokens[t], "".join(found.tokens[max(0, t - 12) : t])
+        print(f"forgets {found.forgotten[t]:.0%} of its memory at {token!r} after {before!r}")
+    print(f"Picture, page and numbers: {png}, {html}, {npz}")
+
+
+def main() -> None:
+    """Entry point of `triton-gru-inspect`."""
+    text = take_argument("text")
+    quote_arguments()
+
+    @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="inspect")
+    def task(config: DictConfig) -> None:
+        try:
+            inspect(config, text)
+        except (UsageError, DataError, CheckpointError, InspectionError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(1) from None
+
+    task()
+
+
+if __name__ == "__main__":
+    main()
