@@ -39,9 +39,16 @@ from torch import Tensor
 
 from triton_gru import sequences
 
+NORM_EPS = 1e-5  # as torch.nn.LayerNorm
+
 
 def gates(
-    gates_x: Tensor, h: Tensor, weight_hh: Tensor, bias_hh: Tensor | None, reset_after: bool
+    gates_x: Tensor,
+    h: Tensor,
+    weight_hh: Tensor,
+    bias_hh: Tensor | None,
+    reset_after: bool,
+    gain: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gates of one step, or of many steps at once when their states are known.
 
@@ -51,6 +58,8 @@ def gates(
         weight_hh: [3H, H].
         bias_hh: [3H] or None.
         reset_after: The variant, see the module's docstring.
+        gain: [3H], what the normalised products with weight_hh are scaled by; None where they are
+            not normalised (see `regularisation`).
 
     Returns:
         r, z, n and what r multiplies into: c with reset_after, else u. Each [..., H].
@@ -58,14 +67,28 @@ def gates(
     H = h.shape[-1]
     x_rz, x_n = gates_x[..., : 2 * H], gates_x[..., 2 * H :]
     if reset_after:
-        gates_h = F.linear(h, weight_hh, bias_hh)
+        gates_h = _hidden(h, weight_hh, bias_hh, gain)
         r, z = (x_rz + gates_h[..., : 2 * H]).sigmoid_().chunk(2, -1)
         c = gates_h[..., 2 * H :]
         return r, z, torch.addcmul(x_n, r, c).tanh_(), c
     b_rz, b_n = (None, None) if bias_hh is None else (bias_hh[: 2 * H], bias_hh[2 * H :])
-    r, z = (x_rz + F.linear(h, weight_hh[: 2 * H], b_rz)).sigmoid_().chunk(2, -1)
+    g_rz, g_n = (None, None) if gain is None else (gain[: 2 * H], gain[2 * H :])
+    r, z = (x_rz + _hidden(h, weight_hh[: 2 * H], b_rz, g_rz)).sigmoid_().chunk(2, -1)
     u = r * h
-    return r, z, (x_n + F.linear(u, weight_hh[2 * H :], b_n)).tanh_(), u
+    return r, z, (x_n + _hidden(u, weight_hh[2 * H :], b_n, g_n)).tanh_(), u
+
+
+def _hidden(state: Tensor, weight: Tensor, bias: Tensor | None, gain: Tensor | None) -> Tensor:
+    if gain is None:
+        return F.linear(state, weight, bias)
+    products = normalise(F.linear(state, weight), gain, state.shape[-1])
+    return products if bias is None else products + bias
+
+
+def normalise(products: Tensor, gain: Tensor, hidden_size: int) -> Tensor:
+    """Each gate's products, [..., H] of [..., kH], to mean 0 and variance 1, times the gain."""
+    gates = products.unflatten(-1, (-1, hidden_size))
+    return F.layer_norm(gates, (hidden_size,), eps=NORM_EPS).flatten(-2) * gain
 
 
 def step(
@@ -88,7 +111,7 @@ def scan_forward(
     resets: Tensor | None = None,
 ) -> Tensor:
     """All states of a layer, [T, B, D, H]; arguments as in the module's docstring."""
-    gates_x = _hold_past_end(gates_x, lengths)
+    gates_x = hold_past_end(gates_x, lengths)
     directions = []
     for d in range(h0.shape[0]):
         h, weight, bias = h0[d], weight_hh[d], None if bias_hh is None else bias_hh[d]
@@ -129,7 +152,7 @@ def scan_backward(
     Returns:
         The derivatives by gates_x, h0, weight_hh and bias_hh, in their shapes; None without a bias.
     """
-    gates_x = _hold_past_end(gates_x, lengths)
+    gates_x = hold_past_end(gates_x, lengths)
     backward = _backward_reset_after if reset_after else _backward_reset_before
     directions = []
     for d in range(h0.shape[0]):
@@ -227,7 +250,7 @@ def _against_order(direction: int, *tensors: Tensor):
     return zip(*(_in_order(tensor, 1 - direction) for tensor in tensors), strict=True)
 
 
-def _hold_past_end(gates_x: Tensor, lengths: Tensor | None) -> Tensor:
+def hold_past_end(gates_x: Tensor, lengths: Tensor | None) -> Tensor:
     """Past a row's end, +inf for z: z = 1 copies the state exactly and passes nothing to a gate."""
     if lengths is None:
         return gates_x

@@ -1,13 +1,14 @@
 """gru() and gru_cell(): layers, directions and packing around the recurrence."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import _VF, Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from triton_gru import sequences
+from triton_gru import regularisation, sequences
 from triton_gru.checks import autocasts, check_cell, check_rows, check_sequence
 from triton_gru.equations import stack
 from triton_gru.recurrence import choose_backend, recurrence
@@ -28,6 +29,10 @@ def gru(
     save_gates: bool = False,
     lengths: Tensor | None = None,
     resets: Tensor | None = None,
+    recurrent_dropout: float = 0.0,
+    weight_dropout: float = 0.0,
+    zoneout: float = 0.0,
+    gains: Sequence[Tensor] | None = None,
 ) -> tuple[Tensor | PackedSequence, Tensor]:
     """A GRU of one or more layers over a sequence, as `torch.nn.GRU` computes it.
 
@@ -57,6 +62,13 @@ def gru(
             second's before the last step of the sequence before. So every sequence in a row gives
             what it gives alone, but the one that hx enters in each direction: the first one
             unless it begins with a reset, and in the second direction the last one of the row.
+        recurrent_dropout: Probability of dropping an element of the state that enters W_hh, for
+            all steps of a row alike, while training; see `triton_gru.regularisation`.
+        weight_dropout: Probability of dropping an element of W_hh, while training.
+        zoneout: Probability that an element of the state stays as it was at a step; in evaluation
+            the state moves by the expected share.
+        gains: With layer normalisation of the gates: gain_ih [3H] and gain_hh [3H] of each
+            direction of each layer, in the order of params.
 
     Returns:
         The last layer's states, [T, B, D * H] in the layout of input, and h_n, the last states of
@@ -73,6 +85,9 @@ def gru(
     """
     packed = input if isinstance(input, PackedSequence) else None
     x = input if packed is None else packed.data
+    regularisation.check_probabilities(
+        recurrent_dropout=recurrent_dropout, weight_dropout=weight_dropout, zoneout=zoneout
+    )
     D = 2 if bidirectional else 1
     L = _count_layers(params, bias, D)
     unbatched = check_sequence(x, hx, params[0], packed is not None, batch_first)
@@ -85,12 +100,18 @@ def gru(
         x, resets = x.transpose(0, 1), None if resets is None else resets.t()
 
     H = params[1].shape[1]
+    _check_gains(gains, L * D, H)
     B = x.shape[1] if packed is None else int(packed.batch_sizes[0])
     hx = _first_states(hx, (L * D, B, H), x)
     if packed is not None and packed.sorted_indices is not None:
         hx = hx.index_select(1, packed.sorted_indices)
 
     dtype = compute_dtype(x, hx)
+    if training and weight_dropout:
+        params = regularisation.drop_weights(params, 4 if bias else 2, weight_dropout)
+    inside = regularisation.inside_a_step(
+        recurrent_dropout if training else 0.0, zoneout, gains is not None
+    )
     choice = choose_backend(
         backend,
         reset_after=reset_after,
@@ -98,6 +119,7 @@ def gru(
         dtype=dtype,
         hidden_size=H,
         directions=D,
+        regularised=inside,
         rows=rows_kind(input, lengths, resets),
         steps=x.shape[0],
     )
@@ -118,18 +140,21 @@ def gru(
             x = x.masked_fill(past_end, 0)
         if resets is not None:
             resets = sequences.resets_of_directions(resets, lengths, D)
+        options = {"reset_after": reset_after, "lengths": lengths, "resets": resets}
+        if inside:
+            masks = {"recurrent_dropout": recurrent_dropout, "zoneout": zoneout}
+            scan = partial(regularisation.layer, **options, **masks, training=training)
+        else:
+            scan = partial(recurrence, **options, backend=choice.backend, save_gates=save_gates)
         y, h_n = _layers(
+            scan,
             x.to(dtype),
             hx.to(dtype),
             [p.to(dtype) for p in params],
             bias,
             D,
             dropout if training else 0.0,
-            reset_after=reset_after,
-            backend=choice.backend,
-            lengths=lengths,
-            resets=resets,
-            save_gates=save_gates,
+            [] if gains is None else [gain.to(dtype) for gain in gains],
         )
         if packed is not None:
             y = sequences.pack(y, place)
@@ -160,21 +185,34 @@ def rows_kind(
 
 
 def _layers(
-    x: Tensor, hx: Tensor, params: list[Tensor], bias: bool, D: int, dropout: float, **options
+    scan: Callable[..., tuple[Tensor, Tensor]],
+    x: Tensor,
+    hx: Tensor,
+    params: list[Tensor],
+    bias: bool,
+    D: int,
+    dropout: float = 0.0,
+    gains: Sequence[Tensor] = (),
 ) -> tuple[Tensor, Tensor]:
-    """Layer upon layer of `recurrence`, which takes the options: x [T, B, I], hx [L * D, B, H]."""
+    """Layer upon layer of scan, called as `recurrence` is: x [T, B, I], hx [L * D, B, H]."""
     L = hx.shape[0] // D
-    kinds = len(params) // (L * D)
     last_states = []
     for layer, h0 in enumerate(hx.unflatten(0, (L, D))):
-        group = params[layer * D * kinds : (layer + 1) * D * kinds]
-        tensors = [stack(group[kind::kinds]) for kind in range(kinds)]
-        y, last = recurrence(x, h0, *tensors, *(() if bias else (None, None)), **options)
+        tensors = _of_layer(params, layer, L, D)
+        options = {"gains": _of_layer(gains, layer, L, D)} if gains else {}
+        y, last = scan(x, h0, *tensors, *(() if bias else (None, None)), **options)
         x = y.flatten(2)
         last_states.append(last)
         if dropout and layer < L - 1:
             x = F.dropout(x, dropout)
     return x, torch.cat(last_states)
+
+
+def _of_layer(params: Sequence[Tensor], layer: int, L: int, D: int) -> list[Tensor]:
+    """Each kind of parameter of a layer, its directions stacked."""
+    kinds = len(params) // (L * D)
+    group = params[layer * D * kinds : (layer + 1) * D * kinds]
+    return [stack(group[kind::kinds]) for kind in range(kinds)]
 
 
 def gru_cell(
@@ -232,14 +270,12 @@ def gru_cell(
     else:
         params = [weight_ih, weight_hh] + ([] if bias_ih is None else [bias_ih, bias_hh])
         _, h = _layers(
+            partial(recurrence, reset_after=reset_after, backend=choice.backend),
             x.to(dtype).unsqueeze(0),
             hx.to(dtype).unsqueeze(0),
             [p.to(dtype) for p in params],
             bias_ih is not None,
             1,
-            0.0,
-            reset_after=reset_after,
-            backend=choice.backend,
         )
         h = h.squeeze(0)
     return h if input.dim() == 2 else h.squeeze(0)
@@ -264,6 +300,16 @@ def _count_layers(params: Sequence[Tensor], bias: bool, D: int) -> int:
             f"bidirectional={D == 2}, got {len(params)} in all"
         )
     return len(params) // per_layer
+
+
+def _check_gains(gains: Sequence[Tensor] | None, directions: int, H: int) -> None:
+    if gains is None:
+        return
+    if len(gains) != 2 * directions or any(gain.shape != (3 * H,) for gain in gains):
+        raise ValueError(
+            f"gains should hold 2 tensors of shape [{3 * H}] for each of the {directions} "
+            f"directions of all layers, got shapes {[list(gain.shape) for gain in gains]}"
+        )
 
 
 def _first_states(hx: Tensor | None, expected: tuple[int, int, int], x: Tensor) -> Tensor:

@@ -9,7 +9,18 @@ from torch.nn.utils.rnn import PackedSequence
 
 from triton_gru import functional
 from triton_gru.recurrence import check_backend, choose_backend, explain_plan
+from triton_gru.regularisation import check_probabilities, inside_a_step
 from triton_gru.trace import Trace, trace
+
+# Arguments of GRU that nn.GRU does not have, but for backend, which is chosen anew with each copy.
+BEYOND_TORCH = (
+    "reset_after",
+    "save_gates",
+    "recurrent_dropout",
+    "weight_dropout",
+    "zoneout",
+    "layer_norm",
+)
 
 
 class GRU(nn.RNNBase):
@@ -42,11 +53,20 @@ class GRU(nn.RNNBase):
             and cuDNN on a GPU (reset_after=True only); "reference" the equations in plain torch.
         save_gates: Whether the Triton kernels keep the gates for the backward, three times the
             output's memory, instead of computing them again.
+        recurrent_dropout: Probability of dropping an element of the state that enters W_hh, in
+            training, for all steps of a row alike. This and the three below are off by default and
+            are said more of in `triton_gru.regularisation`.
+        weight_dropout: Probability of dropping an element of W_hh, in training.
+        zoneout: Probability that an element of the state stays as it was at a step; in evaluation
+            the state moves by the expected share.
+        layer_norm: Whether W_ih x and W_hh h are normalised, gate by gate. Adds the parameters
+            gain_ih_l{k} and gain_hh_l{k}, [3H], with the suffix _reverse for the second direction.
 
     Raises:
-        TypeError: A size, bias, batch_first or reset_after is of the wrong type.
-        ValueError: A size is not positive, dropout is not within 0 and 1, or the backend is unknown
-            or cannot compute the variant.
+        TypeError: A size, bias, batch_first, reset_after, layer_norm or probability is of the wrong
+            type.
+        ValueError: A size is not positive, a probability is not within 0 and 1, or the backend is
+            unknown or cannot compute the variant.
 
     Example:
         >>> rnn = GRU(10, 20, num_layers=2)
@@ -70,8 +90,17 @@ class GRU(nn.RNNBase):
         reset_after: bool = True,
         backend: str = "auto",
         save_gates: bool = False,
+        recurrent_dropout: float = 0.0,
+        weight_dropout: float = 0.0,
+        zoneout: float = 0.0,
+        layer_norm: bool = False,
     ) -> None:
         _check_options(reset_after, backend)
+        check_probabilities(
+            recurrent_dropout=recurrent_dropout, weight_dropout=weight_dropout, zoneout=zoneout
+        )
+        if not isinstance(layer_norm, bool):
+            raise TypeError(f"layer_norm should be of type bool, got: {type(layer_norm).__name__}")
         if not isinstance(num_layers, int):
             raise TypeError(f"num_layers should be of type int, got: {type(num_layers).__name__}")
         super().__init__(
@@ -89,6 +118,21 @@ class GRU(nn.RNNBase):
         self.reset_after = reset_after
         self.backend = backend
         self.save_gates = save_gates
+        self.recurrent_dropout = recurrent_dropout
+        self.weight_dropout = weight_dropout
+        self.zoneout = zoneout
+        self.layer_norm = layer_norm
+        if layer_norm:
+            for name in self._gain_names():
+                gain = torch.ones(3 * hidden_size, device=device, dtype=dtype)
+                self.register_parameter(name, nn.Parameter(gain))
+
+    def reset_parameters(self) -> None:
+        """Draws weights and biases as `nn.GRU` does; gains are 1."""
+        super().reset_parameters()
+        if getattr(self, "layer_norm", False):  # not yet set while nn.RNNBase builds itself
+            for name in self._gain_names():
+                nn.init.ones_(getattr(self, name))
 
     def forward(
         self,
@@ -114,6 +158,7 @@ class GRU(nn.RNNBase):
         self, input: Tensor | PackedSequence, hx: Tensor | None, **options: Any
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         self._update_flat_weights()
+        gains = [getattr(self, name) for name in self._gain_names()] if self.layer_norm else None
         return functional.gru(
             input,
             hx,
@@ -125,8 +170,21 @@ class GRU(nn.RNNBase):
             reset_after=self.reset_after,
             backend=self.backend,
             save_gates=self.save_gates,
+            recurrent_dropout=self.recurrent_dropout,
+            weight_dropout=self.weight_dropout,
+            zoneout=self.zoneout,
+            gains=gains,
             **options,
         )
+
+    def _gain_names(self) -> list[str]:
+        suffixes = ("", "_reverse") if self.bidirectional else ("",)
+        return [
+            f"gain_{kind}_l{layer}{suffix}"
+            for layer in range(self.num_layers)
+            for suffix in suffixes
+            for kind in ("ih", "hh")
+        ]
 
     def trace(self, input: Tensor, hx: Tensor | None = None) -> Trace:
         """Gates r and z, candidate n and state h of every step, layer and direction, see `Trace`.
@@ -134,7 +192,13 @@ class GRU(nn.RNNBase):
         Args:
             input: As for forward, but no PackedSequence.
             hx: As for forward.
+
+        Raises:
+            ValueError: There is layer_norm or zoneout.
         """
+        for name in ("layer_norm", "zoneout"):
+            if getattr(self, name):
+                raise ValueError(f"trace() needs {name} off: it shows the plain cell's gates")
         return trace(self, input, hx)
 
     def step(self, x_t: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -150,7 +214,8 @@ class GRU(nn.RNNBase):
 
         Raises:
             ValueError: The layer is bidirectional, or x_t is neither 1-D nor 2-D.
-            RuntimeError: As forward.
+            RuntimeError: As forward; or the layer is in training with recurrent_dropout or
+                weight_dropout, whose masks are drawn once for a sequence.
         """
         if self.bidirectional:
             raise ValueError(
@@ -161,6 +226,11 @@ class GRU(nn.RNNBase):
             got = list(x_t.shape) if isinstance(x_t, Tensor) else type(x_t).__name__
             raise ValueError(
                 f"step expects one time step [batch, input_size], or [input_size], got: {got}"
+            )
+        if self.training and (self.recurrent_dropout or self.weight_dropout):
+            raise RuntimeError(
+                "step draws no mask for a whole sequence, as recurrent_dropout and weight_dropout "
+                "want it in training; call forward, or eval() first"
             )
         y, state = self._run(x_t.unsqueeze(0), state, batch_first=False)
         return y.squeeze(0), state
@@ -186,7 +256,11 @@ class GRU(nn.RNNBase):
         elif input is not None:
             x = input
             batch_size = x.shape[0 if self.batch_first else 1] if x.dim() == 3 else 1
-        return _explain(self, x, batch_size, functional.rows_kind(input, lengths, resets))
+        rows = functional.rows_kind(input, lengths, resets)
+        regularised = inside_a_step(
+            self.recurrent_dropout if self.training else 0.0, self.zoneout, self.layer_norm
+        )
+        return _explain(self, x, batch_size, rows=rows, regularised=regularised)
 
     @classmethod
     def from_torch(cls, module: "nn.GRU | GRU", *, backend: str = "auto") -> "GRU":
@@ -196,21 +270,32 @@ class GRU(nn.RNNBase):
             TypeError: module is neither a `torch.nn.GRU` nor a GRU.
         """
         _check_module(module, nn.GRU, cls)
-        options = {"reset_after": getattr(module, "reset_after", True), "backend": backend}
-        return _copy(module, cls(*_settings(module), device="meta", **options))
+        options = {name: getattr(module, name) for name in BEYOND_TORCH if hasattr(module, name)}
+        return _copy(module, cls(*_settings(module), device="meta", backend=backend, **options))
 
     def to_torch(self) -> nn.GRU:
         """A `torch.nn.GRU` with these settings, this mode and a copy of these parameters.
 
+        recurrent_dropout and weight_dropout, which act in training only, are left behind.
+
         Raises:
-            ValueError: reset_after is False.
+            ValueError: reset_after is False, or there is layer_norm or zoneout.
         """
         _check_convertible(self)
+        for name in ("layer_norm", "zoneout"):
+            if getattr(self, name):
+                raise ValueError(
+                    f"to_torch() needs {name} off: torch.nn.GRU does not have it and would "
+                    "silently compute another function"
+                )
         return _copy(self, nn.GRU(*_settings(self), device="meta"))
 
     def extra_repr(self) -> str:
         """The arguments that differ from their defaults."""
-        return super().extra_repr() + _options_repr(self)
+        regularised = ("recurrent_dropout", "weight_dropout", "zoneout", "layer_norm")
+        values = {name: getattr(self, name) for name in regularised}
+        options = "".join(f", {name}={value}" for name, value in values.items() if value)
+        return super().extra_repr() + _options_repr(self) + options
 
 
 class GRUCell(nn.GRUCell):
@@ -347,7 +432,8 @@ def _copy(source: nn.Module, target: nn.Module) -> nn.Module:
     return target.train(source.training)
 
 
-def _explain(module: GRU | GRUCell, x: Tensor, batch_size: int, rows: str | None = None) -> str:
+def _explain(module: GRU | GRUCell, x: Tensor, batch_size: int, **asked: Any) -> str:
+    """`asked` is what `choose_backend` takes besides the layer."""
     dtype = functional.compute_dtype(x, x)
     layer = {
         "hidden_size": module.hidden_size,
@@ -359,8 +445,8 @@ def _explain(module: GRU | GRUCell, x: Tensor, batch_size: int, rows: str | None
             module.backend,
             device=x.device,
             dtype=dtype,
-            rows=rows,
             **layer,
+            **asked,
         )
     except (RuntimeError, ValueError) as error:
         return f"No backend will run. {error}."

@@ -7,6 +7,7 @@ launches the kernels, for backend "triton".
 
 import importlib.util
 import os
+from collections.abc import Sequence
 from types import ModuleType
 from typing import NamedTuple
 
@@ -29,6 +30,13 @@ BACKENDS = ("auto", "triton", "torch", "reference")
 NOT_IN_TORCH = {
     "lengths": "torch's own GRU takes no lengths but those of a PackedSequence, from the host",
     "resets": "torch's own GRU cannot start anew inside a row",
+}
+
+# What regularises each step from within: no kernel, ours or torch's, takes it.
+INSIDE_A_STEP = {
+    "recurrent_dropout": "recurrent_dropout masks the state that enters each step's product",
+    "zoneout": "zoneout holds elements of the state from step to step",
+    "layer_norm": "layer_norm normalises the gates of each step over all units",
 }
 
 # Compute capabilities on which the kernels were measured (benchmarks/results). Elsewhere "auto"
@@ -70,6 +78,7 @@ def choose_backend(
     directions: int = 1,
     rows: str | None = None,
     steps: int | torch.SymInt | None = None,
+    regularised: Sequence[str] = (),
 ) -> Choice:
     """The backend that computes a layer, and why.
 
@@ -83,12 +92,18 @@ def choose_backend(
         rows: What says where the sequences in the rows begin and end: "lengths" or "resets" (of
             both, "resets"), "packed" for a PackedSequence, None where each row is one sequence.
         steps: T, or None where it does not matter, as in a cell.
+        regularised: What of INSIDE_A_STEP is at work.
 
     Raises:
         ValueError: As `check_backend`.
         RuntimeError: The backend asked for by name cannot run here; the message says why.
     """
     check_backend(backend, reset_after)
+    if regularised:
+        why = f"{INSIDE_A_STEP[regularised[0]]}, which only the equations in plain torch do"
+        if backend in ("torch", "triton"):
+            raise RuntimeError(f"backend={backend!r} cannot run: {why}. Use backend='auto'")
+        return Choice("reference", why)
     if onnx.exporting():
         return Choice("onnx", "torch.onnx.export is tracing, and ONNX has an operator")
     if backend in ("auto", "triton") and _transformed():
@@ -222,7 +237,7 @@ def recurrence(
     if backend == "triton" and x.shape[0] == 1 and plain and not _records(*tensors):
         return _step(*tensors, reset_after)
     if backend == "reference" and _transformed():
-        with _without_autocast(x.device):
+        with without_autocast(x.device):
             gates_x = _project(x, weight_ih, bias_ih)
             options = {"reset_after": reset_after, "lengths": lengths, "resets": resets}
             y = equations.scan_forward(gates_x, h0, weight_hh, bias_hh, **options)
@@ -254,7 +269,7 @@ class _Recurrence(torch.autograd.Function):
         backend,
         save_gates,
     ):
-        with _without_autocast(x.device):
+        with without_autocast(x.device):
             scan = (_project(x, weight_ih, bias_ih), h0, weight_hh, bias_hh)
             options = {"reset_after": reset_after, "lengths": lengths, "resets": resets}
             if save_gates and backend == "triton":
@@ -278,7 +293,7 @@ class _Recurrence(torch.autograd.Function):
         plain = torch.is_grad_enabled() or _transformed(dy)
         engine = equations if plain else _engine(ctx.backend, x.shape[0])
         saved = {"gates_h": gates_h} if engine is ops and gates_h is not None else {}
-        with _without_autocast(x.device):
+        with without_autocast(x.device):
             d_gates_x, dh0, dweight_hh, dbias_hh = engine.scan_backward(
                 dy,
                 y,
@@ -315,7 +330,7 @@ def _step(
     reset_after: bool,
 ) -> tuple[Tensor, Tensor]:
     """`recurrence` of a single step that nothing is derived from, as in decoding."""
-    with _without_autocast(x.device):
+    with without_autocast(x.device):
         gates_x = _project(x, weight_ih, bias_ih)[0]
         h = equations.stack(
             [
@@ -371,7 +386,8 @@ def _for_any_steps(steps: int | torch.SymInt) -> bool:
     return torch.compiler.is_compiling()
 
 
-def _without_autocast(device: torch.device) -> torch.autocast:
+def without_autocast(device: torch.device) -> torch.autocast:
+    """Where everything has been cast to one dtype already."""
     # The caller has cast everything to one dtype. Devices such as "meta" have no autocast.
     known = torch.amp.is_autocast_available(device.type)
     return torch.autocast(device.type if known else "cpu", enabled=False)

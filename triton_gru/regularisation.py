@@ -1,0 +1,124 @@
+"""What regularises a GRU's recurrence: masks drawn once by torch, gates normalised, in plain torch.
+
+All of it is off by default. Masks are drawn here, before a backend is at work, so that a seed gives
+the same ones on all of them.
+
+- recurrent_dropout (Gal and Ghahramani, arXiv:1512.05287): one mask a row for the whole sequence on
+  the state that enters W_hh; z carries the unmasked state on.
+- weight_dropout (DropConnect on W_hh, as in AWD-LSTM, Merity et al., arXiv:1708.02182): some
+  elements of W_hh are zero for the whole call. The scan just sees another W_hh: every backend takes
+  it.
+- zoneout (Krueger et al., arXiv:1606.01305): an element of the state stays as it was with this
+  probability at each step, and in evaluation moves by the expected share.
+- layer_norm (Ba et al., arXiv:1607.06450): W_ih x and W_hh h, gate by gate, are brought to mean 0
+  and variance 1 over the units and scaled by a gain; the biases come after that.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from triton_gru import equations
+from triton_gru.recurrence import without_autocast
+
+
+def check_probabilities(**given: float) -> None:
+    """Refuses what is no probability below 1.
+
+    Raises:
+        TypeError: A value is no number.
+        ValueError: A value is not within 0 and 1, or is 1, which leaves nothing to learn from.
+    """
+    for name, value in given.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise TypeError(f"{name} should be a number, got: {type(value).__name__}")
+        if not 0 <= value < 1:
+            raise ValueError(f"{name} should be at least 0 and below 1, got: {value}")
+
+
+def inside_a_step(recurrent_dropout: float, zoneout: float, layer_norm: bool) -> tuple[str, ...]:
+    """The names of those at work within a step, as `choose_backend` takes them."""
+    given = {
+        "recurrent_dropout": recurrent_dropout,
+        "zoneout": zoneout,
+        "layer_norm": layer_norm,
+    }
+    return tuple(name for name, value in given.items() if value)
+
+
+def drop_weights(params: Sequence[Tensor], kinds: int, p: float) -> list[Tensor]:
+    """The parameters, `kinds` of them a direction, with elements of every W_hh dropped."""
+    return [F.dropout(w, p) if i % kinds == 1 else w for i, w in enumerate(params)]
+
+
+def layer(
+    x: Tensor,
+    h0: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+    *,
+    reset_after: bool,
+    lengths: Tensor | None = None,
+    resets: Tensor | None = None,
+    recurrent_dropout: float = 0.0,
+    zoneout: float = 0.0,
+    gains: Sequence[Tensor] | None = None,
+    training: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """`recurrence` with regularisation, recorded by autograd step by step.
+
+    Args:
+        x: This and the following up to resets: as in `recurrence.recurrence`.
+        h0: As there.
+        weight_ih: As there.
+        weight_hh: As there.
+        bias_ih: As there.
+        bias_hh: As there.
+        reset_after: As there.
+        lengths: As there.
+        resets: As there.
+        recurrent_dropout: Probability, applied while training.
+        zoneout: Probability.
+        gains: Of W_ih x and of W_hh h, [D, 3H] each, or None without layer normalisation.
+        training: Whether masks are drawn.
+
+    Returns:
+        y [T, B, D, H] and the last states [D, B, H].
+    """
+    D, B, H = h0.shape
+    T = x.shape[0]
+    mask = held = None
+    if training and recurrent_dropout:
+        mask = F.dropout(torch.ones_like(h0), recurrent_dropout)
+    if training and zoneout:
+        held = torch.rand(T, D, B, H, device=x.device) < zoneout
+    with without_autocast(x.device):
+        gates_x = F.linear(x, weight_ih.flatten(0, 1)).unflatten(-1, (D, 3 * H))
+        if gains is not None:
+            gates_x = equations.normalise(gates_x, gains[0], H)
+        if bias_ih is not None:
+            gates_x = gates_x + bias_ih
+        gates_x = equations.hold_past_end(gates_x, lengths)
+        ys, last = [], []
+        for d in range(D):
+            h, states = h0[d], []
+            parameters = (weight_hh[d], None if bias_hh is None else bias_hh[d], reset_after)
+            gain = None if gains is None else gains[1][d]
+            for t in reversed(range(T)) if d else range(T):
+                if resets is not None:
+                    h = h.masked_fill(resets[t, :, d, None], 0)
+                seen = h if mask is None else h * mask[d]
+                _, z, n, _ = equations.gates(gates_x[t, :, d], seen, *parameters, gain)
+                new = torch.lerp(n, h, z)
+                if held is not None:
+                    new = torch.where(held[t, d], h, new)
+                elif zoneout:
+                    new = torch.lerp(new, h, zoneout)
+                states.append(h := new)
+            last.append(h)
+            ys.append(torch.stack(states[::-1] if d else states))
+        return equations.stack(ys, 2), torch.stack(last)
