@@ -15,6 +15,7 @@ devices), not measurements.
 import argparse
 import concurrent.futures
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -194,8 +195,14 @@ BATCHES = (1, 16, 64, 256)
 SHORT_HIDDEN, SHORT_BATCHES = (128, 768), (16,)
 
 
-def scan_constants(plan: planning.Plan, problem: planning.Problem, protocol: int) -> dict:
-    """The compile-time arguments of a scan without lengths, resets and saved gates."""
+# Compiled with lengths and resets too.
+UNEVEN = ((128, "bfloat16"), (768, "bfloat16"), (1408, "float32"))
+# The largest hidden_size of each architecture: in bfloat16, and in float32 with tf32.
+LARGEST = {80: (1696, 1024), 86: (1280, 640), 89: (1280, 640), 90: (2048, 1408), 100: (2048, 1408)}
+
+
+def scan_constants(plan: planning.Plan, problem: planning.Problem, uneven: bool = False) -> dict:
+    """The compile-time arguments of a scan without saved gates; `uneven`: lengths and resets."""
     constants = {
         "DIRECTIONS": problem.directions,
         "ROWS": plan.rows,
@@ -203,15 +210,16 @@ def scan_constants(plan: planning.Plan, problem: planning.Problem, protocol: int
         "CHUNK": plan.chunk,
         "CHUNKS": plan.chunks,
         "TAIL": plan.tail,
+        "REGISTERS": plan.in_registers,
         "SPLIT": plan.split,
         "GROUP": plan.group,
         "STAGE_ALL": plan.stage_all,
         "RESET_AFTER": problem.reset_after,
-        "HAS_LENGTHS": False,
-        "HAS_RESETS": False,
+        "HAS_LENGTHS": uneven,
+        "HAS_RESETS": uneven,
         "RESET_TO_ROW": False,
-        "PROTOCOL": protocol,
-        "PRECISION": "tf32",
+        "PROTOCOL": PROTOCOLS[plan.protocol],
+        "PRECISION": "tf32" if problem.tensor_cores else "ieee",
     }
     if plan.direction == "forward":
         constants |= {"HAS_BIAS": True, "SAVE_GATES": False, "MERGE": plan.merge}
@@ -233,16 +241,19 @@ def step_constants(tiles: planning.StepTiles, phase: int) -> dict:
     }
 
 
-def examine(arch: int, problem: planning.Problem, protocol: str | None = None) -> dict:
+def examine(
+    arch: int, problem: planning.Problem, protocol: str | None = None, uneven: bool = False
+) -> dict:
     """One row: the plan of a problem on an architecture and what became of its kernel.
 
     Args:
         arch: compute capability as in the table of devices.
         problem: what to plan.
         protocol: the best plan with this protocol instead of the best plan.
+        uneven: with lengths and resets.
     """
     device = planning.DEVICES[arch]
-    row = {"arch": arch, **dataclasses.asdict(problem)}
+    row = {"arch": arch, "uneven": uneven, **dataclasses.asdict(problem)}
     plans = planning.all_plans(problem, device)
     if protocol is not None:
         plans = [p for p in plans if p.kernel == "single" or p.protocol == protocol]
@@ -252,13 +263,14 @@ def examine(arch: int, problem: planning.Problem, protocol: str | None = None) -
     dtype = getattr(torch, problem.dtype)
     compiled = compile_kernel(
         KERNELS[problem.direction],
-        scan_constants(plan, problem, PROTOCOLS[plan.protocol]),
+        scan_constants(plan, problem, uneven),
         dtype,
         arch,
         plan.warps,
         aligned=problem.hidden % 16 == 0,
     )
     row |= dataclasses.asdict(plan) | dataclasses.asdict(compiled)
+    row["shared_weight_bytes"] = plan.shared_weight_bytes
     row["short"] = shortcomings(row, device)
     return row
 
@@ -278,11 +290,11 @@ def shortcomings(row: dict, device: planning.Device) -> list[str]:
         found.append(f"spills {row['loop_spill_bytes']} B a step")
     if row["shared"] > device.shared_bytes:
         found.append(f"needs {row['shared']} B of {device.shared_bytes} B shared memory")
-    if row["shared"] < row["weight_bytes"]:
-        found.append("keeps weights in registers, where they crowd out the rest")
+    if row["shared"] < row["shared_weight_bytes"]:
+        found.append("keeps more weights in registers than planned, where they crowd out the rest")
     if row["loop_weight_loads"]:
         found.append(f"loads weights {row['loop_weight_loads']} times a step")
-    if not row["loop_matrix"]:
+    if not row["loop_matrix"] and row["tensor_cores"]:
         found.append("issues no matrix instruction")
     resident = row["group"] * row["groups_a_launch"]
     if row["kernel"] == "group" and resident > device.resident_programs:
@@ -335,11 +347,26 @@ def report(archs: list[int], short: bool, processes: int) -> list[dict]:
                         for direction in ("forward", "backward"):
                             problem = planning.Problem(batch, size, dtype, reset_after, direction)
                             jobs.append(("scan", arch, problem))
-        # The other protocol too, once a direction and variant: both are to be measured.
+        # Once a direction and variant: the other protocol (both are to be measured), lengths and
+        # resets, both directions of a layer, float32 without tf32, and the largest float32.
         for reset_after in (True, False):
             for direction in ("forward", "backward"):
-                problem = planning.Problem(16, 768, "bfloat16", reset_after, direction)
-                jobs.append(("scan", arch, problem, planning.COUNTER))
+                make = functools.partial(
+                    planning.Problem, reset_after=reset_after, direction=direction
+                )
+                jobs.append(("scan", arch, make(16, 768, "bfloat16"), planning.COUNTER))
+                jobs += [
+                    ("scan", arch, make(16, size, dtype), None, True) for size, dtype in UNEVEN
+                ]
+                jobs.append(("scan", arch, make(16, 650, "bfloat16", directions=2)))
+                jobs += [
+                    ("scan", arch, make(16, size, "float32", tensor_cores=False))
+                    for size in (64, 768)
+                ]
+                jobs += [
+                    ("scan", arch, make(16, size, dtype))
+                    for size, dtype in zip(LARGEST[arch], ("bfloat16", "float32"), strict=True)
+                ]
     with concurrent.futures.ProcessPoolExecutor(processes) as pool:
         return [row for rows in pool.map(_job, jobs, chunksize=1) for row in rows]
 
@@ -386,6 +413,13 @@ def sizes_table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def _also(row: dict) -> list[str]:
+    """What a row has that most have not: two directions, lengths and resets, no tf32."""
+    exact = row["dtype"] == "float32" and not row["tensor_cores"]
+    found = {"2": row["directions"] == 2, "uneven": row["uneven"], "ieee": exact}
+    return [name for name, has in found.items() if has]
+
+
 COLUMNS = {  # heading: (width, key or function)
     "arch": (4, "arch"),
     "dtype": (8, "dtype"),
@@ -393,11 +427,13 @@ COLUMNS = {  # heading: (width, key or function)
     "B": (4, "batch"),
     "reset": (6, lambda r: "after" if r["reset_after"] else "before"),
     "scan": (8, "direction"),
+    "also": (6, lambda r: ", ".join(_also(r)) or "-"),
     "kernel": (6, "kernel"),
     "tile": (9, lambda r: f"{r['rows']}x{r['columns']}/{r['warps']}w"),
     "group": (9, lambda r: f"{r['groups']}x{r['group']}"),
     "runs": (4, "launches"),
     "proto": (8, lambda r: r["protocol"] if r["kernel"] == "group" else "-"),
+    "W regs": (6, "in_registers"),
     "shared": (7, "shared"),
     "regs": (4, "registers"),
     "spill": (5, "loop_spill_bytes"),

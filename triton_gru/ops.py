@@ -88,8 +88,8 @@ def _(gates_x, h0, weight_hh, bias_hh, lengths, resets, reset_after):
 def _empty_states(gates_x: Tensor, h0: Tensor) -> Tensor:
     T, B, D, _ = gates_x.shape
     H = h0.shape[-1]
-    # y is a view of the exchange buffer: padded rows, a slot before and one after (scan_forward).
-    return gates_x.new_empty(T + 2, B, D, padded_size(H))[1 : T + 1, ..., :H]
+    # y is a view of the exchange buffer: padded rows, a slot more a direction (scan_forward).
+    return gates_x.new_empty(T + D, B, D, padded_size(H))[1 : T + 1, ..., :H]
 
 
 @torch.library.custom_op("triton_gru::scan_forward_saving_gates", mutates_args=())

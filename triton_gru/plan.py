@@ -6,7 +6,7 @@ The arithmetic. A program keeps its slice of W_hh on chip for all steps, so a st
 
     floor = exchanges * latency + max(weight bytes / (128 B / clock), exchanged bytes / L2 rate)
 
-where `weight bytes` are those of one program's slice, read from shared memory once a step, and
+where `weight bytes` are those of one program's slice in shared memory, read once a step, and
 `exchanged bytes` what all programs together read of each other's results. What the floor leaves
 out and the choice between plans must see (matrix instructions on tiles padded to 16 x 8, staging
 of the vector, partial sums of the warps) is in `estimate_us`. Neither is a measurement.
@@ -87,6 +87,7 @@ class Plan:
         chunk: columns of the vector that one piece of the resident weights spans.
         chunks: how many such pieces.
         tail: columns of the last piece; as many as `chunk` or fewer.
+        in_registers: how many of the last pieces stay in registers, not in shared memory.
         split: parts into which warps split a chunk; 1 where they split the columns instead.
         warps: warps a program.
         group: programs that share the columns of one batch tile.
@@ -111,6 +112,7 @@ class Plan:
     chunk: int
     chunks: int
     tail: int
+    in_registers: int
     split: int
     warps: int
     group: int
@@ -131,6 +133,14 @@ class Plan:
     def span(self) -> int:
         """Columns of the vector that the pieces cover together: hidden_size and what is padded."""
         return self.chunk * (self.chunks - 1) + self.tail
+
+    @property
+    def shared_weight_bytes(self) -> int:
+        """Of one program's slice, what lies in shared memory and is read from it every step."""
+        if not self.in_registers:
+            return self.weight_bytes
+        held = self.chunk * (self.in_registers - 1) + self.tail
+        return self.weight_bytes * (self.span - held) // self.span
 
     def describe(self) -> str:
         """The plan in words, as the end of a sentence."""
@@ -218,7 +228,7 @@ def _exchanges(direction: str) -> tuple[tuple[str, bool], ...]:
     """Protocols, and whether the backward takes its vectors one by one."""
     if direction == "forward":
         return (SENTINEL, False), (COUNTER, False)
-    return (SENTINEL, False), (SENTINEL, True), (COUNTER, False)
+    return (SENTINEL, False), (SENTINEL, True), (COUNTER, False), (COUNTER, True)
 
 
 def _why_not(problem: Problem, device: Device) -> str:
@@ -233,8 +243,17 @@ def _why_not(problem: Problem, device: Device) -> str:
         f"W_hh of hidden_size={problem.hidden} in {problem.dtype} is {total / 2**20:.1f} MiB and "
         f"has to stay on chip with the vectors it multiplies; the {device.resident_programs} "
         f"programs of {device.shared_bytes // KIB} KiB that {device.name} holds at once have "
-        f"{room / 2**20:.1f} MiB, and no tile of ours fits"
+        f"{room / 2**20:.1f} MiB, and no tile of ours fits" + _with_tf32(problem, device)
     )
+
+
+def _with_tf32(problem: Problem, device: Device) -> str:
+    """What the matrix units would allow, as they can hold part of the weights in registers."""
+    if problem.dtype != "float32" or problem.tensor_cores:
+        return ""
+    if not all_plans(dataclasses.replace(problem, tensor_cores=True), device):
+        return ""
+    return " (it does with torch.backends.cudnn.allow_tf32 = True)"
 
 
 def describe(*, name: str, capability: int, multiprocessors: int, shared_bytes: int) -> Device:
@@ -268,7 +287,16 @@ REGISTER_LOAD = {  # by direction, protocol and warps
     ("backward", COUNTER, 8): 168,
 }
 # The same where the backward takes its vectors one by one: three waits in a loop are worse.
-REGISTER_LOAD_BY_BLOCK = 104
+REGISTER_LOAD_BY_BLOCK = {SENTINEL: 104, COUNTER: 150}
+# The same where part of the weights is in registers too, which then counts (sm_90, H 1152 to 1536
+# in float32, H 1024 to 1280 in bfloat16 on sm_86 and sm_89). Where nothing stands here, all spill.
+REGISTER_LOAD_WITH_WEIGHTS = {  # by direction, protocol and whether by block
+    ("forward", SENTINEL, False): 172,
+    ("backward", SENTINEL, True): 116,
+    ("backward", COUNTER, True): 150,
+}
+# How many pieces of the weights may be in registers.
+MOST_IN_REGISTERS = 2
 
 
 def _single(problem: Problem, device: Device, rows: int) -> Plan | None:
@@ -295,6 +323,7 @@ def _single(problem: Problem, device: Device, rows: int) -> Plan | None:
         chunk=columns,
         chunks=1,
         tail=columns,
+        in_registers=0,
         split=1,
         warps=warps,
         group=1,
@@ -324,30 +353,45 @@ def _group(
     group = -(-size // columns)
     if group == 1 or group > device.resident_programs:
         return None
-    chunk, chunks, tail = _chunks(size, warps, element)
-    span = chunk * (chunks - 1) + tail
     forward = problem.direction == "forward"
     sums = 3 if forward else 1
-
-    # Registers: see REGISTER_LOAD.
-    vectors = 1 if forward or by_block else (3 if problem.reset_after else 2)
-    vector = vectors * rows * span * element / 4 / (32 * warps)
-    accumulators = sums * rows * columns / 32
-    load = (vector + 1.5 * accumulators) * (1.1 if element == 4 else 1)
-    limit = REGISTER_LOAD[problem.direction, protocol, warps]
-    if load > (REGISTER_LOAD_BY_BLOCK if by_block else limit):
-        return None
-
-    weight = 3 * columns * span * element
     sum_bytes = warps * rows * columns * 4
     merged = (3 if problem.reset_after else 2) if forward else 1
-    # In order of preference: all chunks staged at once and all sums merged, else less of either.
-    for stage_all, merge in ((True, True), (True, False), (False, False)):
-        staging = rows * element * (span if stage_all else chunk)
-        shared = weight + max(staging, sum_bytes * (merged if merge else 1))
-        if shared <= device.shared_bytes:
-            break
+    vectors = 1 if forward or by_block else (3 if problem.reset_after else 2)
+
+    for in_registers in range(1 + MOST_IN_REGISTERS):
+        chunk, chunks, tail = _chunks(size, warps, element, (64,) if in_registers else (64, 128))
+        span = chunk * (chunks - 1) + tail
+        weight = 3 * columns * span * element
+        held = 3 * columns * (chunk * (in_registers - 1) + tail) * element if in_registers else 0
+        # In order of preference: all chunks staged at once and all sums merged, else less of
+        # either.
+        for stage_all, merge in ((True, True), (True, False), (False, False)):
+            staging = rows * element * (span if stage_all else chunk)
+            shared = weight - held + max(staging, sum_bytes * (merged if merge else 1))
+            if shared <= device.shared_bytes:
+                break
+        else:
+            continue
+        break
     else:
+        return None
+
+    # Registers: see REGISTER_LOAD.
+    vector = vectors * rows * span * element / 4 / (32 * warps)
+    load = vector + 1.5 * sums * rows * columns / 32
+    if in_registers:
+        # The operand is found in registers only as tile.py loads it, and only by matrix units.
+        if columns != 16 or not (element == 2 or problem.tensor_cores):
+            return None
+        load += held / 4 / (32 * warps)
+        limit = REGISTER_LOAD_WITH_WEIGHTS.get((problem.direction, protocol, by_block), 0)
+    else:
+        load *= 1.1 if element == 4 else 1
+        limit = REGISTER_LOAD[problem.direction, protocol, warps]
+        if by_block:
+            limit = REGISTER_LOAD_BY_BLOCK[protocol]
+    if load > limit:
         return None
 
     groups = problem.directions * -(-problem.batch // rows)
@@ -361,6 +405,7 @@ def _group(
         chunk=chunk,
         chunks=chunks,
         tail=tail,
+        in_registers=in_registers,
         split=warps,
         warps=warps,
         group=group,
@@ -373,20 +418,21 @@ def _group(
         protocol=protocol,
         weight_bytes=weight,
         shared_bytes=shared,
+        held=held,
     )
 
 
-def _chunks(size: int, warps: int, element: int) -> tuple[int, int, int]:
+def _chunks(size: int, warps: int, element: int, parts: tuple[int, ...]) -> tuple[int, int, int]:
     """The chunks that cover `size` with the least waste, and of these the fewest.
 
-    A warp takes 64 or 128 bytes of each column of a chunk. With 32 bytes of 16-bit weights the
-    compiler moves them to registers before the loop, which one chunk of such, the last, may do but
-    not all; chunks beyond 512 bytes of a column cost registers too.
+    A warp takes so many bytes of each column of a chunk as `parts` offers. With 32 bytes of 16-bit
+    weights the compiler moves them to registers before the loop, which one chunk of such, the last,
+    may do but not all; chunks beyond 512 bytes of a column cost registers too.
 
     Returns:
         Columns a chunk, number of chunks, columns of the last.
     """
-    widths = [warps * part // element for part in (64, 128)]
+    widths = [warps * part // element for part in parts]
     widths = [width for width in widths if width * element <= 512] or widths[:1]
     found = []
     for width in widths:
@@ -399,7 +445,8 @@ def _chunks(size: int, warps: int, element: int) -> tuple[int, int, int]:
     return min(found, key=lambda c: (c[0] * (c[1] - 1) + c[2], c[1]))
 
 
-def _priced(problem: Problem, device: Device, **plan) -> Plan:
+def _priced(problem: Problem, device: Device, held: int = 0, **plan) -> Plan:
+    """Completes a plan by what it costs; `held` bytes of its weights are in registers."""
     forward = problem.direction == "forward"
     element = ELEMENT_BYTES[problem.dtype]
     rows, columns = plan["rows"], plan["columns"]
@@ -412,7 +459,7 @@ def _priced(problem: Problem, device: Device, **plan) -> Plan:
         exchanges = 1 if problem.reset_after else 2
 
     clocks_us = device.clock_mhz
-    weights = plan["weight_bytes"] / SHARED_BYTES_PER_CLOCK
+    weights = (plan["weight_bytes"] - held) / SHARED_BYTES_PER_CLOCK
     over_l2 = exchanged / device.l2_bytes_per_clock
     floor = exchanges * EXCHANGE_LATENCY_US + max(weights, over_l2) / clocks_us
 

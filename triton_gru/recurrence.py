@@ -191,7 +191,12 @@ def explain_plan(
     from triton_gru.kernels import engine
 
     problem = Problem(
-        batch_size, hidden_size, engine.DTYPES[dtype], reset_after, directions=directions
+        batch_size,
+        hidden_size,
+        engine.DTYPES[dtype],
+        reset_after,
+        directions=directions,
+        tensor_cores=engine.matrix_precision(dtype) != "ieee",
     )
     return planned(problem, engine.device_limits(device)).describe()
 

@@ -1,5 +1,7 @@
 """Values and gradients of the scans against float64, over shapes, variants, launches and dtypes."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -43,6 +45,29 @@ def test_a_last_chunk_narrower_than_the_others(dtype, launch, reset_after):
         assert plan.chunks > 1 and plan.tail < plan.chunk, plan
     with harness.interleaving(4):
         assert_close(case, launch, TOLERANCE[dtype])
+
+
+@both_variants
+@pytest.mark.parametrize("launch", LAUNCHES[1:])
+@pytest.mark.parametrize("in_registers", [1, 2])
+def test_weights_held_in_registers(in_registers, launch, reset_after):
+    """How such chunks are loaded; that they stay in registers is the static report's to show."""
+    case = make_case(2, 3, 130, reset_after=reset_after)
+    wanted = {"columns": 16, "warps": 4}
+    plans = {
+        scan: dataclasses.replace(
+            make_plan(case, scan, launch, **wanted), in_registers=in_registers
+        )
+        for scan in ("forward", "backward")
+    }
+    y = engine.scan_forward(*case.arguments, **case.options, plan=plans["forward"])
+    grads = engine.scan_backward(
+        case.dy, y, *case.arguments, **case.options, plan=plans["backward"]
+    )
+    exact_y, exact = case.exact()
+    assert error(y, exact_y) < TOLERANCE[torch.float32]
+    for grad, (name, expected) in zip(grads, exact.items(), strict=True):
+        assert error(grad, expected) < TOLERANCE[torch.float32], name
 
 
 @both_variants

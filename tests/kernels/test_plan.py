@@ -18,20 +18,30 @@ def problem(batch, hidden, dtype="bfloat16", reset_after=True, direction="forwar
 
 
 # The largest H of the grid that each device takes in either scan and variant at B = 16. On a GPU
-# of 99 KiB a slice of 16 columns of W_hh ends at H = 768 or so whatever the number of programs.
+# of 99 KiB a slice of 16 columns of W_hh ends there whatever the number of programs.
 LARGEST = {
-    ("bfloat16", 80): 1536,
-    ("bfloat16", 86): 768,
-    ("bfloat16", 89): 768,
+    ("bfloat16", 80): 1696,
+    ("bfloat16", 86): 1280,
+    ("bfloat16", 89): 1280,
     ("bfloat16", 90): 2048,
     ("bfloat16", 100): 2048,
-    ("float32", 80): 768,
-    ("float32", 86): 256,
-    ("float32", 89): 256,
-    ("float32", 90): 1024,
-    ("float32", 100): 1024,
+    ("float32", 80): 1024,
+    ("float32", 86): 640,
+    ("float32", 89): 640,
+    ("float32", 90): 1408,
+    ("float32", 100): 1408,
 }
-GRID = (64, 128, 256, 512, 650, 768, 1000, 1024, 1536, 2048)
+GRID = (64, 128, 256, 512, 640, 650, 768, 1000, 1024, 1152, 1280, 1408, 1536, 1696, 2048)
+
+
+def test_float32_without_tf32_keeps_all_weights_in_shared_memory():
+    """No matrix unit, so no operand that is found in registers: H ends earlier."""
+    for after, scan in VARIANTS:
+        for hidden, fits in ((1152, True), (1153, False)):
+            p = problem(16, hidden, "float32", after, scan, tensor_cores=False)
+            plans = all_plans(p, DEVICES[90])
+            assert bool(plans) == fits
+            assert all(plan.in_registers == 0 for plan in plans)
 
 
 @pytest.mark.parametrize(("dtype", "arch"), LARGEST)
@@ -135,6 +145,10 @@ def test_a_batch_too_large_to_be_resident_is_launched_in_waves():
 def test_what_does_not_fit_says_why():
     with pytest.raises(DoesNotFit, match=r"hidden_size=4096 in bfloat16 is 96.0 MiB.*H200"):
         best_plan(problem(16, 4096), DEVICES[90])
+    with pytest.raises(DoesNotFit, match=r"no tile of ours fits \(it does with .*allow_tf32"):
+        best_plan(problem(16, 1400, "float32", tensor_cores=False), DEVICES[90])
+    with pytest.raises(DoesNotFit, match="no tile of ours fits$"):
+        best_plan(problem(16, 1500, "float32", tensor_cores=False), DEVICES[90])
     with pytest.raises(DoesNotFit, match="not float64"):
         best_plan(problem(16, 64, "float64"), DEVICES[90])
     with pytest.raises(DoesNotFit, match="is empty"):

@@ -64,7 +64,7 @@ def test_one_plan_of_each_scan_has_no_shortcoming_and_would_have():
             row | {"loop_weight_loads": 1},
             row | {"loop_matrix": 0},
             row | {"shared": DEVICES[90].shared_bytes + 1},
-            row | {"shared": row["weight_bytes"] - 1},
+            row | {"shared": row["shared_weight_bytes"] - 1},
             row | {"groups_a_launch": 10_000},
         ]
         for one in broken:

@@ -54,7 +54,13 @@ def obstacle(
         return "the kernels need compute capability 8.0 or newer"
     for direction in ("forward", "backward"):
         problem = Problem(
-            batch_size, hidden_size, DTYPES[dtype], reset_after, direction, directions
+            batch_size,
+            hidden_size,
+            DTYPES[dtype],
+            reset_after,
+            direction,
+            directions,
+            tensor_cores=matrix_precision(dtype) != "ieee",
         )
         try:
             planning.best_plan(problem, device_limits(device))
@@ -149,8 +155,8 @@ def scan_forward(
     fill = exchanges and plan.protocol == planning.SENTINEL
 
     to_row = resets is not None and reset_state is not None
-    states = _exchange_buffer((T + 2 + to_row, B, D, HP), gates_x, fill)
-    for slot, state in ((0, h0), (T + 1, h0), (T + 2, reset_state))[: 2 + to_row]:
+    states = _exchange_buffer((T + D + to_row, B, D, HP), gates_x, fill)
+    for slot, state in [(0, h0), (T + 1, h0)][:D] + [(T + D, reset_state)] * to_row:
         states[slot, ..., :H] = _never_the_sentinel(state.transpose(0, 1).to(dtype))
         states[slot, ..., H:] = 0
     gated = gates_x
@@ -262,7 +268,7 @@ def scan_backward(
             h0=h0_cast,
             gates_x=gates_x.contiguous(),
             gates_h=gates_h.contiguous(),
-            weight=_padded_weight(weight, HP, dtype),
+            weight=_padded_weight(weight.unflatten(1, (3, H)).mT.flatten(1, 2), HP, dtype),
             d_gates=d_gates,
             d_c=d_c,
             dh0=dh0,
@@ -512,6 +518,7 @@ def _launch(kernel, plan: Plan, device: torch.device, polls: int, **arguments) -
             CHUNK=plan.chunk,
             CHUNKS=plan.chunks,
             TAIL=plan.tail,
+            REGISTERS=plan.in_registers,
             SPLIT=plan.split,
             GROUP=plan.group,
             STAGE_ALL=plan.stage_all,

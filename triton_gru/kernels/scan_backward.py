@@ -72,7 +72,7 @@ def scan_backward_kernel(
     h0,  # [D, B, H]
     gates_x,  # [T, B, D, 3H]
     gates_h,  # [T, B, D, 3H], hidden part of the pre-activations, biases included
-    weight,  # [D, 3, HP, HP], zero beyond H
+    weight,  # [D, 3, HP, HP], zero beyond H; by the state's column, then the gate's unit
     d_gates,  # [T, B, D, 3, HP], result and exchange
     d_c,  # [T, B, D, HP], result and exchange; used if RESET_AFTER
     dh0,  # [D, B, H] float32, result
@@ -96,6 +96,7 @@ def scan_backward_kernel(
     CHUNKS: tl.constexpr,
     TAIL: tl.constexpr,
     SPLIT: tl.constexpr,
+    REGISTERS: tl.constexpr,
     GROUP: tl.constexpr,
     STAGE_ALL: tl.constexpr,
     BY_BLOCK: tl.constexpr,
@@ -118,16 +119,17 @@ def scan_backward_kernel(
     col0 = member * COLS
     counter = counters + group * 32
 
-    # Weights: K is the gate's unit, a row of weight_hh; the column is the state's, contiguous.
+    # Weights: K is the gate's unit, contiguous as the blocks come transposed; the column is the
+    # state's.
     square = padded * padded
     own_weight = weight + direction * 3 * square
     # fmt: off
-    w_r = load_weight(own_weight, col0, padded, padded, 1,
-                      COLS, CHUNK, CHUNKS, TAIL, SPLIT)
-    w_z = load_weight(own_weight + square, col0, padded, padded, 1,
-                      COLS, CHUNK, CHUNKS, TAIL, SPLIT)
-    w_n = load_weight(own_weight + 2 * square, col0, padded, padded, 1,
-                      COLS, CHUNK, CHUNKS, TAIL, SPLIT)
+    w_r = load_weight(own_weight, col0, padded,
+                      COLS, CHUNK, CHUNKS, TAIL, SPLIT, REGISTERS)
+    w_z = load_weight(own_weight + square, col0, padded,
+                      COLS, CHUNK, CHUNKS, TAIL, SPLIT, REGISTERS)
+    w_n = load_weight(own_weight + 2 * square, col0, padded,
+                      COLS, CHUNK, CHUNKS, TAIL, SPLIT, REGISTERS)
     # fmt: on
 
     row, col = owned(row0, col0, ROWS, COLS, SPLIT)

@@ -8,7 +8,7 @@ GROUP  > 1  "group": GROUP programs share the columns of one batch tile; each st
 
 The output is also the exchange buffer: `states` holds h0 in slot 0 (forward direction) and in
 slot T + 1 (backward direction), y of time t in slot t + 1, and, where resets go to a given row,
-that row in slot T + 2. "The state before step t" is therefore always one slot of one buffer.
+that row in slot T + D. "The state before step t" is therefore always one slot of one buffer.
 
 The product sees the state rounded to the dtype of `states`, as the other programs do; the blend
 z * h sees the float32 state that its owner carries in registers.
@@ -41,7 +41,7 @@ def scan_forward_kernel(
     gates_x,  # [T, B, D, 3H]
     weight,  # [D, 3, HP, HP], zero beyond H
     bias,  # [D, 3H]; read if HAS_BIAS
-    states,  # [T + 2 (+ 1), B, D, HP], see above
+    states,  # [T + D (+ 1), B, D, HP], see above
     gated,  # [T, B, D, HP], exchange of r * h; used if not RESET_AFTER and GROUP > 1
     gates_h,  # [T, B, D, 3H], hidden part of the pre-activations; written if SAVE_GATES
     lengths,  # [B] int32; read if HAS_LENGTHS
@@ -61,6 +61,7 @@ def scan_forward_kernel(
     CHUNKS: tl.constexpr,
     TAIL: tl.constexpr,
     SPLIT: tl.constexpr,
+    REGISTERS: tl.constexpr,
     GROUP: tl.constexpr,
     MERGE: tl.constexpr,
     STAGE_ALL: tl.constexpr,
@@ -89,12 +90,12 @@ def scan_forward_kernel(
     block = padded * padded
     own_weight = weight + direction * 3 * block
     # fmt: off
-    w_r = load_weight(own_weight, col0, padded, 1, padded,
-                      COLS, CHUNK, CHUNKS, TAIL, SPLIT)
-    w_z = load_weight(own_weight + block, col0, padded, 1, padded,
-                      COLS, CHUNK, CHUNKS, TAIL, SPLIT)
-    w_n = load_weight(own_weight + 2 * block, col0, padded, 1, padded,
-                      COLS, CHUNK, CHUNKS, TAIL, SPLIT)
+    w_r = load_weight(own_weight, col0, padded,
+                      COLS, CHUNK, CHUNKS, TAIL, SPLIT, REGISTERS)
+    w_z = load_weight(own_weight + block, col0, padded,
+                      COLS, CHUNK, CHUNKS, TAIL, SPLIT, REGISTERS)
+    w_n = load_weight(own_weight + 2 * block, col0, padded,
+                      COLS, CHUNK, CHUNKS, TAIL, SPLIT, REGISTERS)
     # fmt: on
 
     # Elements this program owns, and where they lie within one slot or one step.
@@ -119,7 +120,7 @@ def scan_forward_kernel(
     if HAS_RESETS:
         anew = tl.zeros_like(h)
         if RESET_TO_ROW:
-            at = states + (steps + 2) * slot + own
+            at = states + (steps + DIRECTIONS) * slot + own
             anew = tl.load(at, mask=stored, other=0.0).to(tl.float32)
     if HAS_LENGTHS:
         length = tl.load(lengths + row, mask=row < batch, other=0)
@@ -154,7 +155,7 @@ def scan_forward_kernel(
                 if HAS_RESETS:
                     tile_reset = tl.load(at + tile_row * DIRECTIONS, mask=wanted, other=0) != 0
                     if RESET_TO_ROW:
-                        slots = tl.where(tile_reset, steps + 2, slots)
+                        slots = tl.where(tile_reset, steps + DIRECTIONS, slots)
                     else:
                         from_rows = from_rows & (tile_reset == 0)
                 base = states

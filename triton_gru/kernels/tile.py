@@ -46,8 +46,6 @@ def _load_chunk(
     k0,
     col0,
     size,
-    stride_k,
-    stride_col,
     COLS: tl.constexpr,
     WIDTH: tl.constexpr,
     SPLIT: tl.constexpr,
@@ -59,8 +57,33 @@ def _load_chunk(
     else:
         k = k0 + tl.arange(0, WIDTH)[:, None]
         col = col0 + tl.arange(0, COLS)[None, :]
-    at = matrix + k * stride_k + col * stride_col
+    at = matrix + col * size + k
     return tl.load(at, mask=(k < size) & (col < size), other=0.0)
+
+
+@triton.jit
+def _load_chunk_to_registers(
+    matrix,
+    k0,
+    col0,
+    size,
+    COLS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    SPLIT: tl.constexpr,
+):
+    """As `_load_chunk`, in two halves of the columns.
+
+    A half is so small that the compiler lets each warp load its own slice of K. From there to the
+    operand of the product no data crosses warps, so it takes no shared memory for it, and the
+    operand stays in registers for all steps.
+    """
+    half: tl.constexpr = COLS // 2
+    # fmt: off
+    a = _load_chunk(matrix, k0, col0, size, half, WIDTH, SPLIT)
+    b = _load_chunk(matrix, k0, col0 + half, size, half, WIDTH, SPLIT)
+    # fmt: on
+    both = tl.permute(tl.join(a, b), (0, 1, 3, 2))
+    return tl.reshape(both, [SPLIT, WIDTH // SPLIT, COLS])
 
 
 @triton.jit
@@ -68,25 +91,28 @@ def load_weight(
     matrix,
     col0,
     size,
-    stride_k,
-    stride_col,
     COLS: tl.constexpr,
     CHUNK: tl.constexpr,
     CHUNKS: tl.constexpr,
     TAIL: tl.constexpr,
     SPLIT: tl.constexpr,
+    REGISTERS: tl.constexpr,
 ):
-    """A [K, COLS] slice of one square [size, size] block of the weights, as a tuple of chunks.
+    """A [K, COLS] slice of one square block of the weights, [column, K], as a tuple of chunks.
 
     Called before the time loop: the compiler places the tiles in shared memory once, for all
     steps. Chunks, the last one of TAIL, let K be no power of two without padding it to one
-    (768 = 3 x 256, 650 within 5 x 128 + 64).
+    (768 = 3 x 256, 650 within 5 x 128 + 64). The last REGISTERS chunks stay in registers.
     """
     tiles = ()
     # fmt: off
     for i in tl.static_range(CHUNKS):
-        tiles += (_load_chunk(matrix, i * CHUNK, col0, size, stride_k, stride_col,
-                              COLS, TAIL if i == CHUNKS - 1 else CHUNK, SPLIT),)
+        if i < CHUNKS - REGISTERS:
+            tiles += (_load_chunk(matrix, i * CHUNK, col0, size,
+                                  COLS, TAIL if i == CHUNKS - 1 else CHUNK, SPLIT),)
+        else:
+            tiles += (_load_chunk_to_registers(matrix, i * CHUNK, col0, size,
+                                               COLS, TAIL if i == CHUNKS - 1 else CHUNK, SPLIT),)
     # fmt: on
     return tiles
 
