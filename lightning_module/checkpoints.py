@@ -99,6 +99,12 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     return checkpoint
 
 
+def tokenizer_fingerprint(checkpoint: dict[str, Any]) -> str | None:
+    """`Tokenizer.fingerprint` of the one that a checkpoint was trained with, where it says so."""
+    # Lightning keeps the state of the data module under its name.
+    return checkpoint.get("SentenceDataModule", {}).get("tokenizer")
+
+
 def find_checkpoint(where: str, runs: str | Path = "runs") -> Path:
     """The file behind `checkpoint=`: `latest`, a run directory (its best or last), or a file.
 
@@ -158,6 +164,11 @@ def load_predictor(path: str | Path) -> tuple[SentencePredictor, Tokenizer]:
         raise CheckpointError(
             f"{tokenizer_file} has {tokenizer.vocab_size} tokens, but the model of {path.name} was "
             f"trained with {model.hparams.vocab_size}: it is another run's tokenizer"
+        )
+    if tokenizer_fingerprint(checkpoint) not in (None, tokenizer.fingerprint):
+        raise CheckpointError(
+            f"{tokenizer_file} is another run's tokenizer: {path.name} was trained with one that "
+            f"gives text other ids; copy {TOKENIZER} from the run that wrote the checkpoint"
         )
     return model.eval(), tokenizer
 

@@ -196,6 +196,10 @@ class SentenceDataModule(lightning.LightningDataModule):
         """
         return self.val.tokens.characters / self.val.tokens.tokens
 
+    def state_dict(self) -> dict[str, str]:
+        """Which tokenizer made the tokens: a checkpoint means nothing with another."""
+        return {"tokenizer": self.tokenizer.fingerprint}
+
     def describe(self) -> str:
         """The data in a few lines for people, after `setup`."""
         lines = []

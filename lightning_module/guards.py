@@ -84,9 +84,10 @@ class StopWhenDiverged(L.Callback):
 class StopOnSignal(L.Callback):
     """On SIGINT or SIGTERM: finish the step, save `last.ckpt`, end the run with `Stopped`.
 
-    A signal during a validation waits for its end and the next batch, because a run that goes on
-    does not repeat a validation. Several ranks ask each other every `log_every_n_steps` whether a
-    signal came, and stop after the same step. A second SIGINT ends at once.
+    A signal during a validation or just before one waits for its end and the next batch, because a
+    run that goes on does not make up for a validation. Several ranks ask each other every
+    `log_every_n_steps` whether a signal came, and stop after the same step. A second SIGINT ends at
+    once.
     """
 
     def __init__(self, checkpoint_dir: str | Path) -> None:
@@ -99,7 +100,7 @@ class StopOnSignal(L.Callback):
             self._before = {s: signal.signal(s, self._receive) for s in Stopped.SIGNALS}
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        if not between_steps(trainer):
+        if not may_save(trainer):
             return
         if trainer.world_size > 1 and trainer.global_step % trainer.log_every_n_steps:
             return
@@ -155,7 +156,7 @@ class LastCheckpoint(Checkpoint):
         self._saved_at = time.monotonic()
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        if not between_steps(trainer):
+        if not may_save(trainer):
             return
         if trainer.global_step % trainer.log_every_n_steps == 0:
             minutes = ranks.from_rank_zero(time.monotonic() - self._saved_at) / 60
@@ -179,6 +180,19 @@ class LastCheckpoint(Checkpoint):
             logger.save()
         trainer.save_checkpoint(self.path)
         self._saved_step, self._saved_at, self._due = trainer.global_step, time.monotonic(), False
+
+
+def may_save(trainer: L.Trainer) -> bool:
+    """Whether a run that goes on from after this batch is the same run.
+
+    It would not make up for a validation that follows the batch: that is saved after.
+    """
+    loop = trainer.fit_loop
+    validation_follows = (
+        budget_used(trainer) >= 1  # see ValidateAtEnd
+        or loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+    )
+    return between_steps(trainer) and not validation_follows
 
 
 def between_steps(trainer: L.Trainer) -> bool:

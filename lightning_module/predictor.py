@@ -7,6 +7,8 @@ from typing import Any
 import lightning as L
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+from lightning.pytorch.utilities.enums import GradClipAlgorithmType
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
@@ -118,6 +120,11 @@ class SentencePredictor(L.LightningModule):
         self.val_nll = MeanMetric(nan_strategy="disable").set_dtype(torch.float64)
         self.val_top1 = MeanMetric(nan_strategy="disable").set_dtype(torch.float64)
         self.val_top5 = MeanMetric(nan_strategy="disable").set_dtype(torch.float64)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """`torch.compile` for what a training or validation step computes; see its arguments."""
+        self.features = torch.compile(self.features, *args, **kwargs)
+        self._nll = torch.compile(self._nll, *args, **kwargs)
 
     @property
     def takes_resets(self) -> bool:
@@ -234,6 +241,21 @@ class SentencePredictor(L.LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"},
         }
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        plugin = self.trainer.precision_plugin
+        if isinstance(plugin, MixedPrecision) and plugin.scaler is None:
+            # Lightning refuses fused optimizers, which undo the scale of fp16's gradients
+            # themselves; those of bf16 have none.
+            algorithm = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
+            Precision.clip_gradients(plugin, optimizer, gradient_clip_val or 0.0, algorithm)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # What makes a resumed run the same run: the state every lane carries, and the generators

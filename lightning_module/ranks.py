@@ -261,17 +261,25 @@ def once(function: Callable[[], Result]) -> Result | None:
     Returns:
         What it returned, on rank 0; None on the others.
     """
-    return _called_by(function, rank() == 0)
+    return _called_by(function, rank() == 0, None)
 
 
 def once_a_machine(function: Callable[[], Result]) -> Result | None:
     """Calls the function on one rank of each machine, however long it takes; see `once`."""
     # torchrun and launch.py set LOCAL_RANK, srun SLURM_LOCALID.
     local = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or "0"
-    return _called_by(function, size() == 1 or int(local) == 0)
+    if size() == 1:
+        return function()
+    patient = dist.new_group(backend="gloo", timeout=_PATIENCE)
+    try:
+        return _called_by(function, int(local) == 0, patient)
+    finally:
+        dist.destroy_process_group(patient)
 
 
-def _called_by(function: Callable[[], Result], mine: bool) -> Result | None:
+def _called_by(
+    function: Callable[[], Result], mine: bool, group: dist.ProcessGroup | None
+) -> Result | None:
     if size() == 1:
         return function()
     result = error = None
@@ -280,10 +288,8 @@ def _called_by(function: Callable[[], Result], mine: bool) -> Result | None:
             result = function()
         except Exception as raised:
             error = raised
-    patient = dist.new_group(backend="gloo", timeout=_PATIENCE)
     errors = [None] * size()
-    dist.all_gather_object(errors, error, group=patient)
-    dist.destroy_process_group(patient)
+    dist.all_gather_object(errors, error, group=group)
     for raised in errors:
         if raised is not None:
             raise raised

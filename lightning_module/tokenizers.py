@@ -12,6 +12,7 @@ a word model, the more the larger the share of `<unk>` that `data.py` reports.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import unicodedata
@@ -155,6 +156,11 @@ class Tokenizer:
             tokenizer.decoder = decoders.Fuse()
         tokenizer.pre_tokenizer = _pre_tokenizer(settings.kind)
         return cls(tokenizer)
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for tokenizers that give the same text the same ids."""
+        return hashlib.sha256(self._tokenizer.to_str().encode()).hexdigest()
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:

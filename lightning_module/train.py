@@ -34,6 +34,7 @@ from lightning_module.checkpoints import (
     CheckpointError,
     find_checkpoint,
     read_checkpoint,
+    tokenizer_fingerprint,
 )
 from lightning_module.corpora import DataError
 from lightning_module.disk import NO_ROOM, write_atomically
@@ -110,6 +111,14 @@ def train(
     if ranks.rank() == 0:
         log.info(data.describe())
     trainer = _trainer(config, world)
+    saved = read_checkpoint(checkpoint) if checkpoint is not None else None
+    if saved and tokenizer_fingerprint(saved) not in (None, data.tokenizer.fingerprint):
+        raise CheckpointError(
+            f"{checkpoint} was trained with another tokenizer than the one that this text and "
+            "these settings make, so its tokens mean something else. Restore the text "
+            f"({data.tokenizer_settings.kind} tokens are made from it) and tokenizer= of the run "
+            "that wrote it, or train anew"
+        )
     model = _model(config, data, trainer.strategy.root_device)
     if data.batching == "packed" and not model.takes_resets:
         raise RunError(
@@ -117,15 +126,18 @@ def train(
             f"model/core=gru or gru_reset_before, not {model.hparams.core['name']}. "
             "With this core set data.batching=stream"
         )
-    if checkpoint is not None:
+    if saved:
         try:
-            model.load_state_dict(read_checkpoint(checkpoint)["state_dict"])
+            model.load_state_dict(saved["state_dict"])
         except RuntimeError as error:
             raise CheckpointError(
                 f"{checkpoint} does not fit the model that the config describes: {error}"
             ) from error
+    if config.compile:
+        model.compile()
     if go_on:
-        ranks.once(lambda: _go_on_in_run_dir(run_dir, config, trainer, checkpoint))
+        steps = saved["global_step"] if saved else 0
+        ranks.once(lambda: _go_on_in_run_dir(run_dir, config, trainer, steps))
     else:
         ranks.once(lambda: _make_run_dir(run_dir, config, data))
     try:
@@ -166,14 +178,11 @@ def _make_run_dir(run_dir: Path, config: DictConfig, data: Any) -> None:
         shutil.rmtree(new, ignore_errors=True)
 
 
-def _go_on_in_run_dir(
-    run_dir: Path, config: DictConfig, trainer: L.Trainer, checkpoint: Path | None
-) -> None:
+def _go_on_in_run_dir(run_dir: Path, config: DictConfig, trainer: L.Trainer, steps: int) -> None:
     for left in (run_dir / CHECKPOINTS).glob(".*.ckpt.*"):
         left.unlink()  # half a checkpoint, of a process that was killed in writing it
     _write_config(run_dir, config)
     # What was logged after the checkpoint will be logged again.
-    steps = read_checkpoint(checkpoint)["global_step"] if checkpoint is not None else 0
     rows = read_metrics(run_dir / METRICS, up_to_step=steps - 1)
     for logger in trainer.loggers:
         if isinstance(logger, MetricsLogger):
@@ -188,6 +197,11 @@ def _trainer(config: DictConfig, world: World) -> L.Trainer:
     callbacks = [_built(f"callbacks.{k}", c) for k, c in config.callbacks.items() if c]
     if world.size > 1:
         callbacks.append(SharedClock())
+    if config.trainer.strategy == "fsdp" and config.callbacks.get("averaging"):
+        raise RunError(
+            "averaging= keeps all weights on every rank, strategy=fsdp a part on each: set "
+            "strategy=ddp or averaging=null"
+        )
     settings = {}
     if isinstance(config.trainer.strategy, str):
         settings["strategy"] = make_strategy(config.trainer.strategy, world)
@@ -337,6 +351,8 @@ def quiet() -> None:
         "Checkpoint directory .* exists and is not empty",
         # The metrics are sums over all ranks before they are logged.
         "It is recommended to use .*sync_dist=True",
+        # configure_model does something for strategy=fsdp alone, which is refused with averaging.
+        "You're using the WeightAveraging callback with a model that overrides",
         # Lightning 2.6 under torch 2.13, once a run.
         ".*LeafSpec.* is deprecated",
     ):

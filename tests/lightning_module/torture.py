@@ -41,6 +41,7 @@ SETTINGS = [
 TORN_WRITES = "a checkpoint being written"
 HOW = ("SIGKILL", "SIGTERM", TORN_WRITES, "a full disk")
 STOPPED, FAILED = 3, 4  # exit codes of an attempt
+GRACE = 5.0
 
 
 class Attempt:
@@ -53,6 +54,7 @@ class Attempt:
         sys.stdout.flush()
         self.left: dict[int, int] = {}
         self.codes: dict[int, int] = {}
+        self.give_up = 0.0
         for rank in range(ranks):
             pid = os.fork()
             if pid == 0:
@@ -99,6 +101,12 @@ class Attempt:
         """Whether all have ended within that time."""
         deadline = time.monotonic() + seconds
         while self.left and time.monotonic() < deadline:
+            # As launch.py does, and torchrun.
+            failed = any(code not in (0, STOPPED) for code in self.codes.values())
+            self.give_up = self.give_up or (failed and time.monotonic() + GRACE)
+            if self.give_up and time.monotonic() > self.give_up:
+                for rank in self.left:
+                    self.send(rank, signal.SIGKILL)
             for rank, pid in list(self.left.items()):
                 done, status = os.waitpid(pid, os.WNOHANG)
                 if done:
@@ -121,7 +129,6 @@ def result(run_dir: Path) -> dict:
         ],
         "steps": last["global_step"],
         "validations": [(r["step"], r["val_loss"]) for r in rows if "val_loss" in r],
-        "losses": [(r["step"], r["train_loss"]) for r in rows if "train_loss" in r],
         "files": sorted(p.name for p in (run_dir / CHECKPOINTS).iterdir()),
     }
 
@@ -195,7 +202,6 @@ def torture(folder: Path, text: Path, how: str, ranks: int, moments: int, seed: 
                     victims = choose.choice([victims, *([rank] for rank in victims)])
                 for rank in victims:
                     attempt.send(rank, signal.Signals[how])
-            # What a killed rank leaves ends by itself, long before it would be noticed to hang.
             assert attempt.wait(60), f"still there: {attempt.left}"
             code = str(sorted(attempt.codes.values()))
             ended["codes"][code] = ended["codes"].get(code, 0) + 1
@@ -205,8 +211,12 @@ def torture(folder: Path, text: Path, how: str, ranks: int, moments: int, seed: 
             with contextlib.suppress(FileNotFoundError):
                 last = run_dir / CHECKPOINTS / LAST
                 ended["saved_at"].append(torch.load(last, weights_only=True)["global_step"])
+        found = result(run_dir)
+        if not same(found, expected):
+            ended["different"] += 1
+            found.pop("tensors")
+            print(f"run {ended['runs']} differs: {found}", file=sys.stderr)
         ended["runs"] += 1
-        ended["different"] += not same(result(run_dir), expected)
         shutil.rmtree(run_dir)
     return ended | {"seconds": round(time.monotonic() - begun, 1), "one_run": round(duration, 1)}
 

@@ -1,0 +1,184 @@
+"""What throughput and quality options of a run do: accumulation, clipping, precision, averages."""
+
+import itertools
+
+import lightning as L
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from lightning_module.checkpoints import CHECKPOINTS, LAST, CheckpointError, load_predictor
+from lightning_module.ranks import RunError
+from lightning_module.reports import METRICS, read_metrics
+from lightning_module.train import CONFIGS, quiet, resumed, train
+from tests.lightning_module.conftest import TINY, made_text
+
+WEIGHTS = []  # after each batch, as `Recorder` saw them
+
+
+class Recorder(L.Callback):
+    """Keeps the weights after each batch."""
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        WEIGHTS.append([p.detach().clone() for p in pl_module.parameters()])
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_GRU_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "a.txt").write_text(made_text(3_000))
+    quiet()
+    WEIGHTS.clear()
+
+    def run(name, *settings):
+        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            config = compose(
+                "train",
+                [
+                    *TINY,
+                    f"data.paths=[{tmp_path / 'a.txt'}]",
+                    f"run_dir={tmp_path / name}",
+                    "trainer.max_steps=8",
+                    "trainer.log_every_n_steps=1",
+                    "+callbacks.recorder._target_=tests.lightning_module.test_options.Recorder",
+                    *settings,
+                ],
+            )
+        train(config)
+        return torch.load(tmp_path / name / CHECKPOINTS / LAST, weights_only=True)
+
+    return run
+
+
+PLAIN_SGD = ["optimizer._target_=torch.optim.SGD", "~optimizer.betas", "scheduler=constant",
+             "scheduler.warmup=0"]  # fmt: skip
+
+
+def moved(before, after):
+    return torch.cat([(a - b).flatten() for a, b in zip(after, before, strict=True)]).norm().item()
+
+
+def test_clipping_bounds_the_step(run):
+    run("run", *PLAIN_SGD, "optimizer.lr=1", "trainer.gradient_clip_val=0.01")
+    steps = [moved(a, b) for a, b in itertools.pairwise(WEIGHTS)]
+    assert steps == pytest.approx([0.01] * 7, rel=1e-3)  # all were clipped to it
+
+
+def test_accumulated_gradients_are_the_mean_of_their_batches(run, tmp_path):
+    settings = [*PLAIN_SGD, "optimizer.lr=1e-4", "trainer.gradient_clip_val=null"]
+    run("each", *settings, "trainer.max_steps=2")
+    each = list(WEIGHTS)
+    WEIGHTS.clear()
+    last = run("both", *settings, "trainer.max_steps=1", "trainer.accumulate_grad_batches=2")
+    assert last["global_step"] == 1 and len(WEIGHTS) == 2
+    # Of so small a step the gradient of the second batch is the same before and after the first.
+    (before, after), first, second = WEIGHTS, each[0], each[1]
+    for start, end, one, two in zip(before, after, first, second, strict=True):
+        mean = ((one - start) + (two - one)) / 2
+        torch.testing.assert_close(end - start, mean, rtol=0.02, atol=2e-7)
+    assert moved(before, after) > 0
+
+
+def test_a_checkpoint_never_falls_within_an_accumulated_step(run, tmp_path):
+    settings = ["trainer.accumulate_grad_batches=3", "trainer.val_check_interval=4"]
+    whole = run("whole", *settings, "trainer.max_steps=10")
+    # The validation after batch 4 comes within step 2: its checkpoint is that of after step 2.
+    assert whole["global_step"] == 10
+    run("half", *settings, "trainer.max_steps=2")
+    config, checkpoint = resumed(str(tmp_path / "half"), ["trainer.max_steps=10"])
+    train(config, checkpoint, go_on=True)
+    half = torch.load(tmp_path / "half" / CHECKPOINTS / LAST, weights_only=True)
+    # Not the learning rates, which follow max_steps; but every batch was read once, in order.
+    assert (
+        half["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        == (whole["loops"]["fit_loop"]["epoch_loop.batch_progress"])
+    )
+
+
+def test_bf16_mixed_computes_in_bf16_and_keeps_the_weights(run, tmp_path):
+    exact = run("exact", "trainer.max_steps=20")
+    mixed = run("mixed", "trainer.max_steps=20", "trainer.precision=bf16-mixed")
+    losses = [
+        [
+            row["train_loss"]
+            for row in read_metrics(tmp_path / name / METRICS)
+            if "train_loss" in row
+        ]
+        for name in ("exact", "mixed")
+    ]
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+    assert all(w.dtype == torch.float32 for w in mixed["state_dict"].values())
+    assert exact["state_dict"].keys() == mixed["state_dict"].keys()
+
+
+def test_the_exponential_average_is_what_is_saved(run, tmp_path):
+    last = run("run", "averaging=ema", "callbacks.averaging.decay=0.7")
+    average = WEIGHTS[0]
+    for weights in WEIGHTS[1:]:
+        average = [0.7 * a + 0.3 * w for a, w in zip(average, weights, strict=True)]
+    for got, expected in zip(last["state_dict"].values(), average, strict=True):
+        torch.testing.assert_close(got, expected)
+    model, _ = load_predictor(tmp_path / "run" / CHECKPOINTS / LAST)
+    assert torch.equal(model.output.weight, last["state_dict"]["output.weight"])
+
+
+def test_the_mean_of_the_last_weights_is_what_is_saved(run, tmp_path):
+    last = run("run", "averaging=swa", "callbacks.averaging.start=0.5")
+    for i, got in enumerate(last["state_dict"].values()):  # steps 4 to 8 of 8
+        torch.testing.assert_close(got, torch.stack([w[i] for w in WEIGHTS[3:8]]).mean(0))
+    early = run("early", "averaging=swa", "trainer.max_steps=100", "trainer.max_epochs=1",
+                "trainer.limit_train_batches=2", "callbacks.averaging.start=0.99")  # fmt: skip
+    assert early["global_step"] == 2
+
+
+@pytest.mark.parametrize("averaging", ["ema", "swa"])
+def test_an_averaged_run_resumes_to_the_same_weights(run, tmp_path, averaging):
+    settings = [f"averaging={averaging}", "scheduler=constant", "trainer.val_check_interval=4"]
+    if averaging == "swa":
+        settings.append("callbacks.averaging.start=0")
+    whole = run("whole", *settings, "trainer.max_steps=12")
+    run("half", *settings, "trainer.max_steps=8", "scheduler.warmup=0.03")
+    config, checkpoint = resumed(
+        str(tmp_path / "half"), ["trainer.max_steps=12", "scheduler.warmup=0.02"]
+    )
+    train(config, checkpoint, go_on=True)
+    half = torch.load(tmp_path / "half" / CHECKPOINTS / LAST, weights_only=True)
+    for name, weight in whole["state_dict"].items():
+        assert torch.equal(half["state_dict"][name], weight), name
+
+
+def test_averaging_and_fsdp_are_refused_together(run):
+    with pytest.raises(RunError, match="set strategy=ddp or averaging=null"):
+        run("run", "averaging=ema", "strategy=fsdp", "trainer.devices=1")
+
+
+@pytest.mark.slow
+def test_compiled_training_is_the_same_training(run, tmp_path):
+    plain = run("plain")
+    compiled = run("compiled", "compile=true")
+    for name, weight in plain["state_dict"].items():
+        torch.testing.assert_close(compiled["state_dict"][name], weight, rtol=1e-4, atol=1e-5)
+
+
+def test_a_checkpoint_of_another_tokenizer_is_refused(run, tmp_path):
+    """The vocabulary has the same size; without the check, training would go on in nonsense."""
+    run("run")
+    run_dir = tmp_path / "run"
+    before = {p: p.read_bytes() for p in run_dir.rglob("*") if p.is_file()}
+    text = (tmp_path / "a.txt").read_text()
+    (tmp_path / "a.txt").write_text(text.replace("z", "y").replace("T", "Q"))
+    config, checkpoint = resumed(str(run_dir), ["trainer.max_steps=10"])
+    with pytest.raises(
+        CheckpointError, match=r"trained with another tokenizer .* Restore the text"
+    ):
+        train(config, checkpoint, go_on=True)
+    assert {p: p.read_bytes() for p in run_dir.rglob("*") if p.is_file()} == before
+    # So is its use for predictions, beside the tokenizer of another run.
+    other = tmp_path / "other"
+    run("other")
+    (run_dir / CHECKPOINTS / "tokenizer.json").write_bytes(
+        (other / CHECKPOINTS / "tokenizer.json").read_bytes()
+    )
+    with pytest.raises(CheckpointError, match="is another run's tokenizer"):
+        load_predictor(checkpoint)
