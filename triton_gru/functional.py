@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import _VF, Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from triton_gru import regularisation, sequences
+from triton_gru import aten, regularisation, sequences
 from triton_gru.checks import autocasts, check_cell, check_rows, check_sequence
 from triton_gru.equations import stack
-from triton_gru.recurrence import choose_backend, recurrence
+from triton_gru.recurrence import choose_backend, records, recurrence
 
 
 def gru(
@@ -120,10 +120,12 @@ def gru(
         hidden_size=H,
         directions=D,
         regularised=inside,
-        rows=rows_kind(input, lengths, resets),
+        resets=resets is not None,
         steps=x.shape[0],
     )
-    if choice.backend == "torch":
+    # On a CPU ATen's packed GRU is slower than its padded one once gradients are recorded.
+    repack = backend != "torch" and x.device.type == "cpu" and records(x, hx, *params)
+    if choice.backend == "torch" and lengths is None and (packed is None or not repack):
         options = (params, bias, L, dropout, training, bidirectional)
         if packed is None:
             y, h_n = _VF.gru(x, hx, *options, False)  # x has its steps first by now
@@ -141,16 +143,17 @@ def gru(
         if resets is not None:
             resets = sequences.resets_of_directions(resets, lengths, D)
         options = {"reset_after": reset_after, "lengths": lengths, "resets": resets}
-        if inside:
+        if choice.backend == "torch":
+            scan = partial(aten.layer, lengths=lengths)
+        elif inside:
             masks = {"recurrent_dropout": recurrent_dropout, "zoneout": zoneout}
             scan = partial(regularisation.layer, **options, **masks, training=training)
         else:
             scan = partial(recurrence, **options, backend=choice.backend, save_gates=save_gates)
+        if choice.backend != "torch":  # which sees to autocast by itself
+            x, hx, params = x.to(dtype), hx.to(dtype), [p.to(dtype) for p in params]
         y, h_n = _layers(
-            scan,
-            x.to(dtype),
-            hx.to(dtype),
-            [p.to(dtype) for p in params],
+            *(scan, x, hx, params),
             bias,
             D,
             dropout if training else 0.0,
@@ -173,15 +176,6 @@ def gru(
 # torch.fx records a call instead of tracing into what depends on the shapes of real tensors.
 torch.fx.wrap("gru")
 torch.fx.wrap("gru_cell")
-
-
-def rows_kind(
-    input: Tensor | PackedSequence, lengths: Tensor | None, resets: Tensor | None
-) -> str | None:
-    """What says where the sequences in the rows begin and end, as `choose_backend` takes it."""
-    if isinstance(input, PackedSequence):
-        return "packed"
-    return "resets" if resets is not None else None if lengths is None else "lengths"
 
 
 def _layers(

@@ -256,11 +256,10 @@ class GRU(nn.RNNBase):
         elif input is not None:
             x = input
             batch_size = x.shape[0 if self.batch_first else 1] if x.dim() == 3 else 1
-        rows = functional.rows_kind(input, lengths, resets)
         regularised = inside_a_step(
             self.recurrent_dropout if self.training else 0.0, self.zoneout, self.layer_norm
         )
-        return _explain(self, x, batch_size, rows=rows, regularised=regularised)
+        return _explain(self, x, batch_size, resets=resets is not None, regularised=regularised)
 
     @classmethod
     def from_torch(cls, module: "nn.GRU | GRU", *, backend: str = "auto") -> "GRU":

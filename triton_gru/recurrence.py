@@ -26,12 +26,6 @@ from triton_gru.tuning import planned
 PLAIN_TORCH_ONLY = {TransformType.Vmap, TransformType.Jvp}
 BACKENDS = ("auto", "triton", "torch", "reference")
 
-# What torch's own GRU does not take, and why not.
-NOT_IN_TORCH = {
-    "lengths": "torch's own GRU takes no lengths but those of a PackedSequence, from the host",
-    "resets": "torch's own GRU cannot start anew inside a row",
-}
-
 # What regularises each step from within: no kernel, ours or torch's, takes it.
 INSIDE_A_STEP = {
     "recurrent_dropout": "recurrent_dropout masks the state that enters each step's product",
@@ -76,7 +70,7 @@ def choose_backend(
     dtype: torch.dtype,
     hidden_size: int,
     directions: int = 1,
-    rows: str | None = None,
+    resets: bool = False,
     steps: int | torch.SymInt | None = None,
     regularised: Sequence[str] = (),
 ) -> Choice:
@@ -89,8 +83,7 @@ def choose_backend(
         dtype: What is computed in.
         hidden_size: H.
         directions: D.
-        rows: What says where the sequences in the rows begin and end: "lengths" or "resets" (of
-            both, "resets"), "packed" for a PackedSequence, None where each row is one sequence.
+        resets: Whether sequences begin inside rows.
         steps: T, or None where it does not matter, as in a cell.
         regularised: What of INSIDE_A_STEP is at work.
 
@@ -108,9 +101,9 @@ def choose_backend(
         return Choice("onnx", "torch.onnx.export is tracing, and ONNX has an operator")
     if backend in ("auto", "triton") and _transformed():
         return Choice("reference", "vmap and forward-mode derivatives take plain torch")
-    torch_obstacle = _torch_obstacle(reset_after, device, rows, steps)
-    if backend == "torch" and rows in NOT_IN_TORCH:
-        raise RuntimeError(f"backend='torch' cannot run: {NOT_IN_TORCH[rows]}. Use backend='auto'")
+    torch_obstacle = _torch_obstacle(reset_after, device, resets, steps)
+    if backend == "torch" and resets:
+        raise RuntimeError(f"backend='torch' cannot run: {torch_obstacle}. Use backend='auto'")
     if backend in ("torch", "reference"):
         return Choice(backend, "it was asked for by name")
     obstacle = _triton_obstacle(device, dtype, hidden_size, reset_after, directions)
@@ -137,17 +130,17 @@ def choose_backend(
 def _torch_obstacle(
     reset_after: bool,
     device: torch.device,
-    rows: str | None,
+    resets: bool,
     steps: int | torch.SymInt | None,
 ) -> str | None:
     """Why "auto" does not take torch's own GRU, as the end of a sentence."""
     if not reset_after:
         return "torch has no kernel for reset_after=False"
-    if rows == "packed" and device.type == "cpu":
-        return "ATen takes longer for a PackedSequence than the equations for padded rows"
+    if resets:
+        return "torch's own GRU cannot start anew inside a row"
     if device.type == "cpu" and steps is not None and _for_any_steps(steps):
         return "a graph of ATen's holds one number of steps"
-    return NOT_IN_TORCH.get(rows)
+    return None
 
 
 # Constant for Dynamo, which need not trace how a plan is made: none of it depends on the sizes of a
@@ -239,7 +232,7 @@ def recurrence(
     if backend == "onnx":
         return onnx.recurrence(*tensors, reset_after=reset_after, lengths=lengths, resets=resets)
     plain = lengths is None and resets is None
-    if backend == "triton" and x.shape[0] == 1 and plain and not _records(*tensors):
+    if backend == "triton" and x.shape[0] == 1 and plain and not records(*tensors):
         return _step(*tensors, reset_after)
     if backend == "reference" and _transformed():
         with without_autocast(x.device):
@@ -364,7 +357,8 @@ def _transformed(cotangent: Tensor | None = None) -> bool:
     return not kinds.isdisjoint(PLAIN_TORCH_ONLY)
 
 
-def _records(*tensors: Tensor | None) -> bool:
+def records(*tensors: Tensor | None) -> bool:
+    """Whether autograd will record what is computed from them."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 

@@ -66,3 +66,24 @@ def pad(data: Tensor, place: Tensor, steps: int, batch: int) -> Tensor:
 def pack(rows: Tensor, place: Tensor) -> Tensor:
     """Packed data [N, ...] out of rows [T, B, ...] and its `places`."""
     return rows.flatten(0, 1).index_select(0, place)
+
+
+def turned_places(lengths: Tensor, steps: int) -> Tensor:
+    """Where each step of rows turned around within their lengths comes from.
+
+    Args:
+        lengths: [B].
+        steps: T.
+
+    Returns:
+        Places t * B + b among the rows [T * B, ...], int64 [T * B]. A step past a row's end stays.
+    """
+    B = len(lengths)
+    step = torch.arange(steps, device=lengths.device).unsqueeze(1)
+    mirrored = torch.where(step < lengths, lengths - 1 - step, step)
+    return (mirrored * B + torch.arange(B, device=lengths.device)).flatten()
+
+
+def turn(rows: Tensor, places: Tensor) -> Tensor:
+    """Rows [T, B, ...] turned around by their `turned_places`; twice gives them back."""
+    return rows.flatten(0, 1).index_select(0, places).unflatten(0, rows.shape[:2])

@@ -37,14 +37,14 @@ def test_import_and_use_need_no_triton():
     assert process.stdout.strip() == "ran", process.stderr
 
 
-def choose(backend="auto", device="cuda", reset_after=True, rows=None):
+def choose(backend="auto", device="cuda", reset_after=True, resets=False):
     return choose_backend(
         backend,
         reset_after=reset_after,
         device=torch.device(device),
         dtype=torch.float32,
         hidden_size=5,
-        rows=rows,
+        resets=resets,
     )
 
 
@@ -171,44 +171,35 @@ def test_explain(options, text, monkeypatch):
         assert text in layer.explain(x)
 
 
-PACKED = torch.nn.utils.rnn.pack_sequence([torch.zeros(2, 3)])
-ROWS = {
-    "packed": ((PACKED,), {}),
-    "lengths": ((torch.zeros(2, 1, 3),), {"lengths": torch.tensor([1])}),
-    "resets": ((torch.zeros(2, 1, 3),), {"resets": torch.ones(2, 1, dtype=torch.bool)}),
-}
+RESETS = {"resets": torch.ones(2, 1, dtype=torch.bool)}
 
 
-@pytest.mark.parametrize(
-    ("rows", "device", "expected", "reason"),
-    [
-        ("packed", "cpu", "reference", "ATen takes longer for a PackedSequence"),
-        ("packed", "cuda", "torch", "(cuDNN) computes reset_after=True"),
-        ("lengths", "cpu", "reference", "torch's own GRU takes no lengths but those of a Packed"),
-        ("lengths", "cuda", "reference", "torch's own GRU takes no lengths but those of a Packed"),
-        ("resets", "cpu", "reference", "torch's own GRU cannot start anew inside a row"),
-        ("resets", "cuda", "reference", "torch's own GRU cannot start anew inside a row"),
-    ],
-)
-def test_rows_of_several_or_unequal_sequences(rows, device, expected, reason, engine):
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_resets_go_to_the_equations_where_no_kernel_takes_them(device, engine):
     engine.obstacle = lambda *layer: "no kernels here"
-    choice = choose(device=device, rows=rows)
-    assert choice.backend == expected and reason in choice.reason
-    if device == "cpu":
-        args, options = ROWS[rows]
-        assert f"Backend '{expected}' will run" in GRU(3, 5).explain(*args, **options)
-        assert reason in GRU(3, 5).explain(*args, **options)
+    choice = choose(device=device, resets=True)
+    assert choice.backend == "reference"
+    assert "torch's own GRU cannot start anew inside a row" in choice.reason
     engine.obstacle = lambda *layer: None
-    assert choose(device=device, rows=rows).backend == "triton"
+    assert choose(device=device, resets=True).backend == "triton"
 
 
-@pytest.mark.parametrize("rows", ["lengths", "resets"])
-def test_torch_by_name_refuses_lengths_and_resets(rows):
-    args, options = ROWS[rows]
-    layer = GRU(3, 5, backend="torch")
+def test_explain_takes_lengths_and_resets(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    layer, x = GRU(3, 5), torch.zeros(2, 1, 3)
+    packed = torch.nn.utils.rnn.pack_sequence([torch.zeros(2, 3)])
+    for text in (layer.explain(packed), layer.explain(x, lengths=torch.tensor([1]))):
+        assert "Backend 'torch' will run" in text
+    text = layer.explain(x, **RESETS)
+    assert "Backend 'reference' will run" in text
+    assert "torch's own GRU cannot start anew inside a row." in text
+
+
+def test_torch_by_name_refuses_resets():
+    layer, x = GRU(3, 5, backend="torch"), torch.zeros(2, 1, 3)
     with pytest.raises(RuntimeError, match=r"backend='torch' cannot run: .*Use backend='auto'"):
-        layer(*args, **options)
-    assert layer.explain(*args, **options).startswith("No backend will run. backend='torch'")
+        layer(x, **RESETS)
+    assert layer.explain(x, **RESETS).startswith("No backend will run. backend='torch'")
 
 
 def test_explain_asks_for_the_input_as_given(engine):

@@ -75,10 +75,7 @@ def test_packed_and_lengths_agree_with_nn_gru(configuration):
     expected = packed(theirs)
     cotangents = [torch.randn_like(output) for output in expected]
     expected_gradients = gradients(expected, cotangents, [*given_tensors, *theirs.parameters()])
-    outcomes = [packed(ours)]
-    if configuration["backend"] != "torch":
-        outcomes.append(ours(x, hx, lengths=lengths))
-    for outcome in outcomes:
+    for outcome in (packed(ours), ours(x, hx, lengths=lengths)):
         assert_close(outcome, expected)
         found = gradients(outcome, cotangents, [*given_tensors, *ours.parameters()])
         assert_close(found, expected_gradients)

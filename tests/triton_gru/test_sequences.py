@@ -73,12 +73,21 @@ def test_sequences_in_one_row_equal_the_sequences_alone(lengths, bidirectional, 
     assert_close(ours, results(one_by_one(layer, x, hx, lengths), inputs))
 
 
-@every_variant
+every_backend = pytest.mark.parametrize(
+    ("backend", "reset_after"),
+    [("torch", True), ("reference", True), ("reference", False), ("auto", True), ("auto", False)],
+)
+
+
+@every_backend
 @every_direction
 @pytest.mark.parametrize("batch_first", [False, True])
-def test_rows_with_lengths_equal_the_rows_alone(batch_first, bidirectional, reset_after):
+def test_rows_with_lengths_equal_the_rows_alone(batch_first, bidirectional, backend, reset_after):
     layer = make_layer(
-        bidirectional=bidirectional, reset_after=reset_after, batch_first=batch_first
+        bidirectional=bidirectional,
+        reset_after=reset_after,
+        batch_first=batch_first,
+        backend=backend,
     )
     D = 2 if bidirectional else 1
     x = torch.randn(T, B, I, dtype=torch.float64, requires_grad=True)
@@ -97,19 +106,20 @@ def test_rows_with_lengths_equal_the_rows_alone(batch_first, bidirectional, rese
     assert not y[4:, 0].any() and not y[:, 1].any()
 
 
-@every_variant
-def test_what_stands_past_the_end_reaches_nothing(reset_after):
+@every_backend
+def test_what_stands_past_the_end_reaches_nothing(backend, reset_after):
     """Not even the gradient of W_ih, in which 0 meets the input and 0 * NaN would be NaN."""
-    layer = make_layer(bidirectional=True, reset_after=reset_after)
+    layer = make_layer(bidirectional=True, reset_after=reset_after, backend=backend)
     lengths = torch.tensor([4, 0, T])
-    resets = torch.rand(T, B) < 0.3
+    resets = None if backend == "torch" else torch.rand(T, B) < 0.3
     outcomes = []
     for garbage in (0.0, float("nan"), float("inf")):
         torch.manual_seed(1)
         x = torch.randn(T, B, I, dtype=torch.float64)
         for b, length in enumerate(lengths):
             x[length:, b] = garbage
-            resets[length:, b] = garbage != 0
+            if resets is not None:
+                resets[length:, b] = garbage != 0
         x.requires_grad_()
         y, h_n = layer(x, lengths=lengths, resets=resets)
         outcomes.append(results((y, h_n), [x, *layer.parameters()]))
@@ -192,17 +202,20 @@ def test_compiles_into_one_graph_for_all_sizes(reset_after):
         compiled(x, **{**options, "lengths": torch.full((5,), 7)})
 
 
-@every_variant
-def test_nothing_waits_for_the_device(reset_after):
+@every_backend
+def test_nothing_waits_for_the_device(backend, reset_after):
     """The meta device has no values to wait for: whoever asks for one raises there."""
-    layer = make_layer(bidirectional=True, reset_after=reset_after, device="meta")
+    layer = make_layer(bidirectional=True, reset_after=reset_after, backend=backend, device="meta")
     x = torch.randn(T, B, I, dtype=torch.float64, device="meta", requires_grad=True)
     lengths = torch.empty(B, dtype=torch.int64, device="meta")
     resets = torch.empty(T, B, dtype=torch.bool, device="meta")
     with pytest.raises(RuntimeError):
         lengths.max().item()
+    resets = None if backend == "torch" else resets
     y, h_n = layer(x, lengths=lengths, resets=resets)
     torch.autograd.grad(y.sum() + h_n.sum(), [x, *layer.parameters()])
+    if backend == "torch":
+        return  # its PackedSequence is ATen's own
     packed = nn.utils.rnn.PackedSequence(
         torch.randn(6, I, dtype=torch.float64, device="meta", requires_grad=True),
         torch.tensor([3, 2, 1]),
@@ -211,3 +224,40 @@ def test_nothing_waits_for_the_device(reset_after):
     )
     y, h_n = layer(packed)
     torch.autograd.grad(y.data.sum() + h_n.sum(), [packed.data, *layer.parameters()])
+
+
+@every_direction
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_lengths_under_autocast_have_the_dtypes_of_nn_gru(dtype, bidirectional):
+    theirs = nn.GRU(I, H, 2, bidirectional=bidirectional)
+    x, lengths = torch.randn(T, B, I), torch.tensor([T, 6, 2])
+    outcomes = []
+    with torch.autocast("cpu", dtype):
+        y, h_n = theirs(nn.utils.rnn.pack_padded_sequence(x, lengths))
+        expected = nn.utils.rnn.pad_packed_sequence(y)[0], h_n
+        for backend in ("torch", "reference"):
+            ours = GRU.from_torch(theirs, backend=backend)
+            outcomes.append(ours(x, lengths=lengths))
+    for outcome in outcomes:
+        assert [t.dtype for t in outcome] == [t.dtype for t in expected]
+        assert_close(outcome, expected, dtype=dtype)
+
+
+def test_packed_rows_without_gradients_are_atens_own_and_equal():
+    theirs = nn.GRU(I, H, 2, bidirectional=True)
+    ours = GRU.from_torch(theirs)
+    packed = nn.utils.rnn.pack_sequence([torch.randn(n, I) for n in (5, 3, 1)])
+    with torch.no_grad():
+        (y, h_n), (expected, last) = ours(packed), theirs(packed)
+    assert torch.equal(y.data, expected.data) and torch.equal(h_n, last)
+
+
+def test_dropout_between_layers_is_the_same_on_every_backend_under_a_seed():
+    layer = make_layer(dropout=0.5, backend="torch")
+    x, lengths = torch.randn(T, B, I).double(), torch.tensor([4, 0, T])
+    found = []
+    for layer.backend in ("torch", "reference"):
+        torch.manual_seed(3)
+        found.append(layer(x, lengths=lengths))
+    assert_close(*found)
+    assert not torch.allclose(layer.eval()(x, lengths=lengths)[0], found[0][0], atol=1e-3)
