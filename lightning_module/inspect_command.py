@@ -86,7 +86,7 @@ def inspect(config: DictConfig, text: str | None) -> None:
     if costs:
         print(f"{len(found.tokens)} tokens, {sum(costs) / len(costs):.2f} bits a token on average")
     for t in found.forgets_most:
-        token, before = found.tokens[t], "".join(found.tokens[max(0, t - 12) : t])
+        token, before = found.tokens[t], "".join(found.tokens[:t])[-12:]
         print(f"forgets {found.forgotten[t]:.0%} of its memory at {token!r} after {before!r}")
     print(f"Picture, page and numbers: {png}, {html}, {npz}")
 

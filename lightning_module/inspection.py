@@ -154,7 +154,7 @@ def inspect_text(
     logits, _ = model(tokens)
     if not logits.isfinite().all():
         raise InspectionError("the model has diverged: its predictions are not finite numbers")
-    probabilities = torch.log_softmax(logits[:, 0].double(), -1).cpu()
+    probabilities = torch.log_softmax(logits[:, 0].cpu().double(), -1)  # no float64 on mps
     best = probabilities.topk(min(k, tokenizer.vocab_size))
     cost = probabilities[:-1].gather(1, tokens[1:].cpu())[:, 0] / -math.log(2)
     trace = model.core.trace(model.embedding(tokens))

@@ -97,8 +97,9 @@ def draw_inspection(inspection: Inspection, path: Path, title: str) -> None:
     columns = len(tokens) + 1  # the last one is what comes next
     longest = max(len(label(token)) for token in tokens)
     upright = longest <= 2
-    # inches: room to read in a short text, and no picture wider than about 7000 pixels
-    width = min(max(8 / columns, 0.2), 0.45) if upright else min(max(60 / columns, 0.24), 0.6)
+    # Inches a token: room to read in a short text, and no picture wider than about 7000 pixels.
+    room, least = (8, 0.2) if upright else (60, 0.24)
+    width = max(min(max(room / columns, least), 0.45), 7 / columns)
     with (
         matplotlib.rc_context({"font.family": families, "font.size": 9}),
         warnings.catch_warnings(),
@@ -114,7 +115,8 @@ def draw_inspection(inspection: Inspection, path: Path, title: str) -> None:
         rows = [figure.add_subplot(grid[i, 0]) for i in range(6)]
         expected, cost, replaced, remains, keeps, uses = rows
         memory, legend = (figure.add_subplot(grid[i, 1]) for i in (4, 5))
-        figure.suptitle(label(title), x=0.01, ha="left", fontsize=12, fontweight="bold")
+        head = figure.suptitle(label(title), x=0.01, ha="left", fontsize=12, fontweight="bold")
+        head.set_fontsize(12 * min(1, 0.98 * figure.bbox.width / head.get_window_extent().width))
         _draw_expected(expected, inspection, label, letters=int(width / 0.045))
         _draw_cost(cost, inspection)
         _draw_replaced(replaced, inspection)

@@ -87,8 +87,9 @@ class InspectionServer(ThreadingHTTPServer):
 
     @property
     def hosts(self) -> tuple[str, ...]:
-        """What a browser that means this server says in Host."""
-        return tuple(f"{name}:{self.server_port}" for name in (ADDRESS, "localhost"))
+        """What a browser that means this server says in Host, without a port where that is 80."""
+        port = "" if self.server_port == 80 else f":{self.server_port}"
+        return tuple(f"{name}{port}" for name in (ADDRESS, "localhost"))
 
     def inspect(self, text: str, layer: int) -> dict[str, Any]:
         """An inspection as the page's script takes it, see `inspection_page.page_data`."""

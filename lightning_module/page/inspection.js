@@ -54,9 +54,8 @@ function drawStrip() {
 function drawFindings() {
   const { memory, most, tokens, forgotten, surprise } = shown;
   const named = (t) => {
-    const start = Math.max(0, t - 8);
-    const context = tokens.slice(start, t).map((token) => token.label).join("");
-    const span = make("span", "place", `${start ? "…" : ""}${context}`);
+    const before = [...tokens.slice(0, t).map((token) => token.label).join("")];
+    const span = make("span", "place", `${before.length > 10 ? "…" : ""}${before.slice(-10).join("")}`);
     span.append(make("b", "drop", tokens[t].label), ` (${percent(forgotten[t])})`);
     return span;
   };
