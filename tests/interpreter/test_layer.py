@@ -61,6 +61,22 @@ def test_lengths_and_resets_as_in_the_reference(hidden, reset_after):
         torch.testing.assert_close(mine, other, rtol=2e-5, atol=2e-5)
 
 
+def test_weight_dropout_as_in_the_reference_under_a_seed():
+    x = torch.randn(4, 3, 5)
+    ours = triton_gru.GRU(5, 20, 2, weight_dropout=0.5, dropout=0.3, backend="triton")
+    reference = triton_gru.GRU.from_torch(ours, backend="reference")
+    results = []
+    for module in (ours, reference):
+        torch.manual_seed(3)
+        y, h = module(x)
+        grads = torch.autograd.grad(y.square().sum() + h.sum(), module.weight_hh_l1)
+        results.append([y, h, *grads])
+    for mine, other in zip(*results, strict=True):
+        torch.testing.assert_close(mine, other, rtol=2e-5, atol=2e-5)
+    dropped = (results[0][2] == 0).float().mean()
+    assert 0.4 < dropped < 0.6
+
+
 def test_an_empty_batch():
     module = triton_gru.GRU(5, 20, 2, backend="triton")
     x = torch.randn(3, 0, 5, requires_grad=True)
