@@ -195,8 +195,6 @@ BATCHES = (1, 16, 64, 256)
 SHORT_HIDDEN, SHORT_BATCHES = (128, 768), (16,)
 
 
-# Compiled with lengths and resets too.
-UNEVEN = ((128, "bfloat16"), (768, "bfloat16"), (1408, "float32"))
 # The largest hidden_size of each architecture: in bfloat16, and in float32 with tf32.
 LARGEST = {80: (1696, 1024), 86: (1280, 640), 89: (1280, 640), 90: (2048, 1408), 100: (2048, 1408)}
 
@@ -348,25 +346,22 @@ def report(archs: list[int], short: bool, processes: int) -> list[dict]:
                             problem = planning.Problem(batch, size, dtype, reset_after, direction)
                             jobs.append(("scan", arch, problem))
         # Once a direction and variant: the other protocol (both are to be measured), lengths and
-        # resets, both directions of a layer, float32 without tf32, and the largest float32.
+        # resets, both directions of a layer, float32 without tf32, and the largest that fits.
         for reset_after in (True, False):
             for direction in ("forward", "backward"):
                 make = functools.partial(
-                    planning.Problem, reset_after=reset_after, direction=direction
+                    planning.Problem, 16, reset_after=reset_after, direction=direction
                 )
-                jobs.append(("scan", arch, make(16, 768, "bfloat16"), planning.COUNTER))
-                jobs += [
-                    ("scan", arch, make(16, size, dtype), None, True) for size, dtype in UNEVEN
-                ]
-                jobs.append(("scan", arch, make(16, 650, "bfloat16", directions=2)))
-                jobs += [
-                    ("scan", arch, make(16, size, "float32", tensor_cores=False))
-                    for size in (64, 768)
-                ]
-                jobs += [
-                    ("scan", arch, make(16, size, dtype))
-                    for size, dtype in zip(LARGEST[arch], ("bfloat16", "float32"), strict=True)
-                ]
+                largest = dict(zip(("bfloat16", "float32"), LARGEST[arch], strict=True))
+                jobs += [("scan", arch, make(size, dtype)) for dtype, size in largest.items()]
+                jobs.append(("scan", arch, make(768, "bfloat16"), planning.COUNTER))
+                jobs.append(("scan", arch, make(768, "bfloat16"), None, True))
+                jobs.append(("scan", arch, make(650, "bfloat16", directions=2)))
+                jobs.append(("scan", arch, make(256, "float32", tensor_cores=False)))
+                if not short:
+                    jobs.append(("scan", arch, make(128, "bfloat16"), None, True))
+                    jobs.append(("scan", arch, make(largest["float32"], "float32"), None, True))
+                    jobs.append(("scan", arch, make(768, "float32", tensor_cores=False)))
     with concurrent.futures.ProcessPoolExecutor(processes) as pool:
         return [row for rows in pool.map(_job, jobs, chunksize=1) for row in rows]
 
