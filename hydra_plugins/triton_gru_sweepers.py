@@ -216,9 +216,15 @@ class _NamedSweeper(Sweeper):
         # A launcher numbers its jobs one after the other.
         for _, run in itertools.groupby(enumerate(sorted(jobs)), lambda pair: pair[1] - pair[0]):
             numbers = [number for _, number in run]
-            returns: Sequence[JobReturn] = self.launcher.launch(
-                [jobs[number] for number in numbers], initial_job_idx=numbers[0]
-            )
+            try:
+                returns: Sequence[JobReturn] = self.launcher.launch(
+                    [jobs[number] for number in numbers], initial_job_idx=numbers[0]
+                )
+            except Exception as error:  # every launcher has its own
+                raise SweepError(
+                    f"what launches the jobs failed ({type(error).__name__}: {error}). To go on "
+                    f"with the sweep, run the same command with hydra.sweeper.study={self.study}"
+                ) from error
             for number, returned in zip(numbers, returns, strict=True):
                 if returned.status == JobStatus.COMPLETED:
                     records[number] = returned.return_value

@@ -194,6 +194,8 @@ def end_with_sweep() -> None:
     parent = os.environ.pop(_PARENT, None)  # not for the other ranks: their parent is this process
     if parent is None or not sys.platform.startswith("linux"):
         return
+    # With this submitit tells the process above that the time is nearly over; that one ends this.
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG, man 2 prctl
     if os.getppid() != int(parent):
         raise SystemExit(128 + signal.SIGTERM)

@@ -72,9 +72,8 @@ def parameter_axis(name: str, described: dict[str, Any], values: list[str]) -> A
     whole = described.get("step") == 1 and not log and high - low <= 10
     if whole:
         numbers = list(np.arange(low, high + 1))
-    return Axis(
-        name, [place(float(v)) for v in values], [(place(n), _label(n)) for n in numbers], whole
-    )
+    ticks = list(zip(map(place, numbers), _labels(numbers, log), strict=True))
+    return Axis(name, [place(float(value)) for value in values], ticks, whole)
 
 
 def _round_numbers(low: float, high: float, log: bool) -> list[float]:
@@ -93,8 +92,13 @@ def _round_numbers(low: float, high: float, log: bool) -> list[float]:
     return [low, high]
 
 
-def _label(number: float) -> str:
-    return f"{number:.3g}".replace("e-0", "e-").replace("e+0", "e")
+def _labels(numbers: list[float], log: bool) -> list[str]:
+    """Each in its shortest form or, on a linear axis, all with as many decimals."""
+    short = [f"{number:.4g}" for number in numbers]
+    if not log and not any("e" in text for text in short):
+        decimals = max(len(text.partition(".")[2]) for text in short)
+        short = [f"{number:.{decimals}f}" for number in numbers]
+    return [text.replace("e-0", "e-").replace("e+0", "e") for text in short]
 
 
 def draw_parallel(sweep: "Sweep", path: Path) -> list[str]:
@@ -144,7 +148,9 @@ def draw_parallel(sweep: "Sweep", path: Path) -> list[str]:
             style = {"color": colour, "linewidth": 3.2 if best else 1.4, "zorder": 5 if best else 2}
             style["alpha"] = 1.0 if best or len(jobs) <= 40 else 0.5
         plot.plot(xs, ys, solid_capstyle="round", **style)
-    objective = [(height(n), _label(n)) for n in _round_numbers(lowest, highest, log=False)]
+    round_numbers = _round_numbers(lowest, highest, log=False)
+    labels = _labels(round_numbers, log=False)
+    objective = list(zip(map(height, round_numbers), labels, strict=True))
     for x, axis in enumerate(axes):
         _draw_axis(plot, x, axis.name, axis.ticks)
     _draw_axis(plot, len(axes), sweep.objective, objective, right=True)

@@ -98,6 +98,9 @@ def report(directory: Path) -> list[Job]:
     sweep = read_sweep(directory)
     # Without a terminal there is no width to keep to.
     console = Console(width=None if sys.stdout.isatty() else 140)
+    states = [job.state for job in sweep.jobs]
+    counts = [f"{states.count(s)} {s}" for s in dict.fromkeys((COMPLETE, FAILED, *states))]
+    print(f"{directory}: {', '.join(counts)}")
     console.print(table(sweep))
     if len(sweep.jobs) > ROWS:
         console.print(f"and {len(sweep.jobs) - ROWS} more in {directory / RESULTS}")
@@ -117,15 +120,7 @@ def report(directory: Path) -> list[Job]:
 
 def table(sweep: Sweep) -> Table:
     """The jobs, best first, at most `ROWS`."""
-    counts = {s: sum(job.state == s for job in sweep.jobs) for s in (COMPLETE, FAILED)}
-    rest = len(sweep.jobs) - sum(counts.values())
-    title = f"{sweep.directory}: {counts[COMPLETE]} complete, {counts[FAILED]} failed"
-    found = Table(
-        title=title + f", {rest} unfinished" * bool(rest),
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-    )
+    found = Table(box=box.SIMPLE_HEAD)
     found.add_column("job", justify="right")
     found.add_column(sweep.objective, justify="right", overflow="fold")
     for parameter, described in sweep.parameters.items():
