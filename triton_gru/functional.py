@@ -257,7 +257,7 @@ def gru_cell(
         reset_after=reset_after,
         device=x.device,
         dtype=dtype,
-        hidden_size=hx.shape[1],
+        hidden_size=weight_hh.shape[1],
     )
     if choice.backend == "torch":
         h = _VF.gru_cell(x, hx, weight_ih, weight_hh, bias_ih, bias_hh)
