@@ -89,6 +89,9 @@ def test_an_empty_batch():
 
 
 @pytest.mark.parametrize("reset_after", [True, False])
+@pytest.mark.compat(
+    "arguments", "save_gates", "works better", "memory for time in the kernels' backward"
+)
 def test_saved_gates_change_memory_and_nothing_else(reset_after):
     torch.manual_seed(0)
     T, B, H = 24, 3, 16

@@ -30,6 +30,7 @@ print("ran")
 """
 
 
+@pytest.mark.compat("beyond", "use without triton installed", "works")
 def test_import_and_use_need_no_triton():
     process = subprocess.run(
         [sys.executable, "-c", WITHOUT_TRITON], capture_output=True, text=True, check=False
@@ -71,6 +72,7 @@ def engine(monkeypatch):
         (False, "cuda", "reference"),
     ],
 )
+@pytest.mark.compat("arguments", "backend", "works better", "`auto`, or one by name")
 def test_auto_without_kernels(reset_after, device, expected, monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     obstacle = recurrence._triton_obstacle
@@ -164,6 +166,7 @@ def test_the_engine_computes_forward_and_backward_but_no_second_derivative(engin
         ({"reset_after": False}, "torch has no kernel for reset_after=False."),
     ],
 )
+@pytest.mark.compat("beyond", "explain", "works better", "which backend runs, and why")
 def test_explain(options, text, monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     layer = GRU(3, 5, **options)
@@ -195,6 +198,7 @@ def test_explain_takes_lengths_and_resets(monkeypatch):
     assert "torch's own GRU cannot start anew inside a row." in text
 
 
+@pytest.mark.compat("beyond", "resets", "works better")
 def test_torch_by_name_refuses_resets():
     layer, x = GRU(3, 5, backend="torch"), torch.zeros(2, 1, 3)
     with pytest.raises(RuntimeError, match=r"backend='torch' cannot run: .*Use backend='auto'"):

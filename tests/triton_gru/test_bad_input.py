@@ -154,6 +154,7 @@ def refuses(module, theirs, args, words):
 
 
 @pytest.mark.parametrize("case", LAYER_CASES)
+@pytest.mark.compat("input", "errors of a wrong input or hx", "works better", "they say what to do")
 def test_layer(case):
     """In the very same words on every backend, even one that could not run here."""
     args, words = LAYER_CASES[case]
@@ -169,6 +170,8 @@ def test_layer_with_reset_before(case):
 
 
 @pytest.mark.parametrize("case", ROWS_CASES)
+@pytest.mark.compat("beyond", "lengths", "works better")
+@pytest.mark.compat("beyond", "resets", "works better")
 def test_lengths_and_resets(case):
     """In the very same words on every backend."""
     given, options, error, words = ROWS_CASES[case]
@@ -251,6 +254,7 @@ def test_autocast_refuses_to_mix_float64(which, backend):
         ({"input_size": "5"}, TypeError, "input_size should be of type int, got: str"),
     ],
 )
+@pytest.mark.compat("input", "errors of wrong arguments", "works")
 def test_construction(arguments, error, message, cls):
     with pytest.raises(error, match=message):
         cls(**{"input_size": I, "hidden_size": H, **arguments})

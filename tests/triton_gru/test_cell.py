@@ -23,6 +23,7 @@ def results(cell, x, hx):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(), (3,), (0,)])
 @pytest.mark.parametrize("with_hx", [True, False])
+@pytest.mark.compat("input", "GRUCell: input [B, I] or [I], hx or none, bias", "works")
 def test_equals_nn_gru_cell(with_hx, shape, bias, backend):
     theirs = nn.GRUCell(5, 7, bias, dtype=torch.float64)
     ours = GRUCell.from_torch(theirs, backend=backend)
@@ -47,6 +48,7 @@ def test_a_cell_step_by_step_is_the_layer(reset_after):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("h_dtype", [torch.float32, None])
+@pytest.mark.compat("training", "dtypes under autocast", "works")
 def test_autocast_gives_the_dtypes_of_nn_gru_cell(h_dtype, dtype, backend):
     theirs = nn.GRUCell(5, 7)
     ours = GRUCell.from_torch(theirs, backend=backend)
@@ -59,6 +61,7 @@ def test_autocast_gives_the_dtypes_of_nn_gru_cell(h_dtype, dtype, backend):
 
 
 @pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.compat("attributes", "state_dict, load_state_dict", "works")
 def test_parameters_state_dict_and_copies(bias):
     torch.manual_seed(3)
     theirs = nn.GRUCell(5, 7, bias)

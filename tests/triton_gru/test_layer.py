@@ -49,6 +49,12 @@ def results(module, x, hx):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("settings", SETTINGS, ids=IDS)
 @pytest.mark.parametrize("layout", ["batched", "unbatched", "without hx"])
+@pytest.mark.compat("arguments", "input_size, hidden_size", "works")
+@pytest.mark.compat("arguments", "num_layers", "works")
+@pytest.mark.compat("arguments", "bias", "works")
+@pytest.mark.compat("arguments", "batch_first", "works")
+@pytest.mark.compat("arguments", "bidirectional", "works")
+@pytest.mark.compat("input", "input [T, B, I], [B, T, I] or [T, I]; hx or none", "works")
 def test_equals_nn_gru(layout, settings, backend):
     theirs, ours = pair(backend=backend, dtype=torch.float64, **settings)
     T, B = 6, 3
@@ -65,6 +71,7 @@ def test_equals_nn_gru(layout, settings, backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("settings", SETTINGS, ids=IDS)
 @pytest.mark.parametrize("order", ["sorted", "unsorted", "padded"])
+@pytest.mark.compat("input", "PackedSequence, sorted or not", "works")
 def test_packed_sequences_equal_nn_gru(order, settings, backend):
     theirs, ours = pair(backend=backend, dtype=torch.float64, **settings)
     lengths = [7, 4, 4, 1] if order == "sorted" else [4, 1, 7, 4]
@@ -83,6 +90,12 @@ def test_packed_sequences_equal_nn_gru(order, settings, backend):
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.compat(
+    "arguments",
+    "reset_after=False",
+    "works better",
+    "the formula of Cho et al. 2014, which torch lacks",
+)
 def test_packed_rows_equal_the_rows_alone_with_reset_before(bidirectional):
     """torch has no such formula to compare with, but a row must not depend on its neighbours."""
     layer = GRU(5, 7, 2, bidirectional=bidirectional, reset_after=False, dtype=torch.float64)
@@ -96,6 +109,9 @@ def test_packed_rows_equal_the_rows_alone_with_reset_before(bidirectional):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.compat(
+    "arguments", "dtype (float64, float32, bfloat16, float16)", "works", "errs no more than nn.GRU"
+)
 def test_reference_in_lower_precision_errs_no_more_than_nn_gru(dtype):
     exact = nn.GRU(20, 33, 2, dtype=torch.float64)
     x = torch.randn(64, 16, 20, dtype=torch.float64)
@@ -120,6 +136,7 @@ def test_reference_in_lower_precision_errs_no_more_than_nn_gru(dtype):
     assert all(o <= 1.5 * limit for o, limit in zip(ours_errors, limits, strict=True))
 
 
+@pytest.mark.compat("input", "non-contiguous input and hx", "works")
 def test_non_contiguous_input_and_hx():
     theirs, ours = pair(num_layers=2, dtype=torch.float64)
     x = torch.randn(3, 5, 6, dtype=torch.float64).permute(2, 0, 1).requires_grad_()
@@ -129,12 +146,14 @@ def test_non_contiguous_input_and_hx():
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.compat("input", "an empty batch", "works")
 def test_empty_batch(backend):
     theirs, ours = pair(num_layers=2, bidirectional=True, backend=backend)
     x = torch.randn(4, 0, 5, requires_grad=True)
     assert_close(results(ours, x, None), results(theirs, x, None))
 
 
+@pytest.mark.compat("arguments", "dropout", "works", "the same numbers under the same seed")
 def test_dropout_equals_nn_gru_under_the_same_seed():
     theirs, ours = pair(num_layers=3, dropout=0.5, backend="torch")
     x, hx = torch.randn(6, 3, 5, requires_grad=True), states(theirs, 3, torch.float32)
@@ -167,6 +186,7 @@ def test_dropout_zeroes_between_layers_only_in_training(reset_after):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("x_dtype", [torch.float32, None])
 @pytest.mark.parametrize("h_dtype", [torch.float32, None, "absent"])
+@pytest.mark.compat("training", "dtypes under autocast", "works", "those of nn.GRU")
 def test_autocast_gives_the_dtypes_of_nn_gru(h_dtype, x_dtype, dtype, backend):
     theirs, ours = pair(num_layers=2, backend=backend)
     x = torch.randn(6, 3, 5, dtype=x_dtype or dtype)
@@ -190,6 +210,9 @@ def test_autocast_leaves_float64_alone():
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=IDS)
+@pytest.mark.compat(
+    "attributes", "initial parameters under a seed; all_weights", "works", "the same numbers"
+)
 def test_same_parameters_under_the_same_seed(settings):
     torch.manual_seed(3)
     theirs = nn.GRU(5, 7, **settings)
@@ -207,6 +230,7 @@ def test_same_parameters_under_the_same_seed(settings):
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=IDS)
+@pytest.mark.compat("attributes", "state_dict, load_state_dict", "works", "both ways")
 def test_state_dict_loads_both_ways(settings):
     theirs, ours = nn.GRU(5, 7, **settings), GRU(5, 7, **settings)
     ours.load_state_dict(theirs.state_dict())
@@ -263,6 +287,7 @@ def test_weight_norm():
     assert_close(GRU.from_torch(ours)(x), theirs(x))
 
 
+@pytest.mark.compat("attributes", "flatten_parameters and the attributes of an nn.GRU", "works")
 def test_has_what_users_read_off_an_nn_gru():
     theirs, ours = pair(num_layers=2, bidirectional=True)
     assert isinstance(ours, nn.RNNBase)
@@ -282,6 +307,7 @@ def test_compiles_into_one_graph(reset_after):
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=IDS)
+@pytest.mark.compat("beyond", "from_torch, to_torch", "works better", "nn.GRU to ours and back")
 def test_from_torch_and_back(settings):
     theirs = nn.GRU(5, 7, dropout=0.25 if settings["num_layers"] > 1 else 0.0, **settings)
     theirs = theirs.double().eval()
@@ -310,6 +336,12 @@ def test_from_torch_keeps_the_variant_of_a_gru():
     assert torch.equal(GRU.from_torch(layer)(x)[0], layer(x)[0])
 
 
+@pytest.mark.compat(
+    "attributes",
+    "to_torch with reset_after=False",
+    "differs",
+    "refused: nn.GRU would compute another function",
+)
 def test_conversions_refuse_what_would_compute_something_else():
     with pytest.raises(ValueError, match=r"to_torch\(\) needs reset_after=True.*another function"):
         GRU(5, 7, reset_after=False).to_torch()
@@ -317,17 +349,20 @@ def test_conversions_refuse_what_would_compute_something_else():
         GRU.from_torch(nn.LSTM(5, 7))
 
 
+@pytest.mark.compat("attributes", "repr, extra_repr", "works")
 def test_repr():
     assert repr(GRU(5, 7)) == repr(nn.GRU(5, 7))
     text = "GRU(5, 7, num_layers=2, batch_first=True, reset_after=False, backend='reference')"
     assert repr(GRU(5, 7, 2, batch_first=True, reset_after=False, backend="reference")) == text
 
 
+@pytest.mark.compat("arguments", "dropout", "works")
 def test_dropout_in_one_layer_warns_as_nn_gru_does():
     with pytest.warns(UserWarning, match="dropout option adds dropout after all but last"):
         GRU(5, 7, dropout=0.5)
 
 
+@pytest.mark.compat("arguments", "device", "works")
 def test_meta_device():
     for reset_after in (True, False):
         layer = GRU(5, 7, 2, bidirectional=True, device="meta", reset_after=reset_after)
@@ -336,6 +371,9 @@ def test_meta_device():
 
 
 @pytest.mark.parametrize("reset_after", [True, False])
+@pytest.mark.compat(
+    "beyond", "gru(), gru_cell(): the functions", "works better", "nn.GRU has no public one"
+)
 def test_functional_gru_is_what_the_layer_computes(reset_after):
     layer = GRU(5, 7, 2, bias=False, bidirectional=True, reset_after=reset_after)
     x = torch.randn(4, 3, 5)

@@ -35,6 +35,7 @@ def test_both_modules_have_samples():
 
 
 @for_each
+@pytest.mark.compat("input", "PyTorch's own samples of nn.GRU and nn.GRUCell", "works")
 def test_samples(info, dtype, device, training, backend):
     samples = info.module_inputs_func(
         info, device=device, dtype=dtype, requires_grad=True, training=training
@@ -58,6 +59,7 @@ def test_samples(info, dtype, device, training, backend):
 
 
 @for_each
+@pytest.mark.compat("input", "PyTorch's own error samples", "works", "the same exceptions")
 def test_error_samples(info, dtype, device, training, backend):
     samples = info.module_error_inputs_func(
         info, device=device, dtype=dtype, requires_grad=False, training=training

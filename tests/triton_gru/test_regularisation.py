@@ -121,6 +121,12 @@ def results(run, layer, x, hx, seed=5):
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.compat(
+    "beyond",
+    "recurrent_dropout, weight_dropout, zoneout, layer_norm",
+    "works better",
+    "on the equations in plain torch; `weight_dropout` on every backend",
+)
 def test_equals_the_loop(dropout, bidirectional, training, kind, reset_after):
     layer = make_layer(kind, bidirectional=bidirectional, reset_after=reset_after, dropout=dropout)
     layer.train(training)
@@ -170,6 +176,9 @@ def test_dropping_is_the_plain_gru_in_evaluation(backend, kind, reset_after):
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.compat(
+    "beyond", "recurrent_dropout, weight_dropout, zoneout, layer_norm", "works better"
+)
 def test_off_is_the_plain_gru_and_draws_nothing():
     layer = GRU(I, H, 2, recurrent_dropout=0.0, weight_dropout=0.0, zoneout=0.0, layer_norm=False)
     assert [name for name, _ in layer.named_parameters()] == [
@@ -181,6 +190,9 @@ def test_off_is_the_plain_gru_and_draws_nothing():
     assert "Backend 'torch' will run" in layer.explain()
 
 
+@pytest.mark.compat(
+    "beyond", "recurrent_dropout, weight_dropout, zoneout, layer_norm", "works better"
+)
 def test_weight_dropout_is_the_same_on_every_backend_under_a_seed():
     layer = make_layer("weight_dropout", bidirectional=True, dropout=0.5)
     x, hx = make_input(layer)
@@ -253,6 +265,9 @@ def test_training_with_lengths_and_resets_reaches_nothing_past_the_end(kind):
 
 
 @pytest.mark.parametrize("kind", ["recurrent_dropout", "zoneout", "layer_norm", "all"])
+@pytest.mark.compat(
+    "beyond", "recurrent_dropout, weight_dropout, zoneout, layer_norm", "works better"
+)
 def test_explain_says_which_backend_takes_it_and_why(kind):
     layer = make_layer(kind)
     name = "recurrent_dropout" if kind == "all" else kind

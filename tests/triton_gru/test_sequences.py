@@ -61,6 +61,7 @@ def results(outputs, inputs):
 @every_variant
 @every_direction
 @pytest.mark.parametrize("lengths", [None, [10, 11, 4]])
+@pytest.mark.compat("beyond", "resets", "works better", "several sequences in a row")
 def test_sequences_in_one_row_equal_the_sequences_alone(lengths, bidirectional, reset_after):
     layer = make_layer(bidirectional=bidirectional, reset_after=reset_after)
     D = 2 if bidirectional else 1
@@ -82,6 +83,12 @@ every_backend = pytest.mark.parametrize(
 @every_backend
 @every_direction
 @pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.compat(
+    "beyond",
+    "lengths",
+    "works better",
+    "on the device, in any order; nn.GRU wants them packed on the host",
+)
 def test_rows_with_lengths_equal_the_rows_alone(batch_first, bidirectional, backend, reset_after):
     layer = make_layer(
         bidirectional=bidirectional,
@@ -107,6 +114,7 @@ def test_rows_with_lengths_equal_the_rows_alone(batch_first, bidirectional, back
 
 
 @every_backend
+@pytest.mark.compat("beyond", "lengths", "works better")
 def test_what_stands_past_the_end_reaches_nothing(backend, reset_after):
     """Not even the gradient of W_ih, in which 0 meets the input and 0 * NaN would be NaN."""
     layer = make_layer(bidirectional=True, reset_after=reset_after, backend=backend)
@@ -173,6 +181,7 @@ def test_integers_of_every_kind_are_lengths(dtype):
 
 
 @every_variant
+@pytest.mark.compat("derivatives", "double backward with lengths and resets", "works better")
 def test_second_derivatives_with_lengths_and_resets(reset_after):
     layer = make_layer(num_layers=1, bidirectional=True, reset_after=reset_after)
     layer.requires_grad_(False)
@@ -183,6 +192,7 @@ def test_second_derivatives_with_lengths_and_resets(reset_after):
 
 
 @every_variant
+@pytest.mark.compat("graphs", "torch.compile with lengths and resets", "works better")
 def test_compiles_into_one_graph_for_all_sizes(reset_after):
     layer = make_layer(bidirectional=True, reset_after=reset_after)
     graphs = []
@@ -203,6 +213,7 @@ def test_compiles_into_one_graph_for_all_sizes(reset_after):
 
 
 @every_backend
+@pytest.mark.compat("beyond", "lengths", "works better")
 def test_nothing_waits_for_the_device(backend, reset_after):
     """The meta device has no values to wait for: whoever asks for one raises there."""
     layer = make_layer(bidirectional=True, reset_after=reset_after, backend=backend, device="meta")

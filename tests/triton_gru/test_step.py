@@ -31,6 +31,7 @@ def step_through(layer, x, state):
 @pytest.mark.parametrize("layers", [1, 3])
 @pytest.mark.parametrize("rows", [(), (1,), (B,)])
 @pytest.mark.parametrize("given", [True, False])
+@pytest.mark.compat("beyond", "step", "works better", "one step at a time, for decoding")
 def test_steps_equal_the_sequence(given, rows, layers, bias, backend, reset_after):
     layer = make_layer(num_layers=layers, bias=bias, backend=backend, reset_after=reset_after)
     x = torch.randn(T, *rows, I, dtype=torch.float64)
@@ -42,6 +43,7 @@ def test_steps_equal_the_sequence(given, rows, layers, bias, backend, reset_afte
 
 
 @every_kind
+@pytest.mark.compat("beyond", "step", "works better")
 def test_gradients_through_steps_equal_those_of_the_sequence(backend, reset_after):
     layer = make_layer(backend=backend, reset_after=reset_after)
     x = torch.randn(T, B, I, dtype=torch.float64, requires_grad=True)

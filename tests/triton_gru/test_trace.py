@@ -53,6 +53,7 @@ SETTINGS = [
 @pytest.mark.parametrize(
     "settings", SETTINGS, ids=lambda settings: "-".join(map(str, settings.values()))
 )
+@pytest.mark.compat("beyond", "trace", "works better", "gates, candidates and states of every step")
 def test_equals_the_equations(settings):
     module = GRU(INPUT, H, dtype=torch.float64, **settings)
     directions = 2 if settings["bidirectional"] else 1

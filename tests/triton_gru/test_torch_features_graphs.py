@@ -1,0 +1,171 @@
+"""What traces a model: torch.compile, torch.export, torch.fx, TorchScript."""
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch._dynamo.utils import counters
+from torch.export import Dim
+
+from tests.tolerances import assert_close
+from tests.triton_gru.counterparts import IN, B, T, pair, results
+from triton_gru import GRU, GRUCell
+
+both_variants = pytest.mark.parametrize("reset_after", [True, False])
+SIZES = [(T, B), (5, 2), (9, 6)]
+
+
+@pytest.fixture(autouse=True)
+def fresh_dynamo():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@both_variants
+@pytest.mark.compat(
+    "graphs",
+    "torch.compile(fullgraph=True), forward and backward",
+    "works better",
+    "one graph for every batch and number of steps; Dynamo breaks the graph at nn.GRU",
+)
+def test_compiles_once_for_all_sizes(backend, reset_after):
+    layer = GRU(IN, 7, backend=backend, reset_after=reset_after, bidirectional=True)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend=counter)
+    frames = []
+    for steps, rows in SIZES:
+        x = torch.randn(steps, rows, IN)
+        leaves = [x.clone().requires_grad_() for _ in range(2)]
+        outcomes = []
+        for call, leaf in zip((compiled, layer), leaves, strict=True):
+            y, h_n = call(leaf)
+            loss = y.sin().sum() + h_n.cos().sum()
+            outcomes.append([y, h_n, *torch.autograd.grad(loss, [leaf, *layer.parameters()])])
+        assert_close(outcomes[0], outcomes[1])
+        frames.append(counter.frame_count)
+    assert frames[0] > 0 and frames == [frames[0]] * len(SIZES)
+    assert not counters["graph_break"]
+
+
+@pytest.mark.compat("graphs", "torch.compile(fullgraph=True), forward and backward", "works better")
+def test_nn_gru_does_not_compile_whole():
+    """When this fails, torch has caught up and the row above should say so."""
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="GRU"):
+        torch.compile(nn.GRU(IN, 7), fullgraph=True, backend="eager")(torch.randn(T, B, IN))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [{}, {"reset_after": False}], ids=["after", "before"])
+@pytest.mark.compat("graphs", "torch.compile with Inductor", "works")
+def test_inductor(settings):
+    layer = nn.Sequential(nn.Linear(IN, IN), GRU(IN, 7, **settings))
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True)
+    for steps, rows in SIZES[:2]:
+        x = torch.randn(steps, rows, IN)
+        outcomes = []
+        for call in (compiled, layer):
+            y, _ = call(x)
+            outcomes.append([y, *torch.autograd.grad(y.sin().sum(), [*layer.parameters()])])
+        assert_close(outcomes[0], outcomes[1])
+
+
+@both_variants
+@pytest.mark.compat("graphs", "torch.compile of GRUCell", "works")
+def test_a_cell_compiles(backend, reset_after):
+    cell = GRUCell(IN, 7, backend=backend, reset_after=reset_after)
+    compiled = torch.compile(cell, fullgraph=True, dynamic=True, backend="aot_eager")
+    for rows in (3, 5):
+        x, h = torch.randn(rows, IN), torch.randn(rows, 7)
+        assert_close(compiled(x, h), cell(x, h))
+
+
+@both_variants
+@pytest.mark.parametrize("dynamic", [(), (1,), (0, 1)], ids=["static", "rows", "steps and rows"])
+@pytest.mark.compat(
+    "graphs",
+    "torch.export",
+    "works better",
+    "the number of steps may be dynamic too; the program then holds an operator of ours",
+)
+def test_export(backend, reset_after, dynamic):
+    layer = GRU(IN, 7, bidirectional=True, backend=backend, reset_after=reset_after).eval()
+    x = torch.randn(T, B, IN)
+    shapes = (dict.fromkeys(dynamic, Dim.DYNAMIC),)
+    # The strict mode, by Dynamo, for what is hardest.
+    for strict in (False, True) if len(dynamic) == 2 else (False,):
+        program = torch.export.export(layer, (x,), dynamic_shapes=shapes, strict=strict).module()
+        assert_close(program(x), layer(x))
+        other = torch.randn(9 if 0 in dynamic else T, 6 if 1 in dynamic else B, IN)
+        assert_close(program(other), layer(other))
+
+
+@both_variants
+@pytest.mark.compat("graphs", "torch.fx.symbolic_trace", "works")
+def test_symbolic_trace(backend, reset_after):
+    ours, theirs = pair(backend, reset_after)
+
+    class Model(nn.Module):
+        def __init__(self, rnn):
+            super().__init__()
+            self.rnn = rnn
+
+        def forward(self, x):
+            y, h_n = self.rnn(x)
+            return y * 2, h_n
+
+    traced = torch.fx.symbolic_trace(Model(ours))
+    x = torch.randn(T, B, IN)
+    y, h_n = traced(x)
+    expected_y, expected_h = theirs(x)
+    assert_close((y / 2, h_n), (expected_y, expected_h))
+    assert_close(traced(x[:2])[1], theirs(x[:2])[1])
+
+
+@pytest.mark.compat("graphs", "torch.jit.trace", "works", "on a CPU's backends")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@both_variants
+def test_jit_trace(reset_after):
+    ours, theirs = pair("auto", reset_after)
+    x = torch.randn(T, B, IN)
+    traced = torch.jit.trace(ours, (x,))
+    assert_close(traced(x * 2), theirs(x * 2))
+
+
+@pytest.mark.compat(
+    "graphs", "torch.jit.script", "differs", "an error of TorchScript's; script `to_torch()`"
+)
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
+def test_jit_script():
+    layer = GRU(IN, 7)
+    with pytest.raises(torch.jit.frontend.NotSupportedError, match="keyword-only arguments"):
+        torch.jit.script(layer)
+
+    class Model(nn.Module):  # TorchScript compiles no nn.GRU that stands alone
+        def __init__(self):
+            super().__init__()
+            self.rnn = layer.to_torch()
+
+        def forward(self, x: torch.Tensor):
+            return self.rnn(x)
+
+    x = torch.randn(T, B, IN)
+    assert_close(torch.jit.script(Model())(x), layer(x))
+
+
+@both_variants
+@pytest.mark.compat(
+    "graphs", "torch.compile, `torch.utils.checkpoint` and autocast inside", "works"
+)
+def test_compiles_around_other_features(backend, reset_after):
+    ours, _ = pair(backend, reset_after)
+
+    def run(x, hx):
+        with torch.autocast("cpu", torch.bfloat16):
+            return torch.utils.checkpoint.checkpoint(ours, x, hx, use_reentrant=False)
+
+    compiled = torch.compile(run, fullgraph=True, dynamic=True, backend="aot_eager")
+    compiled.parameters = run.parameters = ours.parameters
+    x = torch.randn(T, B, IN)
+    assert_close(results(compiled, x), results(run, x), dtype=torch.bfloat16)
