@@ -16,7 +16,6 @@ import hashlib
 import json
 import os
 import unicodedata
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -32,6 +31,7 @@ from lightning_module.corpora import DataError
 DOC = "<doc>"
 UNK = "<unk>"
 BYTES = 256
+_CODE_POINTS = 0x110000
 
 # Scripts that set no spaces between words: a character is a word.
 _UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}"
@@ -107,6 +107,14 @@ class Tokenizer:
         self.vocab_size: int = tokenizer.get_vocab_size()
         self.doc_id: int = doc_id
         self.unk_id: int | None = tokenizer.token_to_id(UNK)
+        # For characters a table, which is a hundred times as fast as looking for tokens in text.
+        self._id_of_code_point: np.ndarray | None = None
+        split = json.loads(tokenizer.to_str())["pre_tokenizer"]
+        if (split.get("pattern") or {}).get("Regex") == _SPLITS["char"]:
+            self._id_of_code_point = np.full(_CODE_POINTS, self.unk_id, np.int32)
+            for token, id in tokenizer.get_vocab().items():
+                if token not in (DOC, UNK):
+                    self._id_of_code_point[ord(token)] = id
 
     @classmethod
     def train(cls, settings: TokenizerSettings, texts: Iterable[str]) -> Tokenizer:
@@ -139,10 +147,13 @@ class Tokenizer:
         else:
             most = (settings.vocab_size or everything) - 2
             if settings.kind == "char":
-                counts = Counter()
+                counts = np.zeros(_CODE_POINTS, np.int64)
                 for text in texts:
-                    counts.update(text)
-                frequent = sorted(counts, key=lambda token: (-counts[token], token))[:most]
+                    found = np.bincount(_code_points(text))
+                    counts[: len(found)] += found
+                # The most frequent, of equally frequent ones those that come first in Unicode.
+                codes = np.argsort(-counts, kind="stable")[:most]
+                frequent = [chr(code) for code in codes if counts[code]]
             else:
                 splitter.model = models.WordLevel(unk_token=UNK)
                 trainer = trainers.WordLevelTrainer(
@@ -207,6 +218,10 @@ class Tokenizer:
         other. The pieces keep the memory needed small, and the processor's cores busy.
         """
         batch: list[str] = []
+        if self._id_of_code_point is not None:
+            for piece in pieces(texts):
+                yield self._id_of_code_point[_code_points(piece)].astype(np.int64)
+            return
         for piece in pieces(texts):
             batch.append(piece)
             if len(batch) == 64:
@@ -270,6 +285,10 @@ class Tokenizer:
             f"{' Perhaps ' + ', '.join(hints) + '?' if hints else ''} "
             "Leave them out, or train with tokenizer=bpe, which knows every text."
         )
+
+
+def _code_points(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
 
 
 def _pre_tokenizer(kind: str) -> pre_tokenizers.PreTokenizer:

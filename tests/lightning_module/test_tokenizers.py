@@ -57,6 +57,13 @@ def test_training_text_comes_back(tokenizer):
         assert tokenizer.doc_id not in ids
 
 
+@given(TROUBLE, TROUBLE)
+def test_characters_by_the_table_are_those_of_the_library(known, text):
+    tokenizer = Tokenizer.train(SETTINGS["char"], [known])
+    library = tokenizer._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
+    assert corpus_ids(tokenizer, [text]) == library
+
+
 @given(TROUBLE)
 @example("<doc>")
 def test_bpe_knows_every_text(text):
