@@ -37,6 +37,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from lightning_module.checkpoints import CHECKPOINTS, CONFIG, LAST
+from lightning_module.disk import write_atomically
 from lightning_module.reports import METRICS, read_metrics, summarize
 
 log = logging.getLogger(__name__)
@@ -139,7 +140,7 @@ def run_job() -> Job:
             job.seconds = earlier.seconds
         arguments = _arguments(job, hydra, interrupted=earlier and earlier.state == UNFINISHED)
         if rank == 0:
-            _write(sweep_dir, job)
+            write_job(sweep_dir, job)
         begun = time.monotonic()
         with (sweep_dir / JOBS / f"{name}.log").open("ab") as output:
             start = output.tell()
@@ -147,7 +148,7 @@ def run_job() -> Job:
         job.seconds += time.monotonic() - begun
         _judge(job, code, hydra.sweeper.objective, Path(output.name), start)
         if rank == 0:
-            _write(sweep_dir, job)
+            write_job(sweep_dir, job)
     log.info(
         f"job {number}: {hydra.sweeper.objective} {job.value:.4f} after {job.seconds:.0f} s"
         if job.state == COMPLETE
@@ -232,11 +233,7 @@ def _reason(code: int, output: Path, start: int) -> str:
     return f"exit code {code}: {said[-1] if said else 'it printed nothing'}"
 
 
-def _write(sweep_dir: Path, job: Job) -> None:
+def write_job(sweep_dir: Path, job: Job) -> None:
     """Write a record; a reader sees the old one or the new one."""
-    file = record_file(sweep_dir, job.number)
-    new = file.with_suffix(".new")
-    new.write_text(
-        json.dumps(dataclasses.asdict(job), indent=1, ensure_ascii=False) + "\n", "utf-8"
-    )
-    new.replace(file)
+    text = json.dumps(dataclasses.asdict(job), indent=1, ensure_ascii=False) + "\n"
+    write_atomically(record_file(sweep_dir, job.number), text.encode())

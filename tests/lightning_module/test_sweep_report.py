@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lightning_module import sweep_plots, sweep_report
-from lightning_module.sweep_jobs import COMPLETE, FAILED, UNFINISHED, Job, _write
+from lightning_module.sweep_jobs import COMPLETE, FAILED, UNFINISHED, Job, write_job
 
 SPACE = {
     "optimizer.lr": {"low": 1e-4, "high": 1e-1, "log": True, "step": None},
@@ -47,7 +47,7 @@ def make(directory, number_of_jobs=12, direction="minimize", space=SPACE):
             job.value = loss if direction == "minimize" else -loss
             job.metrics = {"val_loss": job.value, "best_step": 100}
         job.seconds = 1.5
-        _write(directory, job)
+        write_job(directory, job)
     return sweep_report.read_sweep(directory)
 
 
@@ -144,7 +144,7 @@ def test_sweeps_with_little_to_show(tmp_path, capsys):
     dead = make(tmp_path / "dead", 1)
     job = dead.jobs[0]
     job.state, job.value, job.reason = FAILED, None, "ended by SIGKILL"
-    _write(dead.directory, job)
+    write_job(dead.directory, job)
     (dead.directory / "parallel.png").touch()
     sweep_report.report(dead.directory)
     said = capsys.readouterr().out

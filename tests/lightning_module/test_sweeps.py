@@ -115,6 +115,7 @@ def grid(command, text_file):
     return folder / "multirun" / "first", done, more
 
 
+@pytest.mark.slow
 def test_a_failed_job_does_not_end_a_grid(grid):
     directory, done, _ = grid
     jobs = read_jobs(directory)
@@ -129,6 +130,7 @@ def test_a_failed_job_does_not_end_a_grid(grid):
     assert not (directory.parent.parent / "unused").exists()
 
 
+@pytest.mark.slow
 def test_the_report_of_a_grid(grid, command):
     directory, done, _ = grid
     jobs = {job.number: job for job in read_jobs(directory)}
@@ -150,6 +152,7 @@ def test_the_report_of_a_grid(grid, command):
     )
 
 
+@pytest.mark.slow
 def test_the_best_command_gives_the_same_run(grid, command):
     directory, done, _ = grid
     line = next(x for x in done.stdout.splitlines() if x.startswith("  triton-gru-train "))
@@ -166,6 +169,7 @@ def test_the_best_command_gives_the_same_run(grid, command):
     assert found["val_bits_per_char"] == best
 
 
+@pytest.mark.slow
 def test_a_grid_goes_on_with_what_is_not_complete(grid, command, text_file):
     directory, _, more = grid
     files = [directory / str(n) / CHECKPOINTS / LAST for n in (0, 2)]
@@ -178,6 +182,7 @@ def test_a_grid_goes_on_with_what_is_not_complete(grid, command, text_file):
     assert len(read_jobs(directory)) == 3
 
 
+@pytest.mark.slow
 def test_a_name_that_exists_with_other_settings_is_refused(grid, command, text_file):
     directory, _, more = grid
     before = {p: p.read_bytes() for p in directory.rglob("*") if p.is_file()}
@@ -199,6 +204,8 @@ def test_report_of_no_sweep(command, tmp_path):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_study_is_reproducible_and_counts_failures(command, text_file, tmp_path):
     """With one trial that diverges, and gone on with in the middle: the same trials."""
     pytest.importorskip("optuna")
@@ -212,7 +219,7 @@ def test_a_study_is_reproducible_and_counts_failures(command, text_file, tmp_pat
         "hydra.sweeper.study=s",
     ]
     found = {}
-    for name, parts in {"whole": (4,), "parts": (1, 4)}.items():
+    for name, parts in {"whole": (3,), "parts": (1, 3)}.items():
         (tmp_path / name).mkdir()
         for trials in parts:
             done = command(
@@ -225,14 +232,14 @@ def test_a_study_is_reproducible_and_counts_failures(command, text_file, tmp_pat
         directory = tmp_path / name / "multirun" / "s"
         found[name] = [(t.params, t.value) for t in study_of(directory, "s").trials]
         jobs = read_jobs(directory)
-        assert [job.number for job in jobs] == [0, 1, 2, 3]
+        assert [job.number for job in jobs] == [0, 1, 2]
         for job, (params, value) in zip(jobs, found[name], strict=True):
             run = settings(directory / str(job.number), "model.num_layers", "model.core.name")
             assert run == [params["model.num_layers"], params["model/core"]]
             assert value == (job.value if job.state == "complete" else WORST)
         assert {job.state for job in jobs} == {"complete", "failed"}
     assert found["whole"] == found["parts"]
-    assert len({params["optimizer.lr"] for params, _ in found["whole"]}) == 4
+    assert len({params["optimizer.lr"] for params, _ in found["whole"]}) == 3
 
 
 class Sweep:

@@ -1,61 +1,36 @@
-"""The sweepers of `triton-gru-train -m`: a grid, and a search with Optuna.
-
-They lie here because Hydra takes plugins from the namespace `hydra_plugins` alone. What a job is,
-and how it runs, is in lightning_module/sweep_jobs.py; these two decide which jobs there are.
-
-Both keep to the same rules:
-- A sweep has a name, `hydra.sweeper.study`, hence a directory, `multirun/NAME`. The same command
-  with the same name goes on with it: what is complete stays, what was interrupted resumes from its
-  checkpoint in its own directory. sweep.json in it holds what is searched; other settings under
-  the same name are refused, because their results would not compare.
-- Every setting is composed once before the first job starts, so that an unknown key stops nothing
-  but the command.
-- A job that diverges or dies is recorded as failed and the sweep goes on. In the end the grid exits
-  with 1 if any job failed, because each of them was asked for by name; a search does if all did,
-  because to find where training fails is part of searching. A grid tries failed jobs again when it
-  is gone on with; a search does not, its sampler has already learnt from them.
-
-Why not hydra-optuna-sweeper (1.3.0, the newest): it requires Optuna below 3, and the distribution
-classes it imports are gone from Optuna 5. When it is gone on with it numbers jobs from 0, into the
-directories of the jobs before, and runs all trials anew.
-"""
+"""What the grid and the search have in common: names, directories, what is refused."""
 
 import contextlib
 import difflib
-import fcntl
 import itertools
 import json
 import os
 import re
 import sys
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import (
-    IntervalSweep,
-    Override,
-    RangeSweep,
-    Transformer,
-)
+from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
-from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+# lightning_module is imported where it is used: Hydra scans its plugins whatever the program, and
+# torch takes seconds.
 SWEEP = "sweep.json"
-STUDY = "study.db"
 
 
 class SweepError(Exception):
     """A sweep that cannot begin as asked for; the message says why and what to do."""
 
 
-class _NamedSweeper(Sweeper):
+class NamedSweeper(Sweeper):
     """What the grid and the search have in common.
 
     Args:
@@ -72,6 +47,7 @@ class _NamedSweeper(Sweeper):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
+        """As Hydra calls it before `sweep`."""
         self.hydra_context, self.config = hydra_context, config
         self.launcher: Launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
@@ -101,15 +77,17 @@ class _NamedSweeper(Sweeper):
         if self._exit_code([job.state == "complete" for job in jobs]):
             raise SystemExit(1)
 
+    @abstractmethod
     def _run(self, overrides: list[Override]) -> None:
-        raise NotImplementedError
+        """Run all jobs."""
 
+    @abstractmethod
     def _exit_code(self, complete: list[bool]) -> int:
-        raise NotImplementedError
+        """Of the command, given which jobs were complete."""
 
+    @abstractmethod
     def _describe(self, override: Override) -> dict[str, Any]:
         """A swept parameter as sweep.json holds it."""
-        raise NotImplementedError
 
     # -- before the first job --------------------------------------------------------------------
 
@@ -169,6 +147,9 @@ class _NamedSweeper(Sweeper):
     @contextlib.contextmanager
     def _directory_of(self, overrides: list[Override]) -> Iterator[None]:
         """The sweep directory, as this process's own and made for these settings."""
+        import fcntl  # which only Unix has; a single run does without
+
+        from lightning_module.disk import write_atomically
         from lightning_module.sweep_jobs import JOBS, own_overrides
 
         wanted = {
@@ -203,205 +184,34 @@ class _NamedSweeper(Sweeper):
                     f"another process runs the sweep {self.study} in {self.directory}: wait, or "
                     f"{other_name}"
                 ) from None
-            file.write_text(json.dumps(wanted, indent=1, ensure_ascii=False) + "\n", "utf-8")
+            text = json.dumps(wanted, indent=1, ensure_ascii=False) + "\n"
+            write_atomically(file, text.encode())
             yield
 
     # -- running ---------------------------------------------------------------------------------
 
     def _launch(self, jobs: dict[int, Sequence[str]]) -> dict[int, Any]:
-        """Run jobs, given as number to overrides, and return their records."""
-        from lightning_module.sweep_jobs import FAILED, Job
+        """Run jobs, given as number to overrides, and return their records.
 
+        Raises:
+            SweepError: they could not be run.
+        """
         records = {}
         # A launcher numbers its jobs one after the other.
         for _, run in itertools.groupby(enumerate(sorted(jobs)), lambda pair: pair[1] - pair[0]):
             numbers = [number for _, number in run]
             try:
-                returns: Sequence[JobReturn] = self.launcher.launch(
+                returns = self.launcher.launch(
                     [jobs[number] for number in numbers], initial_job_idx=numbers[0]
                 )
-            except Exception as error:  # every launcher has its own
+                records |= {n: r.return_value for n, r in zip(numbers, returns, strict=True)}
+            except Exception as error:  # not a training's: the launcher's, or a disk that is full
                 raise SweepError(
-                    f"what launches the jobs failed ({type(error).__name__}: {error}). To go on "
-                    f"with the sweep, run the same command with hydra.sweeper.study={self.study}"
+                    f"what starts and records the jobs failed ({type(error).__name__}: {error}). "
+                    "To go on with the sweep, run the same command with "
+                    f"hydra.sweeper.study={self.study}"
                 ) from error
-            for number, returned in zip(numbers, returns, strict=True):
-                if returned.status == JobStatus.COMPLETED:
-                    records[number] = returned.return_value
-                else:  # not the training, but what starts and records it
-                    reason = f"{returned._return_value}"
-                    records[number] = Job(number, list(jobs[number]), "", FAILED, reason=reason)
         return records
-
-
-class GridSweeper(_NamedSweeper):
-    """Every combination of the listed values, as Hydra's own basic sweeper."""
-
-    def _run(self, overrides: list[Override]) -> None:
-        from lightning_module.sweep_jobs import COMPLETE, read_job
-
-        settings = [[f"{o.get_key_element()}={v}" for v in self._samples(o)] for o in overrides]
-        jobs = dict(enumerate(itertools.product(*settings)))
-        for number in list(jobs):
-            record = read_job(self.directory, number)
-            if record is not None and record.state == COMPLETE:
-                del jobs[number]
-        self._launch(jobs)
-
-    def _exit_code(self, complete: list[bool]) -> int:
-        return 0 if all(complete) else 1
-
-    def _describe(self, override: Override) -> dict[str, Any]:
-        if not override.is_discrete_sweep():
-            raise SweepError(
-                f"{override.input_line}: a grid needs values, as in "
-                f"{override.get_key_element()}=1,2,3; to search an interval add sweep=optuna"
-            )
-        return {"choices": self._samples(override)}
-
-
-class OptunaSweeper(_NamedSweeper):
-    """A search: each trial's parameters are chosen by what the trials before it gave.
-
-    Trial n is drawn by a sampler made anew from `seed` + n. So what it tries depends on the seed
-    and the results known by then, and not on whether the sweep was interrupted; a sampler that is
-    seeded once would, gone on with, try its first points again.
-
-    Args:
-        study: see `_NamedSweeper`, as are objective, direction and params.
-        objective: see there.
-        direction: see there.
-        params: see there; also `interval(a,b)` and `tag(log,interval(a,b))`.
-        n_trials: in all, those of interrupted commands included.
-        n_jobs: trials that run at the same time, where the launcher runs several.
-        sampler: "tpe" or "random".
-        startup_trials: drawn at random before tpe begins to choose.
-        seed: of the sampler.
-    """
-
-    def __init__(
-        self,
-        study: str,
-        objective: str,
-        direction: str,
-        params: DictConfig,
-        n_trials: int,
-        n_jobs: int,
-        sampler: str,
-        startup_trials: int,
-        seed: int,
-    ) -> None:
-        super().__init__(study, objective, direction, params)
-        self.n_trials, self.n_jobs = n_trials, n_jobs
-        self.sampler, self.startup_trials, self.seed = sampler, startup_trials, seed
-
-    def _run(self, overrides: list[Override]) -> None:
-        import optuna
-        from optuna.trial import Trial, TrialState
-
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        space = {o.get_key_element(): _distribution(o) for o in overrides if o.is_sweep_override()}
-        fixed = [
-            f"{o.get_key_element()}={o.get_value_element_as_str()}"
-            for o in overrides
-            if not o.is_sweep_override()
-        ]
-        study = optuna.create_study(
-            storage=f"sqlite:///{(self.directory / STUDY).absolute()}",
-            study_name=self.study,
-            direction=self.direction,
-            load_if_exists=True,
-        )
-        interrupted = []
-        for trial in study.get_trials(states=[TrialState.RUNNING]):
-            if set(trial.params) == set(space):
-                interrupted.append(Trial(study, trial._trial_id))
-            else:  # killed while its parameters were drawn
-                study.tell(trial.number, state=TrialState.FAIL)
-        while True:
-            told = len(study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]))
-            size = min(self.n_jobs, max(self.n_trials - told, len(interrupted)))
-            if size == 0:
-                return
-            batch, interrupted = interrupted[:size], interrupted[size:]
-            while len(batch) < size:
-                study.sampler = self._sampler_of(len(study.get_trials(deepcopy=False)))
-                batch.append(study.ask(space))
-            records = self._launch(
-                {t.number: [*fixed, *(f"{k}={t.params[k]}" for k in space)] for t in batch}
-            )
-            for trial in batch:
-                record = records[trial.number]
-                if record.reason:
-                    trial.set_user_attr("failed", record.reason)
-                study.tell(trial, record.told(self.direction))
-
-    def _overrides(self, arguments: list[str]) -> list[Override]:
-        try:
-            import optuna  # noqa: F401
-        except ImportError:
-            raise SweepError("sweep=optuna needs Optuna: pip install 'triton-gru[sweep]'") from None
-        overrides = super()._overrides(arguments)
-        for name in ("n_trials", "n_jobs"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise SweepError(
-                    f"hydra.sweeper.{name} must be a whole number of at least 1; got {value}"
-                )
-        if self.sampler not in ("tpe", "random"):
-            raise SweepError(f"hydra.sweeper.sampler must be tpe or random; got {self.sampler}")
-        if not any(o.is_sweep_override() for o in overrides):
-            raise SweepError(
-                "there is nothing to search: give ranges or choices, such as "
-                "'optimizer.lr=tag(log,interval(0.001,0.03))' model.hidden_size=128,256"
-            )
-        return overrides
-
-    def _sampler_of(self, number: int) -> Any:
-        """The sampler that draws one trial."""
-        import optuna
-
-        if self.sampler == "random":
-            return optuna.samplers.RandomSampler(seed=self.seed + number)
-        return optuna.samplers.TPESampler(
-            seed=self.seed + number,
-            n_startup_trials=self.startup_trials,
-            constant_liar=self.n_jobs > 1,  # trials that run together shall not be the same
-        )
-
-    def _exit_code(self, complete: list[bool]) -> int:
-        return 0 if any(complete) else 1
-
-    def _describe(self, override: Override) -> dict[str, Any]:
-        from optuna.distributions import distribution_to_json
-
-        return json.loads(distribution_to_json(_distribution(override)))["attributes"]
-
-
-def _distribution(override: Override) -> Any:
-    """What Optuna draws a swept parameter from."""
-    from optuna.distributions import (
-        CategoricalDistribution,
-        FloatDistribution,
-        IntDistribution,
-    )
-
-    value = override.value()
-    try:
-        if isinstance(value, IntervalSweep):
-            whole = isinstance(value.start, int) and isinstance(value.end, int)
-            kind = IntDistribution if whole else FloatDistribution
-            return kind(value.start, value.end, log="log" in value.tags)
-        if isinstance(value, RangeSweep) and not value.shuffle:
-            values = list(override.sweep_iterator())
-            kind = IntDistribution if isinstance(values[0], int) else FloatDistribution
-            return kind(min(values), max(values), step=abs(value.step))
-        # In Hydra's own spelling, quotes included, which is how they reach the job.
-        return CategoricalDistribution(
-            [str(v) for v in override.sweep_iterator(transformer=Transformer.encode)]
-        )
-    except (ValueError, TypeError, IndexError) as error:
-        raise SweepError(f"{override.input_line} cannot be searched: {error}") from None
 
 
 def _same_or_refused(before: dict, wanted: dict, study: str, fix: str) -> None:
