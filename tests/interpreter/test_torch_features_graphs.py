@@ -4,7 +4,6 @@ import pytest
 
 from tests.triton_gru.test_torch_features_graphs import (  # noqa: F401
     fresh_dynamo,
-    test_a_cell_compiles,
     test_compiles_once_for_all_sizes,
     test_export,
     test_symbolic_trace,

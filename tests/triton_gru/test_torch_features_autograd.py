@@ -199,3 +199,23 @@ def test_grad_modes(backend, reset_after, x):
         assert not actual[0].requires_grad
     with pytest.warns(UserWarning, match="Anomaly Detection"), torch.autograd.detect_anomaly():
         assert_close(results(ours, x), results(theirs, x))
+
+
+@pytest.mark.compat("derivatives", "torch.func.vmap over the batch", "works better")
+@pytest.mark.compat("derivatives", "per-sample gradients", "works better")
+@pytest.mark.compat("derivatives", "an ensemble under vmap", "works better")
+def test_what_nn_gru_refuses_under_vmap(reset_after, x):
+    """When this fails, torch has caught up and the rows should say so."""
+    theirs = nn.GRU(IN, H)
+    parameters = {name: p.detach() for name, p in theirs.named_parameters()}
+    many = {name: torch.stack([p, p]) for name, p in parameters.items()}
+
+    def loss(parameters, row):
+        return functional_call(theirs, parameters, (row,))[0].sum()
+
+    with pytest.raises(RuntimeError, match="Batching rule not implemented for aten::gru"):
+        vmap(lambda row: theirs(row)[0], in_dims=1)(x)
+    with pytest.raises(RuntimeError, match="Batching rule not implemented for aten::gru"):
+        vmap(lambda p: functional_call(theirs, p, (x,))[0])(many)
+    with pytest.raises(RuntimeError):
+        vmap(grad(loss), in_dims=(None, 1))(parameters, x)

@@ -100,6 +100,14 @@ def test_export(backend, reset_after, dynamic):
         assert_close(program(other), layer(other))
 
 
+@pytest.mark.compat("graphs", "torch.export", "works better")
+def test_nn_gru_exports_one_number_of_steps():
+    """When this fails, torch has caught up and the row above should say so."""
+    x = torch.randn(T, B, IN)
+    with pytest.raises(torch._dynamo.exc.UserError, match="Constraints violated"):
+        torch.export.export(nn.GRU(IN, 7), (x,), dynamic_shapes=({0: Dim.DYNAMIC},))
+
+
 @both_variants
 @pytest.mark.compat("graphs", "torch.fx.symbolic_trace", "works")
 def test_symbolic_trace(backend, reset_after):
