@@ -81,13 +81,16 @@ class StopWhenDiverged(L.Callback):
         )
 
 
-class StopOnSignal(L.Callback):
+class StopOnSignal(Checkpoint):
     """On SIGINT or SIGTERM: finish the step, save `last.ckpt`, end the run with `Stopped`.
 
-    A signal during a validation or just before one waits for its end and the next batch, because a
-    run that goes on does not make up for a validation. Several ranks ask each other every
+    A signal during a validation or just before one waits for its end, because a run that goes on
+    does not make up for a validation. Several ranks ask each other after each and every
     `log_every_n_steps` whether a signal came, and stop after the same step. A second SIGINT ends at
     once.
+
+    A `Checkpoint`, as `LastCheckpoint` is: all other callbacks have seen the step or the validation
+    that it ends the run after.
     """
 
     def __init__(self, checkpoint_dir: str | Path) -> None:
@@ -100,10 +103,16 @@ class StopOnSignal(L.Callback):
             self._before = {s: signal.signal(s, self._receive) for s in Stopped.SIGNALS}
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        if not may_save(trainer):
-            return
-        if trainer.world_size > 1 and trainer.global_step % trainer.log_every_n_steps:
-            return
+        alone = trainer.world_size == 1
+        if may_save(trainer) and (alone or trainer.global_step % trainer.log_every_n_steps == 0):
+            self._stop_if_asked_to(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        over = budget_used(trainer) >= 1  # nothing is left to stop
+        if not trainer.sanity_checking and not over and between_steps(trainer):
+            self._stop_if_asked_to(trainer)
+
+    def _stop_if_asked_to(self, trainer: L.Trainer) -> None:
         number = int(ranks.agree(self._received or 0))
         if number:
             for logger in trainer.loggers:

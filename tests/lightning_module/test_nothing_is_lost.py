@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(60 + 120 * MOMENTS)
+@pytest.mark.timeout(600 + 120 * MOMENTS)
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("how", HOW)

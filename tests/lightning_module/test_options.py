@@ -1,6 +1,8 @@
 """What throughput and quality options of a run do: accumulation, clipping, precision, averages."""
 
 import itertools
+import os
+import signal
 
 import lightning as L
 import pytest
@@ -8,6 +10,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from lightning_module.checkpoints import CHECKPOINTS, LAST, CheckpointError, load_predictor
+from lightning_module.guards import Stopped
 from lightning_module.ranks import RunError
 from lightning_module.reports import METRICS, read_metrics
 from lightning_module.train import CONFIGS, quiet, resumed, train
@@ -21,6 +24,14 @@ class Recorder(L.Callback):
 
     def on_train_batch_end(self, trainer, pl_module, *_):
         WEIGHTS.append([p.detach().clone() for p in pl_module.parameters()])
+
+
+class Killer(L.Callback):
+    """Sends SIGTERM to this process in the third step."""
+
+    def on_train_batch_start(self, trainer, *_):
+        if trainer.global_step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 @pytest.fixture
@@ -146,6 +157,28 @@ def test_an_averaged_run_resumes_to_the_same_weights(run, tmp_path, averaging):
     half = torch.load(tmp_path / "half" / CHECKPOINTS / LAST, weights_only=True)
     for name, weight in whole["state_dict"].items():
         assert torch.equal(half["state_dict"][name], weight), name
+
+
+@pytest.mark.parametrize("interval", [1, 3, 5])
+def test_a_signal_is_heard_whatever_is_validated_when(run, tmp_path, interval):
+    """Also where every batch is followed by a validation; the run goes on to the same weights."""
+    settings = [f"trainer.val_check_interval={interval}"]
+    whole = run("whole", *settings)
+    with pytest.raises(Stopped, match=r"stopped by SIGTERM after step \d; saved"):
+        run("stopped", *settings,
+            "+callbacks.killer._target_=tests.lightning_module.test_options.Killer")  # fmt: skip
+    config, checkpoint = resumed(str(tmp_path / "stopped"), [])
+    config.callbacks.killer = None
+    train(config, checkpoint, go_on=True)
+    last = torch.load(tmp_path / "stopped" / CHECKPOINTS / LAST, weights_only=True)
+    for name, weight in whole["state_dict"].items():
+        assert torch.equal(last["state_dict"][name], weight), name
+    judged = [
+        [(row["step"], row["val_loss"]) for row in read_metrics(tmp_path / name / METRICS)
+         if "val_loss" in row]
+        for name in ("whole", "stopped")
+    ]  # fmt: skip
+    assert judged[0] == judged[1]
 
 
 def test_averaging_and_fsdp_are_refused_together(run):

@@ -181,7 +181,7 @@ def torture(folder: Path, text: Path, how: str, ranks: int, moments: int, seed: 
     choose = random.Random(f"{how} {ranks} {seed}")
     begun = time.monotonic()
     first = Attempt(folder / "whole", text, ranks)
-    assert first.wait(120) and set(first.codes.values()) == {0}, first.codes
+    assert first.wait(240) and set(first.codes.values()) == {0}, first.codes
     duration = time.monotonic() - begun
     expected = result(folder / "whole")
     ended = {"interrupted": 0, "runs": 0, "different": 0, "saved_at": [], "codes": {}}
@@ -202,7 +202,7 @@ def torture(folder: Path, text: Path, how: str, ranks: int, moments: int, seed: 
                     victims = choose.choice([victims, *([rank] for rank in victims)])
                 for rank in victims:
                     attempt.send(rank, signal.Signals[how])
-            assert attempt.wait(60), f"still there: {attempt.left}"
+            assert attempt.wait(240), f"still there: {attempt.left}"
             code = str(sorted(attempt.codes.values()))
             ended["codes"][code] = ended["codes"].get(code, 0) + 1
             if set(attempt.codes.values()) == {0}:
