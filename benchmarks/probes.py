@@ -14,7 +14,7 @@ import triton.language as tl
 
 from benchmarks.timing import kernel_seconds, measure, quantile, summary
 from triton_gru import plan as planning
-from triton_gru.kernels import engine
+from triton_gru.kernels import engine, launches
 from triton_gru.kernels.exchange import announce, publish, receive, report, unpack
 from triton_gru.plan import Plan, Problem
 
@@ -69,7 +69,6 @@ def exchange_kernel(
     over all: it tends to 2, and to nothing else when a word is missed.
     """
     member = tl.program_id(0)
-    words = tl.arange(0, SPAN)
     own = member * WIDTH + tl.arange(0, WIDTH)
     K: tl.constexpr = GROUP * WIDTH
     value = tl.zeros([WIDTH], tl.float32)
@@ -77,9 +76,9 @@ def exchange_kernel(
         publish(buffer + t * K + own, value, own < K, PROTOCOL)
         announce(counters, PROTOCOL)
         # fmt: off
-        tiles, late = receive(buffer + t * K, words, 0, buffer, words, words < K, words, K,
+        tiles, late = receive(buffer + t * K, 0, 0, buffer, 0, member >= 0, K,
                               counters, GROUP * (t + 1), polls, BLOCKS=1, EXTRA=0, CHUNK=SPAN,
-                              CHUNKS=1, WORD=1, PROTOCOL=PROTOCOL)
+                              CHUNKS=1, TAIL=SPAN, SPLIT=1, WORD=1, PROTOCOL=PROTOCOL)
         # fmt: on
         report(error, late, member, t)
         value = 1.0 + 0.25 * value + tl.sum(unpack(tiles[0], tl.float32)) * (0.25 / K)
@@ -111,7 +110,7 @@ def exchange_step(device: torch.device, protocol: str, group: int, steps: int) -
             GROUP=group,
             WIDTH=WIDTH,
             SPAN=triton.next_power_of_2(group * WIDTH),
-            PROTOCOL=engine.PROTOCOLS[protocol],
+            PROTOCOL=launches.PROTOCOLS[protocol],
             num_warps=4,
             launch_cooperative_grid=group > 1,
         )

@@ -125,7 +125,7 @@ def kernel_events() -> Iterator[list[tuple[torch.cuda.Event, torch.cuda.Event]]]
     """Inside, every launch of a scan is put between two events, which are collected."""
     from triton_gru.kernels import engine
 
-    launch, pairs = engine._launch, []
+    launch, pairs = engine.launch, []
 
     def timed(*args, **kwargs):
         pair = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -134,11 +134,11 @@ def kernel_events() -> Iterator[list[tuple[torch.cuda.Event, torch.cuda.Event]]]
         pair[1].record()
         pairs.append(pair)
 
-    engine._launch = timed
+    engine.launch = timed
     try:
         yield pairs
     finally:
-        engine._launch = launch
+        engine.launch = launch
 
 
 # Cycles for which the GPU is kept busy while the host issues a call: about a millisecond.

@@ -51,7 +51,9 @@ SIZES = [  # T, B, H, D: what the planner thinks best
     (50, 17, 128, 1),
     (50, 64, 650, 1),
     (2, 3, 1000, 2),
+    (50, 3, 1400, 1),  # float32 with part of the weights in registers, on 227 KiB
     (50, 1, 1500, 1),
+    (300, 3, 300, 1),  # a last chunk narrower than the others; the backward in pieces of time
     (2, 64, 2048, 1),
     (50, 200, 1024, 1),  # more groups than are resident together: several launches
 ]

@@ -4,7 +4,6 @@
 besides; `step` is one time step. None of them records anything for autograd.
 """
 
-import contextlib
 import functools
 
 import torch
@@ -13,30 +12,27 @@ from torch import Tensor
 
 from triton_gru import plan as planning
 from triton_gru import tuning
-from triton_gru.kernels import exchange
 from triton_gru.kernels import step as step_kernels
+from triton_gru.kernels.launches import (
+    KernelTimeout,  # noqa: F401, what every call here may raise
+    check_errors,
+    current,
+    exchange_buffer,
+    launch,
+    never_the_sentinel,
+    padded_weight,
+)
 from triton_gru.kernels.scan_backward import scan_backward_kernel
 from triton_gru.kernels.scan_forward import scan_forward_kernel
 from triton_gru.plan import Device, DoesNotFit, Plan, Problem
 
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
-PROTOCOLS = {
-    planning.SENTINEL: exchange.SENTINEL.value,
-    planning.COUNTER: exchange.COUNTER.value,
-}
 # The backward takes time in pieces of so many steps, from the end: what it holds of a piece (gates,
 # their gradients as exchanged, the states before) is 8 times y of these steps, not of all. A piece
 # costs a launch and the reading of the weights, a few steps' worth.
 PIECE_STEPS = 256
 # Blocks of time that a float32 gradient of the weights is summed in.
 FLOAT32_SUMS = 16
-# int32 words between the counters of two groups: one line of L2 each.
-COUNTER_STRIDE = 32
-
-
-class KernelTimeout(RuntimeError):
-    """A program waited for its group longer than any healthy step takes, and gave up."""
-
 
 # -- what runs here -------------------------------------------------------------------------
 
@@ -161,25 +157,25 @@ def scan_forward(
     fill = exchanges and plan.protocol == planning.SENTINEL
 
     to_row = resets is not None and reset_state is not None
-    states = _exchange_buffer((T + D + to_row, B, D, HP), gates_x, fill)
+    states = exchange_buffer((T + D + to_row, B, D, HP), gates_x, fill)
     for slot, state in [(0, h0), (T + 1, h0)][:D] + [(T + D, reset_state)] * to_row:
-        states[slot, ..., :H] = _never_the_sentinel(state.transpose(0, 1).to(dtype))
+        states[slot, ..., :H] = never_the_sentinel(state.transpose(0, 1).to(dtype))
         states[slot, ..., H:] = 0
     gated = gates_x
     if exchanges and not reset_after:
-        gated = _exchange_buffer((T, B, D, HP), gates_x, fill)
+        gated = exchange_buffer((T, B, D, HP), gates_x, fill)
     gates_h = gates_x
     if save_gates:
         gates_h = torch.empty_like(gates_x, memory_format=torch.contiguous_format)
 
-    with _on(gates_x.device):
-        _launch(
+    with current(gates_x.device):
+        launch(
             scan_forward_kernel,
             plan,
             gates_x.device,
             polls,
             gates_x=gates_x.contiguous(),
-            weight=_padded_weight(weight_hh, HP, dtype),
+            weight=padded_weight(weight_hh, HP, dtype),
             bias=gates_x if bias_hh is None else bias_hh.to(dtype).contiguous(),
             states=states,
             gated=gated,
@@ -257,7 +253,7 @@ def scan_backward(
     weight, h0_cast = weight_hh.to(dtype), h0.to(dtype).contiguous()
     bias = None if bias_hh is None else bias_hh.to(dtype)
     transposed = weight.unflatten(1, (3, H)).mT.flatten(1, 2)
-    transposed = _padded_weight(transposed, planning.padded_size(H), dtype)
+    transposed = padded_weight(transposed, planning.padded_size(H), dtype)
 
     pieces = _pieces(T, D)
     if len(pieces) > 1:
@@ -349,13 +345,13 @@ def _backward_piece(
     if gates_h is None:
         gates_h = _hidden_gates(before, gates_x, weight, bias, reset_after)
     y_rows = y if _rows_are_regular(y) else y.contiguous()
-    d_gates = _exchange_buffer((T, B, D, 3, HP), gates_x, fill)
-    d_c = _exchange_buffer((T, B, D, HP), gates_x, fill) if reset_after else d_gates
+    d_gates = exchange_buffer((T, B, D, 3, HP), gates_x, fill)
+    d_c = exchange_buffer((T, B, D, HP), gates_x, fill) if reset_after else d_gates
     dh0 = torch.empty_like(h0, dtype=torch.float32)
     d_reset_state = torch.empty_like(dh0) if to_row else dh0
 
-    with _on(gates_x.device):
-        _launch(
+    with current(gates_x.device):
+        launch(
             scan_backward_kernel,
             plan,
             gates_x.device,
@@ -448,7 +444,7 @@ def step(
     tiles = planning.step_tiles(DTYPES[dtype])
     grid = (-(-H // tiles.columns), -(-B // tiles.rows))
     phases = (0,) if reset_after else (1, 2)
-    with _on(gates_x.device):
+    with current(gates_x.device):
         for phase in phases:
             step_kernels.step_kernel[grid](
                 gates_x=gates_x,
@@ -478,72 +474,7 @@ def matrix_precision(dtype: torch.dtype) -> str:
     return "ieee" if dtype == torch.float32 and not torch.backends.cudnn.allow_tf32 else "tf32"
 
 
-# -- errors that a kernel reports -----------------------------------------------------------
-
-# For each device the words that kernels write, and where the host reads them later without a wait.
-_errors: dict[torch.device, tuple[Tensor, Tensor]] = {}
-
-
-def _error_words(device: torch.device) -> tuple[Tensor, Tensor]:
-    if device not in _errors:
-        words = torch.zeros(2, dtype=torch.int32, device=device)
-        seen = words if device.type != "cuda" else torch.zeros(2, dtype=torch.int32).pin_memory()
-        _errors[device] = (words, seen)
-    return _errors[device]
-
-
-def check_errors(device: torch.device, synchronize: bool = False) -> None:
-    """Raises what an earlier launch on the device reported.
-
-    Every scan calls this first, without waiting for the device: it sees what has been reported by
-    then. With `synchronize` it waits for all that was launched.
-
-    Raises:
-        KernelTimeout: A program gave up waiting; y and gradients of that launch hold NaN.
-    """
-    if device not in _errors:
-        return
-    words, seen = _errors[device]
-    if device.type == "cuda":
-        if torch.cuda.is_current_stream_capturing():
-            return
-        if synchronize:
-            torch.cuda.synchronize(device)
-    member, at = seen.tolist()
-    if member:
-        words.zero_()
-        seen.zero_()
-        raise KernelTimeout(
-            f"program {member - 1} of a GRU kernel on {device} waited in vain for its group at "
-            f"step {at}, gave up and left NaN. The programs of a group must all be resident: is "
-            "another kernel holding multiprocessors for good? backend='torch' does without groups"
-        )
-
-
-# -- allocation and launch ------------------------------------------------------------------
-
-
-def _exchange_buffer(shape: tuple[int, ...], like: Tensor, fill: bool) -> Tensor:
-    """Uninitialised, or, for the sentinel protocol, full of the pattern that means "not yet"."""
-    buffer = torch.empty(shape, dtype=like.dtype, device=like.device)
-    if fill:
-        buffer.view(torch.int32 if like.dtype == torch.float32 else torch.int16).fill_(-1)
-    return buffer
-
-
-def _never_the_sentinel(state: Tensor) -> Tensor:
-    """The same values; a NaN of all ones, which torch's own conversions can make, made positive."""
-    bits = state.view(torch.int32 if state.dtype == torch.float32 else torch.int16)
-    return bits.masked_fill(bits == -1, torch.iinfo(bits.dtype).max).view(state.dtype)
-
-
-def _padded_weight(weight_hh: Tensor, padded: int, dtype: torch.dtype) -> Tensor:
-    """[D, 3H, H] -> [D, 3, HP, HP], zero beyond H."""
-    D, _, H = weight_hh.shape
-    weight = weight_hh.to(dtype).reshape(D, 3, H, H)
-    if padded != H:
-        weight = F.pad(weight, (0, padded - H, 0, padded - H))
-    return weight.contiguous()
+# -- arguments of the kernels, and what they leave to torch -----------------------------------
 
 
 def _lengths(lengths: Tensor | None, like: Tensor) -> Tensor:
@@ -598,40 +529,3 @@ def _hidden_gates(
         u = torch.sigmoid(gates_x[:, :, d, :H] + rz[..., :H]) * h
         directions.append(torch.cat([rz, F.linear(u, weight[d, 2 * H :], b_n)], -1))
     return torch.stack(directions, 2)
-
-
-def _on(device: torch.device):
-    """Makes a device current, so that the launch goes to its current stream."""
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
-
-
-def _launch(kernel, plan: Plan, device: torch.device, polls: int, **arguments) -> None:
-    words, seen = _error_words(device)
-    counters = words
-    if plan.group > 1 and plan.protocol == planning.COUNTER:
-        counters = torch.zeros(plan.groups * COUNTER_STRIDE, dtype=torch.int32, device=device)
-    for first in range(0, plan.groups, plan.groups_a_launch):
-        groups = min(plan.groups_a_launch, plan.groups - first)
-        kernel[(groups * plan.group,)](
-            **arguments,
-            counters=counters,
-            error=words,
-            polls=polls,
-            first_group=first,
-            ROWS=plan.rows,
-            COLS=plan.columns,
-            CHUNK=plan.chunk,
-            CHUNKS=plan.chunks,
-            TAIL=plan.tail,
-            REGISTERS=plan.in_registers,
-            SPLIT=plan.split,
-            GROUP=plan.group,
-            STAGE_ALL=plan.stage_all,
-            PROTOCOL=PROTOCOLS[plan.protocol],
-            num_warps=plan.warps,
-            num_stages=1,
-            maxnreg=planning.MAX_REGISTERS,
-            launch_cooperative_grid=plan.group > 1,
-        )
-    if plan.group > 1 and device.type == "cuda":
-        seen.copy_(words, non_blocking=True)

@@ -1,0 +1,128 @@
+"""What a launch of a scan needs besides its arguments: buffers to exchange by, counters, errors."""
+
+import contextlib
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from triton_gru import plan as planning
+from triton_gru.kernels import exchange
+from triton_gru.plan import Plan
+
+PROTOCOLS = {
+    planning.SENTINEL: exchange.SENTINEL.value,
+    planning.COUNTER: exchange.COUNTER.value,
+}
+# int32 words between the counters of two groups: one line of L2 each.
+COUNTER_STRIDE = 32
+
+
+class KernelTimeout(RuntimeError):
+    """A program waited for its group longer than any healthy step takes, and gave up."""
+
+
+# -- errors that a kernel reports -----------------------------------------------------------
+
+# For each device the words that kernels write, and where the host reads them later without a wait.
+_errors: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+
+def _error_words(device: torch.device) -> tuple[Tensor, Tensor]:
+    if device not in _errors:
+        words = torch.zeros(2, dtype=torch.int32, device=device)
+        seen = words if device.type != "cuda" else torch.zeros(2, dtype=torch.int32).pin_memory()
+        _errors[device] = (words, seen)
+    return _errors[device]
+
+
+def check_errors(device: torch.device, synchronize: bool = False) -> None:
+    """Raises what an earlier launch on the device reported.
+
+    Every scan calls this first, without waiting for the device: it sees what has been reported by
+    then. With `synchronize` it waits for all that was launched.
+
+    Raises:
+        KernelTimeout: A program gave up waiting; y and gradients of that launch hold NaN.
+    """
+    if device not in _errors:
+        return
+    words, seen = _errors[device]
+    if device.type == "cuda":
+        if torch.cuda.is_current_stream_capturing():
+            return
+        if synchronize:
+            torch.cuda.synchronize(device)
+    member, at = seen.tolist()
+    if member:
+        words.zero_()
+        seen.zero_()
+        raise KernelTimeout(
+            f"program {member - 1} of a GRU kernel on {device} waited in vain for its group at "
+            f"step {at}, gave up and left NaN. The programs of a group must all be resident: is "
+            "another kernel holding multiprocessors for good? backend='torch' does without groups"
+        )
+
+
+# -- buffers and launch ---------------------------------------------------------------------
+
+
+def exchange_buffer(shape: tuple[int, ...], like: Tensor, fill: bool) -> Tensor:
+    """Uninitialised, or, for the sentinel protocol, full of the pattern that means "not yet"."""
+    buffer = torch.empty(shape, dtype=like.dtype, device=like.device)
+    if fill:
+        buffer.view(torch.int32 if like.dtype == torch.float32 else torch.int16).fill_(-1)
+    return buffer
+
+
+def never_the_sentinel(state: Tensor) -> Tensor:
+    """The same values; a NaN of all ones, which torch's own conversions can make, made positive."""
+    bits = state.view(torch.int32 if state.dtype == torch.float32 else torch.int16)
+    return bits.masked_fill(bits == -1, torch.iinfo(bits.dtype).max).view(state.dtype)
+
+
+def padded_weight(weight_hh: Tensor, padded: int, dtype: torch.dtype) -> Tensor:
+    """[D, 3H, H] -> [D, 3, HP, HP], zero beyond H."""
+    D, _, H = weight_hh.shape
+    weight = weight_hh.to(dtype).reshape(D, 3, H, H)
+    if padded != H:
+        weight = F.pad(weight, (0, padded - H, 0, padded - H))
+    return weight.contiguous()
+
+
+def current(device: torch.device):
+    """Makes a device current, so that the launch goes to its current stream."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
+def launch(kernel, plan: Plan, device: torch.device, polls: int, **arguments) -> None:
+    """Launches a scan as planned, in several launches if not all groups are resident together."""
+    words, seen = _error_words(device)
+    counters = words
+    if plan.group > 1 and plan.protocol == planning.COUNTER:
+        counters = torch.zeros(plan.groups * COUNTER_STRIDE, dtype=torch.int32, device=device)
+    for first in range(0, plan.groups, plan.groups_a_launch):
+        groups = min(plan.groups_a_launch, plan.groups - first)
+        kernel[(groups * plan.group,)](
+            **arguments,
+            counters=counters,
+            error=words,
+            polls=polls,
+            first_group=first,
+            ROWS=plan.rows,
+            COLS=plan.columns,
+            CHUNK=plan.chunk,
+            CHUNKS=plan.chunks,
+            TAIL=plan.tail,
+            REGISTERS=plan.in_registers,
+            SPLIT=plan.split,
+            GROUP=plan.group,
+            STAGE_ALL=plan.stage_all,
+            PROTOCOL=PROTOCOLS[plan.protocol],
+            num_warps=plan.warps,
+            num_stages=1,
+            maxnreg=planning.MAX_REGISTERS,
+            launch_cooperative_grid=plan.group > 1,
+        )
+    if plan.group > 1 and device.type == "cuda":
+        seen.copy_(words, non_blocking=True)
