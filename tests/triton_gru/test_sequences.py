@@ -180,15 +180,35 @@ def test_integers_of_every_kind_are_lengths(dtype):
     assert_close(layer(x, lengths=lengths.to(dtype)), expected)
 
 
-@every_variant
+@every_backend
 @pytest.mark.compat("derivatives", "double backward with lengths and resets", "works better")
-def test_second_derivatives_with_lengths_and_resets(reset_after):
-    layer = make_layer(num_layers=1, bidirectional=True, reset_after=reset_after)
-    layer.requires_grad_(False)
+def test_second_derivatives_with_lengths_and_resets(backend, reset_after):
+    options = {"num_layers": 1, "bidirectional": True, "reset_after": reset_after}
+    layer = make_layer(backend=backend, **options).requires_grad_(False)
     lengths = torch.tensor([4, 0, 5])
     x = torch.randn(5, B, I, dtype=torch.float64, requires_grad=True)
-    resets = torch.rand(5, B) < 0.3
+    resets = None if backend == "torch" else torch.rand(5, B) < 0.3
     assert torch.autograd.gradgradcheck(lambda x: layer(x, lengths=lengths, resets=resets), [x])
+
+
+@pytest.mark.parametrize("reset_after", [True, False])
+@every_direction
+def test_gradients_of_each_row_by_vmap_add_up(bidirectional, reset_after):
+    layer = make_layer(bidirectional=bidirectional, backend="auto", reset_after=reset_after)
+    parameters = dict(layer.named_parameters())
+    x, resets = torch.randn(T, B, I).double(), torch.rand(T, B) < 0.3
+    lengths = torch.tensor([4, 0, T])
+
+    def loss(parameters, x, lengths, resets):
+        rows = {"lengths": lengths, "resets": resets}
+        y, h_n = torch.func.functional_call(layer, parameters, (x,), rows)
+        return y.sin().sum() + h_n.cos().sum()
+
+    each = torch.func.vmap(torch.func.grad(loss), (None, 1, 0, 1))(parameters, x, lengths, resets)
+    expected = torch.func.grad(loss)(parameters, x, lengths, resets)
+    for name in parameters:
+        assert each[name].shape == (B, *parameters[name].shape)
+        assert_close(each[name].sum(0), expected[name])
 
 
 @every_variant
