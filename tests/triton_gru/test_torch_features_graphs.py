@@ -177,3 +177,17 @@ def test_compiles_around_other_features(backend, reset_after):
     compiled.parameters = run.parameters = ours.parameters
     x = torch.randn(T, B, IN)
     assert_close(results(compiled, x), results(run, x), dtype=torch.bfloat16)
+
+
+@pytest.mark.compat(
+    "graphs",
+    "torch.compile, torch.export with layer_norm, zoneout, recurrent_dropout",
+    "differs",
+    "right, and one graph for each number of steps; a dynamic one is an error of torch's",
+)
+def test_what_enters_a_step_is_traced_step_by_step():
+    layer, x = GRU(IN, 7, layer_norm=True), torch.randn(T, B, IN)
+    compiled = torch.compile(layer, fullgraph=True, dynamic=False, backend="eager")
+    assert_close(compiled(x), layer(x))
+    with pytest.raises(torch._dynamo.exc.UserError, match="Constraints violated"):
+        torch.export.export(layer, (x,), dynamic_shapes=({0: Dim.DYNAMIC},))

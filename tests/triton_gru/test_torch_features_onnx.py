@@ -80,6 +80,16 @@ def test_lengths(reset_after):
     assert_close(run(x, lengths), layer(x, lengths=lengths))
 
 
+@pytest.mark.compat(
+    "graphs", "torch.onnx.export with layer_norm", "works better", "step by step; nn.GRU has none"
+)
+def test_layer_norm():
+    layer, x = GRU(IN, H, layer_norm=True), torch.randn(T, B, IN)
+    run, nodes = exported(layer, x)
+    assert not nodes
+    assert_close(run(x), layer(x))
+
+
 @pytest.mark.compat("graphs", "torch.onnx.export with resets", "differs", "an error")
 def test_resets_are_refused(monkeypatch):
     """Asked directly: torch.onnx.export reports the error of the last way that it tries."""
