@@ -46,7 +46,7 @@ LIMITS: dict[str, tuple[type, float, float]] = {
 
 def _check(config: DictConfig) -> None:
     if config.format not in FORMATS:
-        raise UsageError(f"format must be {', '.join(FORMATS)}; got {config.format!r}")
+        raise UsageError(f"format must be text, json or web; got {config.format!r}")
     if config.checkpoint is None or config.runs is None:
         raise UsageError("checkpoint and runs must be paths (or checkpoint=latest); got null")
     for name, limits in LIMITS.items():

@@ -294,7 +294,7 @@ def test_a_diverging_run_stops_and_names_the_step(command, text_file, tmp_path):
     [
         (["prompt=a", "checkpoint=nowhere"], "nowhere does not exist"),
         (["prompt=a", "runs=nowhere"], "Train one first"),
-        (["prompt=a", "format=xml"], "format must be text or json; got 'xml'"),
+        (["prompt=a", "format=xml"], "format must be text, json or web; got 'xml'"),
         (["prompt=a", "temperature=-1"], "temperature must be a number of at least 0; got -1"),
         (["prompt=a", "top_p=2"], "top_p must be a number from 0 to 1; got 2"),
         (["prompt=a", "device=abacus"], "device 'abacus' cannot be used here"),
