@@ -152,8 +152,9 @@ class Tokenizer:
                     found = np.bincount(_code_points(text))
                     counts[: len(found)] += found
                 # The most frequent, of equally frequent ones those that come first in Unicode.
-                codes = np.argsort(-counts, kind="stable")[:most]
-                frequent = [chr(code) for code in codes if counts[code]]
+                codes = np.flatnonzero(counts)
+                codes = codes[np.argsort(-counts[codes], kind="stable")][:most]
+                frequent = [chr(code) for code in codes]
             else:
                 splitter.model = models.WordLevel(unk_token=UNK)
                 trainer = trainers.WordLevelTrainer(
