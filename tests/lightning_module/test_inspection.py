@@ -372,3 +372,16 @@ def test_the_page_in_a_browser(browser_page, tokenizer, tmp_path):
         assert scroll <= width, f"the page scrolls sideways at {width} px"
     assert requests == [url]
     assert messages == []
+
+
+def test_a_token_that_looks_like_markup_is_text_in_a_browser(browser_page, tokenizer, tmp_path):
+    found = inspect_text(made_model(tokenizer), tokenizer, TEXT)
+    markup = "<img src=x><b>bold</b>"
+    rows = [[n._replace(text=markup) for n in row] for row in found.next_tokens]
+    tokens = [markup] * len(found.tokens)
+    hostile = dataclasses.replace(found, tokens=tokens, next_tokens=rows)
+    whole, _ = page({"inspection": page_data(hostile, markup)}, markup)
+    (tmp_path / "page.html").write_text(whole, encoding="utf-8")
+    browser_page.goto((tmp_path / "page.html").as_uri())
+    assert browser_page.locator("#strip button").all_text_contents() == tokens
+    assert browser_page.locator("img").count() == 0
