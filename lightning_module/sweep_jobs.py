@@ -20,6 +20,7 @@ A sweep directory holds, beside one run directory a job:
 
 import ctypes
 import dataclasses
+import importlib.util
 import json
 import logging
 import math
@@ -49,6 +50,13 @@ UNFINISHED, COMPLETE, FAILED = "unfinished", "complete", "failed"
 WORST = 1e6
 # Settings that say where and how jobs run, not what they compute.
 NOT_OF_THE_JOB = ("launcher", "run_dir")
+# Of conf/launcher: the module and the extra that brings it.
+LAUNCHERS = {
+    "joblib": ("hydra_plugins.hydra_joblib_launcher", "sweep"),
+    "submitit_local": ("hydra_plugins.hydra_submitit_launcher", "slurm"),
+    "submitit_slurm": ("hydra_plugins.hydra_submitit_launcher", "slurm"),
+    "ray": ("hydra_plugins.hydra_ray_launcher", "ray"),
+}
 _PARENT = "TRITON_GRU_SWEEP_PROCESS"
 
 
@@ -200,6 +208,19 @@ def end_with_sweep() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG, man 2 prctl
     if os.getppid() != int(parent):
         raise SystemExit(128 + signal.SIGTERM)
+
+
+def refuse_missing_launcher() -> None:
+    """Say what to install for `launcher=NAME`, which Hydra could only not find."""
+    for argument in sys.argv[1:]:
+        key, _, name = argument.partition("=")
+        plugin, extra = LAUNCHERS.get(name, ("", "")) if key == "launcher" else ("", "")
+        if plugin and importlib.util.find_spec(plugin) is None:
+            print(
+                f"error: {argument} needs a plugin of Hydra: pip install 'triton-gru[{extra}]'",
+                file=sys.stderr,
+            )
+            raise SystemExit(1)
 
 
 def _judge(job: Job, code: int, objective: str, output: Path, start: int) -> None:

@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 
 from lightning_module import train
 from lightning_module.checkpoints import CHECKPOINTS, LAST
-from lightning_module.sweep_jobs import WORST, read_jobs
+from lightning_module.sweep_jobs import LAUNCHERS, WORST, read_jobs
 from tests.lightning_module.conftest import TINY
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -97,6 +97,14 @@ def test_refused_before_anything_is_written(refused, text_file, case):
     pytest.importorskip("optuna")
     more, expected = REFUSED[case]
     assert re.search(expected, refused(*arguments(text_file, *more)))
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in train.CONFIGS.glob("launcher/*.yaml")))
+def test_a_launcher_that_is_not_installed_is_named_with_its_extra(refused, monkeypatch, name):
+    plugin, extra = LAUNCHERS[name]
+    monkeypatch.setitem(LAUNCHERS, name, (f"{plugin}_not_here", extra))
+    assert f"pip install 'triton-gru[{extra}]'" in refused("seed=1,2", f"launcher={name}")
+    assert f"{extra} = [" in (Path(ROOT) / "pyproject.toml").read_text()
 
 
 @pytest.mark.parametrize("name", ["TORCHELASTIC_RUN_ID", "SLURM_STEP_NUM_TASKS"])
@@ -205,7 +213,7 @@ def test_report_of_no_sweep(command, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1600)
 def test_a_study_is_reproducible_and_counts_failures(command, text_file, tmp_path):
     """With one trial that diverges, and gone on with in the middle: the same trials."""
     pytest.importorskip("optuna")
@@ -270,7 +278,7 @@ class Sweep:
             time.sleep(0.02)
 
     def end(self):
-        output, _ = self.process.communicate(timeout=800)
+        output, _ = self.process.communicate(timeout=1500)
         return self.process.returncode, output
 
 
@@ -283,7 +291,7 @@ def processes_of(directory):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1600)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_sweep_that_is_ended_in_the_middle_goes_on(command, text_file, tmp_path, number):
     pytest.importorskip("optuna")
@@ -358,7 +366,7 @@ class Witness(L.Callback):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1600)
 def test_eight_trials_of_two_ranks(command, text_file, tmp_path):
     pytest.importorskip("optuna")
     sweep = [
@@ -398,7 +406,7 @@ def test_eight_trials_of_two_ranks(command, text_file, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1600)
 @pytest.mark.parametrize(
     ("launcher", "plugin"),
     [("joblib", "hydra_joblib_launcher"), ("submitit_local", "hydra_submitit_launcher")],
