@@ -45,7 +45,7 @@ from lightning_module.overrides import quote_arguments
 from lightning_module.predictor import SentencePredictor
 from lightning_module.ranks import RunError, World, make_strategy
 from lightning_module.reports import METRICS, read_metrics, summarize
-from lightning_module.sweep_jobs import Job, end_with_sweep, run_job
+from lightning_module.sweep_jobs import Job, end_with_sweep, refuse_missing_launcher, run_job
 
 log = logging.getLogger(__name__)
 
@@ -371,6 +371,7 @@ def main() -> None:
     """Entry point of `triton-gru-train`."""
     end_with_sweep()
     quote_arguments()
+    refuse_missing_launcher()
     _task()
 
 
