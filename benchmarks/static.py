@@ -250,7 +250,7 @@ def examine(
         protocol: the best plan with this protocol instead of the best plan.
         uneven: with lengths and resets.
     """
-    device = planning.DEVICES[arch]
+    device = planning.for_triton(planning.DEVICES[arch], triton.__version__)
     row = {"arch": arch, "uneven": uneven, **dataclasses.asdict(problem)}
     plans = planning.all_plans(problem, device)
     if protocol is not None:

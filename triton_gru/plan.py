@@ -32,6 +32,10 @@ MAX_REGISTERS = 255
 # second, far beyond any healthy step.
 POLLS = 1 << 20
 
+# How many pieces of the weights may be in registers, and with which Triton: in 3.7 the compiler
+# keeps them there as tile.py loads them, in 3.6 and 3.9 it moves them to shared memory.
+MOST_IN_REGISTERS = 2
+TRITON_OF_REGISTERS = "3.7."
 # The least sum a matrix instruction of Triton runs over.
 MATRIX_DEPTH = 16
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -49,6 +53,7 @@ class Device:
         shared_bytes: shared memory one program may have.
         clock_mhz: sustained clock assumed in the arithmetic.
         l2_bytes_per_clock: what all multiprocessors together read from L2 a clock.
+        most_in_registers: pieces of the weights that the compiler at hand can keep in registers.
     """
 
     name: str
@@ -57,6 +62,7 @@ class Device:
     shared_bytes: int
     clock_mhz: int
     l2_bytes_per_clock: int
+    most_in_registers: int = MOST_IN_REGISTERS
 
     @property
     def resident_programs(self) -> int:
@@ -243,17 +249,21 @@ def _why_not(problem: Problem, device: Device) -> str:
         f"W_hh of hidden_size={problem.hidden} in {problem.dtype} is {total / 2**20:.1f} MiB and "
         f"has to stay on chip with the vectors it multiplies; the {device.resident_programs} "
         f"programs of {device.shared_bytes // KIB} KiB that {device.name} holds at once have "
-        f"{room / 2**20:.1f} MiB, and no tile of ours fits" + _with_tf32(problem, device)
+        f"{room / 2**20:.1f} MiB, and no tile of ours fits" + _what_helps(problem, device)
     )
 
 
-def _with_tf32(problem: Problem, device: Device) -> str:
-    """What the matrix units would allow, as they can hold part of the weights in registers."""
-    if problem.dtype != "float32" or problem.tensor_cores:
+def _what_helps(problem: Problem, device: Device) -> str:
+    """What would let the matrix units hold part of the weights in registers, if that is enough."""
+    capable = dataclasses.replace(device, most_in_registers=MOST_IN_REGISTERS)
+    if not all_plans(dataclasses.replace(problem, tensor_cores=True), capable):
         return ""
-    if not all_plans(dataclasses.replace(problem, tensor_cores=True), device):
-        return ""
-    return " (it does with torch.backends.cudnn.allow_tf32 = True)"
+    needs = []
+    if not problem.tensor_cores:
+        needs.append("torch.backends.cudnn.allow_tf32 = True")
+    if not device.most_in_registers:
+        needs.append(f"Triton {TRITON_OF_REGISTERS}x")
+    return f" (it does with {' and '.join(needs)})"
 
 
 def describe(*, name: str, capability: int, multiprocessors: int, shared_bytes: int) -> Device:
@@ -267,6 +277,13 @@ def describe(*, name: str, capability: int, multiprocessors: int, shared_bytes: 
         multiprocessors=multiprocessors,
         shared_bytes=shared_bytes,
     )
+
+
+def for_triton(device: Device, version: str) -> Device:
+    """The device as a version of Triton can use it."""
+    if version.startswith(TRITON_OF_REGISTERS):
+        return device
+    return dataclasses.replace(device, most_in_registers=0)
 
 
 # -- the two shapes of a launch ---------------------------------------------------------------
@@ -301,8 +318,6 @@ REGISTER_LOAD_WITH_WEIGHTS = {  # by direction, protocol and whether by block
     ("backward", SENTINEL, True): 116,
     ("backward", COUNTER, True): 150,
 }
-# How many pieces of the weights may be in registers.
-MOST_IN_REGISTERS = 2
 
 
 def _single(problem: Problem, device: Device, rows: int) -> Plan | None:
@@ -365,7 +380,7 @@ def _group(
     merged = (3 if problem.reset_after else 2) if forward else 1
     vectors = 1 if forward or by_block else (3 if problem.reset_after else 2)
 
-    for in_registers in range(1 + MOST_IN_REGISTERS):
+    for in_registers in range(1 + device.most_in_registers):
         chunk, chunks, tail = _chunks(size, warps, element, (64,) if in_registers else (64, 128))
         span = chunk * (chunks - 1) + tail
         weight = 3 * columns * span * element

@@ -155,6 +155,15 @@ def test_what_does_not_fit_says_why():
         best_plan(problem(0, 64), DEVICES[90])
 
 
+def test_triton_that_keeps_no_weights_in_registers_is_told_apart():
+    p = problem(16, 1400, "float32")
+    device = planning.for_triton(DEVICES[90], "3.9.0")
+    with pytest.raises(DoesNotFit, match=r"\(it does with Triton 3\.7\.x\)$"):
+        best_plan(p, device)
+    assert best_plan(problem(16, 1152, "float32"), device).in_registers == 0
+    assert best_plan(p, planning.for_triton(DEVICES[90], "3.7.1")).in_registers == 2
+
+
 def test_an_unknown_device_is_described_by_its_own_limits():
     device = planning.describe(
         name="some GPU", capability=87, multiprocessors=16, shared_bytes=163 * 1024

@@ -8,6 +8,7 @@ import functools
 
 import torch
 import torch.nn.functional as F
+import triton
 from torch import Tensor
 
 from triton_gru import plan as planning
@@ -75,14 +76,15 @@ def obstacle(
 def device_limits(device: torch.device) -> Device:
     """The plan's description of a device; the reference GPU for a CPU (the interpreter)."""
     if device.type != "cuda":
-        return planning.DEVICES[90]
+        return planning.for_triton(planning.DEVICES[90], triton.__version__)
     properties = torch.cuda.get_device_properties(device)
-    return planning.describe(
+    found = planning.describe(
         name=properties.name,
         capability=10 * properties.major + properties.minor,
         multiprocessors=properties.multi_processor_count,
         shared_bytes=properties.shared_memory_per_block_optin,
     )
+    return planning.for_triton(found, triton.__version__)
 
 
 def plan_scan(
