@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from triton_gru import functional
-from triton_gru.recurrence import check_backend, choose_backend, explain_plan
+from triton_gru.backends import check_backend, choose_backend, explain_plan
 from triton_gru.regularisation import check_probabilities, inside_a_step
 from triton_gru.trace import Trace, trace
 

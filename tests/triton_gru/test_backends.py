@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from tests.tolerances import assert_close
-from triton_gru import GRU, equations, recurrence
-from triton_gru.recurrence import choose_backend
+from triton_gru import GRU, backends, equations, recurrence
+from triton_gru.backends import choose_backend
 
 WITHOUT_TRITON = """
 import importlib.abc, sys
@@ -58,8 +58,8 @@ def engine(monkeypatch):
         obstacle=lambda *layer: None,
     )
     monkeypatch.setattr(recurrence, "ops", engine)
-    monkeypatch.setattr(recurrence, "_triton_obstacle", lambda *layer: engine.obstacle(*layer))
-    monkeypatch.setattr(recurrence, "_unmeasured", lambda device: None)
+    monkeypatch.setattr(backends, "_triton_obstacle", lambda *layer: engine.obstacle(*layer))
+    monkeypatch.setattr(backends, "_unmeasured", lambda device: None)
     return engine
 
 
@@ -75,9 +75,9 @@ def engine(monkeypatch):
 @pytest.mark.compat("arguments", "backend", "works better", "`auto`, or one by name")
 def test_auto_without_kernels(reset_after, device, expected, monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    obstacle = recurrence._triton_obstacle
+    obstacle = backends._triton_obstacle
     monkeypatch.setattr(
-        recurrence,
+        backends,
         "_triton_obstacle",
         lambda device, *layer: (
             obstacle(device, *layer) if device.type == "cpu" else "no kernels here"
@@ -92,7 +92,7 @@ def test_triton_says_what_is_missing(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(RuntimeError, match=r"need a CUDA GPU and the tensors are on cpu.*'auto'"):
         choose("triton", device="cpu")
-    monkeypatch.setattr(recurrence.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(backends.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(RuntimeError, match="triton is not installed"):
         choose("triton")
 
@@ -120,13 +120,13 @@ def test_kernels_are_taken_where_they_have_no_obstacle(engine):
 
 @pytest.mark.parametrize("reset_after", [True, False])
 def test_auto_takes_kernels_only_where_they_were_measured(monkeypatch, reset_after):
-    monkeypatch.setattr(recurrence, "_triton_obstacle", lambda *layer: None)
+    monkeypatch.setattr(backends, "_triton_obstacle", lambda *layer: None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     choice = choose(reset_after=reset_after)
     assert choice.backend == ("torch" if reset_after else "reference")
     assert "have not been measured on a GPU like cuda" in choice.reason
     assert choose("triton", reset_after=reset_after).backend == "triton"
-    monkeypatch.setattr(recurrence, "MEASURED_ON", {(9, 0)})
+    monkeypatch.setattr(backends, "MEASURED_ON", {(9, 0)})
     assert choose(reset_after=reset_after).backend == "triton"
 
 
