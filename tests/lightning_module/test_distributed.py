@@ -160,7 +160,7 @@ def test_a_diverging_run_of_two_names_the_step_once(command, documents, tmp_path
         *ranks(2), "optimizer.lr=1e38",
     )  # fmt: skip
     assert done.returncode == 1
-    assert done.stderr.count("the training loss of step 2 is NaN or infinite") == 1
+    assert done.stderr.count("the training loss of step 3 is NaN or infinite") == 1
     assert "Traceback" not in done.stderr
 
 
