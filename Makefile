@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup train test lint constraints
+.PHONY: help setup train test lint docs constraints
 
 help:  ## list the commands
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 22
@@ -31,13 +31,17 @@ lint: setup  ## check the format and the style
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
+docs: setup  ## build the site of docs/ into build/site
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 # A fresh environment with the newest versions that pyproject.toml allows; torch and triton stay
 # where they are pinned until someone moves them by hand, because the kernels are proved on them.
 constraints:  ## refresh constraints.txt with the newest versions
 	rm -rf .venv-constraints
 	$(PYTHON) -m venv .venv-constraints
 	.venv-constraints/bin/python -m pip install -q $$(grep -E '^(torch|triton)==' constraints.txt)
-	.venv-constraints/bin/python -m pip install -q '.[dev]'
+	.venv-constraints/bin/python -m pip install -q '.[dev,docs]'
 	.venv-constraints/bin/python -m pip freeze --exclude triton-gru > constraints.new
 	sed -e 's/+cpu$$//' constraints.new > constraints.txt
 	rm -rf .venv-constraints constraints.new

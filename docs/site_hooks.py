@@ -1,0 +1,56 @@
+"""What mkdocs does to the pages beside Markdown.
+
+Formulas become MathML, which browsers draw without a script, so that the site loads nothing from
+elsewhere. Links out of docs/, which work where the repository is browsed, become plain text here.
+"""
+
+import html
+import posixpath
+import re
+from typing import Any
+
+from latex2mathml.converter import convert
+
+_LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)#\s]+)(#[^)\s]*)?\)")
+_FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
+# A font's prime is high and small already; as an exponent it would be a speck.
+_PRIME = '<mo lspace="0" rspace="0">&#x02032;</mo>'
+_PRIMES = [
+    (re.compile(r"<msup>(<mi>\w</mi>)<mi>&#x02032;</mi></msup>"), rf"<mrow>\1{_PRIME}</mrow>"),
+    (
+        re.compile(r"<msubsup>((?:<mi>\w</mi>){2})<mi>&#x02032;</mi></msubsup>"),
+        rf"<mrow><msub>\1</msub>{_PRIME}</mrow>",
+    ),
+]
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Links to files outside docs/ become their text and the file's path."""
+    folder = posixpath.dirname(page.file.src_uri)
+
+    def resolved(match: re.Match) -> str:
+        text, target, _ = match.groups()
+        if re.match(r"\w+:", target):
+            return match[0]
+        path = posixpath.normpath(posixpath.join("docs", folder, target))
+        if path.startswith("docs/"):
+            return match[0]
+        return text if text.strip("`") == path else f"{text} (`{path}`)"
+
+    return _LINK.sub(resolved, markdown)
+
+
+def on_page_content(content: str, **_: Any) -> str:
+    """Formulas become MathML."""
+
+    def drawn(match: re.Match) -> str:
+        tag, kind, formula = match.groups()
+        display = "block" if kind == "[" else "inline"
+        # The converter knows no environment `aligned`, which is what TeX wants inside $$.
+        formula = html.unescape(formula).strip().replace("{aligned}", "{align*}")
+        mathml = convert(formula.replace(r"\_", "_"), display=display)
+        for set_above, set_beside in _PRIMES:
+            mathml = set_above.sub(set_beside, mathml)
+        return f'<{tag} class="formula">{mathml}</{tag}>'
+
+    return _FORMULA.sub(drawn, content)
