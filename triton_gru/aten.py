@@ -12,6 +12,7 @@ from torch import _VF, Tensor
 
 from triton_gru import sequences
 from triton_gru.equations import stack
+from triton_gru.recurrence import records
 
 
 def layer(
@@ -34,6 +35,9 @@ def layer(
     turn = sequences.turned_places(lengths, T) if len(h0) == 2 else None
     # The last step of each row, or, where it has none, the first one, which is not looked at.
     last_place = (lengths - 1).clamp(min=0) * B + torch.arange(B, device=x.device)
+    # cuDNN keeps what its backward takes in its training mode only, which says nothing else here:
+    # dropout between layers is the caller's.
+    train = records(x, h0, weight_ih, weight_hh, bias_ih, bias_hh)
     ys, last = [], []
     for d, first in enumerate(h0):
         params = [weight_ih[d], weight_hh[d]]
@@ -41,7 +45,7 @@ def layer(
             params += [bias_ih[d], bias_hh[d]]
         rows = sequences.turn(x, turn) if d else x
         y, _ = _VF.gru(
-            rows, first.unsqueeze(0), params, bias_ih is not None, 1, 0.0, False, False, False
+            rows, first.unsqueeze(0), params, bias_ih is not None, 1, 0.0, train, False, False
         )
         at_end = y.flatten(0, 1).index_select(0, last_place)
         last.append(torch.where((lengths > 0).unsqueeze(1), at_end, first.to(y.dtype)))

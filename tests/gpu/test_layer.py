@@ -69,6 +69,30 @@ def test_packed_sequences(hidden, reset_after):
 
 
 @pytest.mark.cuda
+@pytest.mark.parametrize("mode", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+def test_lengths_on_cudnn_have_a_backward(backend, mode):
+    """In evaluation too, where the backward of nn.GRU itself is an error of cuDNN's."""
+    T, B, H = 21, 5, 64
+    ours = GRU(24, H, 2, bidirectional=True, backend=backend).to(DEVICE).train(mode)
+    exact = GRU(24, H, 2, bidirectional=True, backend="reference").to(DEVICE, torch.float64)
+    exact.load_state_dict(ours.state_dict())
+    x = torch.randn(T, B, 24, device=DEVICE)
+    lengths = torch.tensor([7, 0, T, 1, 12], device=DEVICE)
+    outcomes = []
+    with precision("tf32"):
+        for module, leaf in ((ours, x.clone()), (exact, x.double())):
+            leaf.requires_grad_()
+            y, h = module(leaf, lengths=lengths)
+            leaves = [leaf, *module.parameters()]
+            grads = torch.autograd.grad(y.sin().sum() + h.cos().sum(), leaves)
+            names = ["y", "h_n", "x", *dict(module.named_parameters())]
+            values = [y.detach(), h.detach(), *grads]
+            outcomes.append(dict(zip(names, values, strict=True)))
+    assert_near(*outcomes, "tf32")
+
+
+@pytest.mark.cuda
 @pytest.mark.parametrize("name", DTYPES)
 @pytest.mark.parametrize(("B", "H"), [(16, 64), (16, 256), (16, 768), (64, 1024)])
 def test_error_is_that_of_cudnn(B, H, name):

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from tests.tolerances import assert_close
-from triton_gru import GRU
+from triton_gru import GRU, aten
 
 T, B, I, H = 11, 3, 5, 7  # noqa: E741
 # Where sequences begin in each row: one that starts anew at once, one of one step, none.
@@ -255,6 +255,29 @@ def test_nothing_waits_for_the_device(backend, reset_after):
     )
     y, h_n = layer(packed)
     torch.autograd.grad(y.data.sum() + h_n.sum(), [packed.data, *layer.parameters()])
+
+
+@pytest.mark.parametrize("mode", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("recorded", [True, False], ids=["recorded", "no_grad"])
+def test_cudnn_is_told_when_its_backward_will_be_asked_for(monkeypatch, recorded, mode):
+    """Its forward keeps nothing for the backward unless it is called in training mode."""
+    flags = []
+    own = torch._VF.gru
+
+    def spy(*args):
+        flags.append(args[6])
+        return own(*args)
+
+    monkeypatch.setattr(aten._VF, "gru", spy)
+    layer = make_layer(backend="torch", bidirectional=True, dropout=0.5).train(mode)
+    with torch.set_grad_enabled(recorded):
+        layer(torch.randn(T, B, I).double(), lengths=torch.tensor([4, 0, T]))
+    assert flags == [recorded] * 4  # each direction of each layer
+    if recorded:
+        layer.requires_grad_(False)
+        flags.clear()
+        layer(torch.randn(T, B, I).double(), lengths=torch.tensor([4, 0, T]))
+        assert not any(flags)
 
 
 @every_direction
