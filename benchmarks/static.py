@@ -196,7 +196,7 @@ SHORT_HIDDEN, SHORT_BATCHES = (128, 768), (16,)
 
 
 # The largest hidden_size of each architecture: in bfloat16, and in float32 with tf32.
-LARGEST = {80: (1696, 1024), 86: (1280, 640), 89: (1280, 640), 90: (2048, 1408), 100: (2048, 1408)}
+LARGEST = {80: (1696, 1024), 86: (1280, 640), 89: (1280, 640), 90: (2048, 1408), 100: (2048, 1280)}
 
 
 def scan_constants(plan: planning.Plan, problem: planning.Problem, uneven: bool = False) -> dict:
