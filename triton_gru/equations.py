@@ -119,9 +119,10 @@ def scan_forward(
         anew = _each_step(resets, d, len(gates_x))
         for gates_t, anew_t in zip(_in_order(gates_x[:, :, d], d), _in_order(anew, d), strict=True):
             h = step(gates_t, _start_anew(h, anew_t), weight, bias, reset_after)
-            states.append(h)
+            states.append(h.unsqueeze(1))
         directions.append(torch.stack(_in_order(states, d)))
-    return stack(directions, 2)
+    # No view: autograd refuses a change in place of a view that a Function returns.
+    return directions[0] if len(directions) == 1 else torch.cat(directions, 2)
 
 
 def scan_backward(

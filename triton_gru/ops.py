@@ -75,9 +75,10 @@ def _scan_forward(
         return _empty_states(gates_x, h0)
     from triton_gru.kernels import engine
 
-    return engine.scan_forward(
+    y = engine.scan_forward(
         gates_x, h0, weight_hh, bias_hh, reset_after=reset_after, lengths=lengths, resets=resets
     )
+    return _no_view(y)
 
 
 @_scan_forward.register_fake
@@ -90,6 +91,14 @@ def _empty_states(gates_x: Tensor, h0: Tensor) -> Tensor:
     H = h0.shape[-1]
     # y is a view of the exchange buffer: padded rows, a slot more a direction (scan_forward).
     return gates_x.new_empty(T + D, B, D, padded_size(H))[1 : T + 1, ..., :H]
+
+
+def _no_view(y: Tensor) -> Tensor:
+    """Y in its place within the exchange buffer, but to autograd a tensor of its own.
+
+    Autograd refuses a change in place of a view that a Function returns.
+    """
+    return y.data
 
 
 @torch.library.custom_op("triton_gru::scan_forward_saving_gates", mutates_args=())
@@ -106,13 +115,14 @@ def _scan_forward_saving_gates(
         return _empty_states(gates_x, h0), torch.empty_like(gates_x)
     from triton_gru.kernels import engine
 
-    return engine.scan_forward(
+    y, gates_h = engine.scan_forward(
         *(gates_x, h0, weight_hh, bias_hh),
         reset_after=reset_after,
         lengths=lengths,
         resets=resets,
         save_gates=True,
     )
+    return _no_view(y), gates_h
 
 
 @_scan_forward_saving_gates.register_fake

@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tests.tolerances import assert_close
 from tests.triton_gru.counterparts import IN, B, H, T, pair, results
+from triton_gru import GRU
 
 pytestmark = pytest.mark.parametrize("reset_after", [True, False])
 
@@ -186,6 +187,32 @@ def test_accumulated_gradients_and_frozen_parameters(backend, reset_after, x):
     assert ours.weight_hh_l0.grad is None
     names = ("weight_ih_l0", "bias_ih_l0", "bias_hh_l0")
     assert_close(*([getattr(m, name).grad for name in names] for m in (ours, theirs)))
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.compat(
+    "derivatives",
+    "a change of the output in place",
+    "differs",
+    "as with cuDNN, which keeps its output as ours do: without gradients it is free, else an error "
+    "at backward(); on a CPU `torch` takes it, as nn.GRU does there",
+)
+def test_output_changed_in_place(backend, reset_after, x, bidirectional):
+    ours = GRU(IN, H, backend=backend, reset_after=reset_after, bidirectional=bidirectional)
+    expected = ours(x)[0].relu()
+    with torch.no_grad():
+        assert torch.equal(ours(x)[0].relu_(), expected)
+    y, h_n = ours(x)
+    h_n.mul_(2)
+    y.relu_()
+    assert torch.equal(y, expected)
+    if ours.explain(x).startswith("Backend 'torch'"):
+        parameters = [*ours.parameters()]
+        grads = torch.autograd.grad(y.sum(), parameters)
+        assert_close(grads, torch.autograd.grad(ours(x)[0].relu().sum(), parameters))
+    else:
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            y.sum().backward()
 
 
 @pytest.mark.compat("derivatives", "anomaly detection, inference mode, no_grad", "works")
