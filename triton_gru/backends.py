@@ -42,8 +42,11 @@ def check_backend(backend: str, reset_after: bool) -> None:
     """Refuses what no input could make run.
 
     Raises:
+        TypeError: reset_after is no bool.
         ValueError: The backend is unknown, or cannot compute the variant on any device.
     """
+    if not isinstance(reset_after, bool):
+        raise TypeError(f"reset_after should be of type bool, got: {type(reset_after).__name__}")
     if backend not in BACKENDS:
         raise ValueError(
             f"backend should be one of {', '.join(map(repr, BACKENDS))}, got: {backend!r}"
@@ -82,16 +85,38 @@ def choose_backend(
 
     Raises:
         ValueError: As `check_backend`.
-        RuntimeError: The backend asked for by name cannot run here; the message says why.
+        RuntimeError: The backend asked for by name cannot run here, or what traces cannot record
+            the layer; the message says why.
     """
     check_backend(backend, reset_after)
+    tracing = torch.jit.is_tracing()
     if regularised:
+        if tracing:
+            raise RuntimeError(
+                f"torch.jit.trace, and torch.onnx.export with dynamo=False, cannot record "
+                f"{regularised[0]}: it acts step by step, and the graph would hold the number of "
+                "steps of the example and be wrong for any other. Use torch.export.export, which "
+                "checks that number, or torch.onnx.export with dynamo=True"
+            )
         why = f"{INSIDE_A_STEP[regularised[0]]}, which only the equations in plain torch do"
         if backend in ("torch", "triton"):
             raise RuntimeError(f"backend={backend!r} cannot run: {why}. Use backend='auto'")
         return Choice("reference", why)
     if onnx.exporting():
         return Choice("onnx", "torch.onnx.export is tracing, and ONNX has an operator")
+    if tracing and torch.onnx.is_in_onnx_export():
+        if not reset_after or resets:
+            what = "resets" if resets else "reset_after=False"
+            raise RuntimeError(
+                f"torch.onnx.export with dynamo=False has no operator for {what}; "
+                + (
+                    "nor has ONNX: give each sequence its own row, with lengths, and export with "
+                    "dynamo=True, the default"
+                    if resets
+                    else "export with dynamo=True, the default"
+                )
+            )
+        return Choice("torch", "torch.onnx.export with dynamo=False knows torch's own GRU only")
     if backend in ("auto", "triton") and transformed():
         return Choice("reference", "vmap and forward-mode derivatives take plain torch")
     torch_obstacle = _torch_obstacle(reset_after, device, resets, steps)

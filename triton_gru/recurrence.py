@@ -55,11 +55,13 @@ def recurrence(
     plain = lengths is None and resets is None
     if backend == "triton" and x.shape[0] == 1 and plain and not records(*tensors):
         return _step(*tensors, reset_after)
-    if backend == "reference" and transformed():
+    if backend == "reference" and (transformed() or torch.jit.is_tracing()):
+        # In torch.jit.trace's graph a Function is a call of Python, which cannot be saved.
+        engine = equations if transformed() else reference_ops
         with without_autocast(x.device):
             gates_x = _project(x, weight_ih, bias_ih)
             options = {"reset_after": reset_after, "lengths": lengths, "resets": resets}
-            y = equations.scan_forward(gates_x, h0, weight_hh, bias_hh, **options)
+            y = engine.scan_forward(gates_x, h0, weight_hh, bias_hh, **options)
     else:
         y, _ = _Recurrence.apply(*tensors, lengths, resets, reset_after, backend, save_gates)
     # A row past its end keeps its state, so the last state stands at the same step in every row.

@@ -1,8 +1,9 @@
-"""The equations as torch operators, for torch.compile and torch.export.
+"""The equations as torch operators, for torch.compile, torch.export and torch.jit.trace.
 
 Traced as they stand, the equations are unrolled: a graph holds as many steps as the example has and
 is made anew for another T. As an operator a scan is one node for every T. The operators,
-`torch.ops.triton_gru.reference_scan_*`, are opaque; eager code calls `equations` itself.
+`torch.ops.triton_gru.reference_scan_*`, are opaque; eager code calls `equations` itself. The
+forward one has a derivative of its own for torch.jit.trace, whose graph holds no autograd.Function.
 """
 
 import torch
@@ -90,3 +91,17 @@ def _(dy, y, gates_x, h0, weight_hh, bias_hh, lengths, resets, reset_after):
 
     dbias_hh = gates_x.new_empty(0) if bias_hh is None else whole(bias_hh)
     return whole(gates_x), whole(h0), whole(weight_hh), dbias_hh
+
+
+def _save(ctx, inputs, output):
+    *tensors, ctx.reset_after = inputs
+    ctx.save_for_backward(*tensors, output)
+
+
+def _derive(ctx, dy):
+    *scan, lengths, resets, y = ctx.saved_tensors
+    options = {"reset_after": ctx.reset_after, "lengths": lengths, "resets": resets}
+    return *scan_backward(dy, y, *scan, **options), None, None, None
+
+
+_scan_forward.register_autograd(_derive, setup_context=_save)

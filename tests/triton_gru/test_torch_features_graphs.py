@@ -1,5 +1,7 @@
 """What traces a model: torch.compile, torch.export, torch.fx, TorchScript."""
 
+import io
+
 import pytest
 import torch
 from torch import nn
@@ -130,15 +132,60 @@ def test_symbolic_trace(backend, reset_after):
     assert_close(traced(x[:2])[1], theirs(x[:2])[1])
 
 
-@pytest.mark.compat("graphs", "torch.jit.trace", "works", "on a CPU's backends")
-@pytest.mark.filterwarnings("ignore:.*torch.jit.trace")
+@pytest.mark.compat(
+    "graphs",
+    "torch.jit.trace",
+    "works",
+    "for all sizes, on a CPU's backends; with reset_after=False the file holds an operator of "
+    "ours: import triton_gru before torch.jit.load",
+)
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("recorded", [True, False], ids=["recorded", "no_grad"])
+@both_variants
+def test_jit_trace(backend, reset_after, recorded):
+    ours, theirs = pair(backend, reset_after)
+    x, other = torch.randn(T, B, IN), torch.randn(9, 6, IN)
+    with torch.set_grad_enabled(recorded):
+        traced = torch.jit.trace(ours, (x,))
+    file = io.BytesIO()
+    torch.jit.save(traced, file)
+    file.seek(0)
+    for module in (traced, torch.jit.load(file)):
+        for given in (x * 2, other):
+            outcomes = []
+            for call in (module, theirs):
+                y, h_n = call(given)
+                loss = y.sin().sum() + h_n.cos().sum()
+                outcomes.append([y, h_n, *torch.autograd.grad(loss, [*call.parameters()])])
+            assert_close(outcomes[0], outcomes[1])
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @both_variants
-def test_jit_trace(reset_after):
-    ours, theirs = pair("auto", reset_after)
-    x = torch.randn(T, B, IN)
-    traced = torch.jit.trace(ours, (x,))
-    assert_close(traced(x * 2), theirs(x * 2))
+def test_jit_trace_of_a_cell(reset_after):
+    cell, file = GRUCell(IN, 7, reset_after=reset_after), io.BytesIO()
+    torch.jit.save(torch.jit.trace(cell, (torch.randn(B, IN),)), file)
+    file.seek(0)
+    x = torch.randn(6, IN)
+    assert_close(torch.jit.load(file)(x), cell(x))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+@pytest.mark.parametrize(
+    "option", [{"layer_norm": True}, {"zoneout": 0.3}, {"recurrent_dropout": 0.3}], ids=str
+)
+@pytest.mark.compat(
+    "graphs",
+    "torch.jit.trace with layer_norm, zoneout, recurrent_dropout",
+    "differs",
+    "refused: the graph would hold one number of steps and not say so",
+)
+def test_jit_trace_refuses_what_enters_a_step(option):
+    (name,) = option
+    with pytest.raises(RuntimeError, match=rf"cannot record {name}.* Use torch\.export\.export"):
+        torch.jit.trace(GRU(IN, 7, **option), (torch.randn(T, B, IN),))
 
 
 @pytest.mark.compat(

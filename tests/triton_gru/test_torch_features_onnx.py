@@ -1,5 +1,7 @@
 """ONNX: what onnxruntime computes from an exported model is what the model computes."""
 
+import io
+
 import pytest
 import torch
 from torch import nn
@@ -127,3 +129,47 @@ def test_through_to_torch(dynamo, tmp_path):
     session = onnxruntime.InferenceSession(file)
     outputs = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     assert_close([torch.from_numpy(output) for output in outputs], list(layer(x)))
+
+
+class Model(nn.Module):
+    def __init__(self, rnn):
+        super().__init__()
+        self.rnn = rnn
+
+    def forward(self, x):
+        return self.rnn(x)[0]
+
+
+def export_by_torchscript(module, x):
+    file = io.BytesIO()
+    sizes = {"input_names": ["x"], "dynamic_axes": {"x": [0, 1]}}
+    torch.onnx.export(module, (x,), file, dynamo=False, verbose=False, **sizes)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("wrap", [Model, lambda rnn: rnn], ids=["inside a model", "alone"])
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_by_torchscript_it_is_torchs_own_gru(backend, wrap):
+    layer = GRU(IN, H, 2, bidirectional=True, backend=backend).eval()
+    data = export_by_torchscript(wrap(layer), torch.randn(T, B, IN))
+    nodes = [node for node in onnx.load_from_string(data).graph.node if node.op_type == "GRU"]
+    assert linear_before_reset(nodes) == [1, 1]
+    x = torch.randn(9, 6, IN)
+    y, *_ = onnxruntime.InferenceSession(data).run(None, {"x": x.numpy()})
+    assert_close(torch.from_numpy(y), layer(x)[0])
+
+
+@pytest.mark.parametrize("wrap", [Model, lambda rnn: rnn], ids=["inside a model", "alone"])
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [({"reset_after": False}, "reset_after=False"), ({"layer_norm": True}, "layer_norm")],
+)
+@pytest.mark.compat(
+    "graphs",
+    "torch.onnx.export(dynamo=False), by TorchScript",
+    "differs",
+    "as nn.GRU, where the layer computes nn.GRU's formula; else an error that names the default",
+)
+def test_by_torchscript_the_rest_is_refused(options, what, wrap):
+    with pytest.raises(RuntimeError, match=rf"dynamo=False.* {what}.* dynamo=True"):
+        export_by_torchscript(wrap(GRU(IN, H, **options)), torch.randn(T, B, IN))
