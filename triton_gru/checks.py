@@ -55,8 +55,11 @@ def check_sequence(
 
 def check_rows(
     lengths: Tensor | None, resets: Tensor | None, x: Tensor, packed: bool, batch_first: bool
-) -> None:
-    """Raises on lengths and resets that do not fit x, which `check_sequence` has passed."""
+) -> Tensor | None:
+    """The lengths as int64; raises on lengths and resets that do not fit x.
+
+    x has passed `check_sequence`.
+    """
     for name, value in (("lengths", lengths), ("resets", resets)):
         if value is None:
             continue
@@ -77,7 +80,9 @@ def check_rows(
     unbatched = x.dim() == 2
     if lengths is not None:
         steps = x.shape[1 if batch_first and not unbatched else 0]
-        _check_lengths(lengths, () if unbatched else (x.shape[0 if batch_first else 1],), steps)
+        lengths = _check_lengths(
+            lengths, () if unbatched else (x.shape[0 if batch_first else 1],), steps
+        )
     if resets is not None:
         if resets.dtype != torch.bool:
             raise ValueError(
@@ -89,9 +94,10 @@ def check_rows(
                 f"Expected resets of shape {list(x.shape[:-1])}, that of input without its last "
                 f"dimension, got {list(resets.shape)}; input is {list(x.shape)}"
             )
+    return lengths
 
 
-def _check_lengths(lengths: Tensor, expected: tuple[int, ...], steps: int) -> None:
+def _check_lengths(lengths: Tensor, expected: tuple[int, ...], steps: int) -> Tensor:
     if lengths.dtype == torch.bool or lengths.is_floating_point() or lengths.is_complex():
         raise ValueError(
             f"lengths should be of an integer dtype, got: {lengths.dtype}. "
@@ -102,9 +108,11 @@ def _check_lengths(lengths: Tensor, expected: tuple[int, ...], steps: int) -> No
             f"Expected lengths of shape {list(expected)}, one for each row, got "
             f"{list(lengths.shape)}"
         )
+    # In their own dtype, one of 8 bits could not be compared with more steps, nor taken 1 from.
+    lengths = lengths.to(torch.int64)
     compiling = torch.compiler.is_compiling()
     if not compiling and is_functorch_wrapped_tensor(lengths):
-        return  # under vmap the values of no single call can be looked at
+        return lengths  # under vmap the values of no single call can be looked at
     wrong = (lengths < 0) | (lengths > steps)
     if compiling or lengths.device.type != "cpu":
         # Neither a wait for the device nor a graph break: the device itself stops.
@@ -115,6 +123,7 @@ def _check_lengths(lengths: Tensor, expected: tuple[int, ...], steps: int) -> No
             f"lengths should be within 0 and {steps}, the input's steps, got: "
             f"{', '.join(map(str, values[:5]))}"
         )
+    return lengths
 
 
 def check_cell(x: Tensor, hx: Tensor | None, weight_ih: Tensor, hidden_size: int) -> None:

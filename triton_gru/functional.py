@@ -57,7 +57,8 @@ def gru(
         lengths: Steps of each row, from 0 to T, integers [B] on input's device ([] for one row). A
             row's states past its end are zero in the output, its last states are those at its
             end, and the second direction begins there. What input holds past the end does not
-            matter. Nothing waits for the device: on a GPU, lengths out of range stop it.
+            matter. Nothing waits for the device: on a GPU, lengths out of range stop it. Under
+            vmap they are not looked at: there, out of range, they make a wrong result.
         resets: Whether a sequence begins at a step, bool [T, B] in the layout of input ([T] for
             one row): before it, the first direction's state starts anew from zero, and so does the
             second's before the last step of the sequence before. So every sequence in a row gives
@@ -86,13 +87,13 @@ def gru(
     """
     packed = input if isinstance(input, PackedSequence) else None
     x = input if packed is None else packed.data
-    regularisation.check_probabilities(
+    recurrent_dropout, weight_dropout, zoneout = regularisation.check_probabilities(
         recurrent_dropout=recurrent_dropout, weight_dropout=weight_dropout, zoneout=zoneout
     )
     D = 2 if bidirectional else 1
     L = _count_layers(params, bias, D)
     unbatched = check_sequence(x, hx, params[0], packed is not None, batch_first)
-    check_rows(lengths, resets, x, packed is not None, batch_first)
+    lengths = check_rows(lengths, resets, x, packed is not None, batch_first)
     if unbatched:
         x, hx = x.unsqueeze(1), None if hx is None else hx.unsqueeze(1)
         lengths = None if lengths is None else lengths.unsqueeze(0)
@@ -124,8 +125,10 @@ def gru(
         resets=resets is not None,
         steps=x.shape[0],
     )
-    # On a CPU ATen's packed GRU is slower than its padded one once gradients are recorded.
+    # On a CPU ATen's packed GRU is slower than its padded one once gradients are recorded. Dropout
+    # over padded rows would draw other numbers than nn.GRU does over packed ones.
     repack = backend != "torch" and x.device.type == "cpu" and records(x, hx, *params)
+    repack = repack and not (training and dropout)
     if choice.backend == "torch" and lengths is None and (packed is None or not repack):
         options = (params, bias, L, dropout, training, bidirectional)
         if packed is None:

@@ -14,6 +14,7 @@ the same ones on all of them.
   and variance 1 over the units and scaled by a gain; the biases come after that.
 """
 
+import numbers
 from collections.abc import Sequence
 
 import torch
@@ -24,18 +25,19 @@ from triton_gru import equations
 from triton_gru.recurrence import without_autocast
 
 
-def check_probabilities(**given: float) -> None:
-    """Refuses what is no probability below 1.
+def check_probabilities(**given: float) -> list[float]:
+    """The given numbers, of whatever kind, as floats; refuses what is no probability below 1.
 
     Raises:
         TypeError: A value is no number.
         ValueError: A value is not within 0 and 1, or is 1, which leaves nothing to learn from.
     """
     for name, value in given.items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
             raise TypeError(f"{name} should be a number, got: {type(value).__name__}")
         if not 0 <= value < 1:
             raise ValueError(f"{name} should be at least 0 and below 1, got: {value}")
+    return [float(value) for value in given.values()]
 
 
 def inside_a_step(recurrent_dropout: float, zoneout: float, layer_norm: bool) -> tuple[str, ...]:

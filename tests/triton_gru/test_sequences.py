@@ -172,12 +172,25 @@ def test_resets_that_are_all_false_change_nothing_and_all_true_forget_everything
     assert not torch.allclose(y[-1, :, H:], alone[-1, :, H:])  # where hx enters backwards
 
 
-@pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.uint8])
-def test_integers_of_every_kind_are_lengths(dtype):
-    layer, x = make_layer(), torch.randn(T, B, I).double()
-    lengths = torch.tensor([4, 0, T])
+INTEGERS = [torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32, torch.uint32]
+INTEGERS += [torch.int64, torch.uint64]
+
+
+@every_backend
+@pytest.mark.parametrize("dtype", INTEGERS, ids=str)
+def test_integers_of_every_kind_are_lengths(dtype, backend, reset_after):
+    """T is past what 8 bits hold, and a row without steps shows where 1 is taken from 0."""
+    steps = 300
+    options = {"bidirectional": True, "num_layers": 1, "reset_after": reset_after}
+    layer = make_layer(backend=backend, **options)
+    x = torch.randn(steps, B, I).double()
+    most = min(steps, torch.iinfo(dtype).max)
+    lengths = torch.tensor([4, 0, most])
     expected = layer(x, lengths=lengths)
     assert_close(layer(x, lengths=lengths.to(dtype)), expected)
+    if most == steps:
+        with pytest.raises(ValueError, match="within 0 and 300, the input's steps, got: 301"):
+            layer(x, lengths=torch.tensor([4, 0, 301]).to(dtype))
 
 
 @every_backend
