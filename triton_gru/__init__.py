@@ -1,7 +1,8 @@
 """The GRU recurrence as fused Triton kernels, behind the surface of `torch.nn.GRU`."""
 
+from triton_gru.cell import GRUCell
 from triton_gru.functional import gru, gru_cell
-from triton_gru.layer import GRU, GRUCell
+from triton_gru.layer import GRU
 from triton_gru.replace import replace_gru
 from triton_gru.tuning import tune
 

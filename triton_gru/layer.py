@@ -1,4 +1,4 @@
-"""GRU and GRUCell: `torch.nn.GRU` and `torch.nn.GRUCell` with a choice of variant and backend."""
+"""GRU: `torch.nn.GRU` with a choice of variant and backend."""
 
 import numbers
 from typing import Any
@@ -7,20 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from triton_gru import functional
-from triton_gru.backends import check_backend, choose_backend, explain_plan
+from triton_gru import conversion, functional
+from triton_gru.backends import check_backend
+from triton_gru.cell import GRUCell  # noqa: F401 - its place in pickles of older versions
+from triton_gru.checks import check_rows, check_sequence
+from triton_gru.explanation import CHECKED, explain, refusal
 from triton_gru.regularisation import check_probabilities, inside_a_step
 from triton_gru.trace import Trace, trace
-
-# Arguments of GRU that nn.GRU does not have, but for backend, which is chosen anew with each copy.
-BEYOND_TORCH = (
-    "reset_after",
-    "save_gates",
-    "recurrent_dropout",
-    "weight_dropout",
-    "zoneout",
-    "layer_norm",
-)
 
 
 class GRU(nn.RNNBase):
@@ -46,11 +39,14 @@ class GRU(nn.RNNBase):
         bidirectional: Whether each layer has a second direction, from the last step to the first.
         device: Where the parameters are made.
         dtype: The parameters' dtype.
+        proj_size: Refused, as nn.GRU does; only an LSTM has it.
         reset_after: Where the reset gate acts. True is the formula of `nn.GRU` and cuDNN, which
             multiplies it into W_hn h + b_hn; False is Cho et al. 2014 (arXiv:1406.1078), which
             multiplies it into h before the product. See `triton_gru.equations`.
-        backend: "auto" takes what measured fastest; "triton" the fused kernels; "torch" ATen,
-            and cuDNN on a GPU (reset_after=True only); "reference" the equations in plain torch.
+        backend: "triton" takes the fused kernels; "torch" ATen, and cuDNN on a GPU
+            (reset_after=True only); "reference" the equations in plain torch. "auto" takes the
+            kernels on those GPUs on which they were measured (`backends.MEASURED_ON`), else
+            "torch" where it computes the layer, else "reference"; `explain` says which and why.
         save_gates: Whether the Triton kernels keep the gates for the backward, three times the
             output's memory, instead of computing them again.
         recurrent_dropout: Probability of dropping an element of the state that enters W_hh, in
@@ -63,10 +59,10 @@ class GRU(nn.RNNBase):
             gain_ih_l{k} and gain_hh_l{k}, [3H], with the suffix _reverse for the second direction.
 
     Raises:
-        TypeError: A size, bias, batch_first, reset_after, layer_norm or probability is of the wrong
-            type.
-        ValueError: A size is not positive, a probability is not within 0 and 1, or the backend is
-            unknown or cannot compute the variant.
+        TypeError: A size, bias, batch_first, reset_after, save_gates, layer_norm or probability is
+            of the wrong type.
+        ValueError: A size is not positive, a probability is not within 0 and 1, the backend is
+            unknown or cannot compute the variant, or there is a proj_size.
 
     Example:
         >>> rnn = GRU(10, 20, num_layers=2)
@@ -86,6 +82,7 @@ class GRU(nn.RNNBase):
         bidirectional: bool = False,
         device: Any = None,
         dtype: torch.dtype | None = None,
+        proj_size: None = None,
         *,
         reset_after: bool = True,
         backend: str = "auto",
@@ -95,13 +92,16 @@ class GRU(nn.RNNBase):
         zoneout: float = 0.0,
         layer_norm: bool = False,
     ) -> None:
-        _check_options(reset_after, backend)
-        check_probabilities(
+        if proj_size is not None:
+            raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+        check_backend(backend, reset_after)
+        recurrent_dropout, weight_dropout, zoneout = check_probabilities(
             recurrent_dropout=recurrent_dropout, weight_dropout=weight_dropout, zoneout=zoneout
         )
-        if not isinstance(layer_norm, bool):
-            raise TypeError(f"layer_norm should be of type bool, got: {type(layer_norm).__name__}")
-        if not isinstance(num_layers, int):
+        for name, value in (("save_gates", save_gates), ("layer_norm", layer_norm)):
+            if not isinstance(value, bool):
+                raise TypeError(f"{name} should be of type bool, got: {type(value).__name__}")
+        if not isinstance(num_layers, numbers.Integral):
             raise TypeError(f"num_layers should be of type int, got: {type(num_layers).__name__}")
         super().__init__(
             "GRU",
@@ -138,7 +138,6 @@ class GRU(nn.RNNBase):
         self,
         input: Tensor | PackedSequence,
         hx: Tensor | None = None,
-        *,
         lengths: Tensor | None = None,
         resets: Tensor | None = None,
     ) -> tuple[Tensor | PackedSequence, Tensor]:
@@ -242,35 +241,48 @@ class GRU(nn.RNNBase):
         lengths: Tensor | None = None,
         resets: Tensor | None = None,
     ) -> str:
-        """Which backend will run, and why.
+        """Which backend will run, and why; or what is wrong with the arguments.
 
         Args:
             input: What forward would be given. None stands for one row that fits the weights.
             lengths: What forward would be given.
             resets: What forward would be given.
         """
-        x = self.weight_ih_l0
+        packed = isinstance(input, PackedSequence)
+        x = input.data if packed else input
         batch_size = 1
-        if isinstance(input, PackedSequence):
-            x, batch_size = input.data, int(input.batch_sizes[0])
-        elif input is not None:
-            x = input
-            batch_size = x.shape[0 if self.batch_first else 1] if x.dim() == 3 else 1
+        if input is not None:
+            try:
+                check_sequence(x, None, self.weight_ih_l0, packed, self.batch_first)
+                check_rows(lengths, resets, x, packed, self.batch_first)
+            except CHECKED as error:
+                return refusal(error)
+            if packed:
+                batch_size = int(input.batch_sizes[0])
+            elif x.dim() == 3:
+                batch_size = x.shape[0 if self.batch_first else 1]
         regularised = inside_a_step(
             self.recurrent_dropout if self.training else 0.0, self.zoneout, self.layer_norm
         )
-        return _explain(self, x, batch_size, resets=resets is not None, regularised=regularised)
+        return explain(
+            self,
+            self.weight_ih_l0 if x is None else x,
+            batch_size,
+            resets=resets is not None,
+            regularised=regularised,
+        )
 
     @classmethod
     def from_torch(cls, module: "nn.GRU | GRU", *, backend: str = "auto") -> "GRU":
         """A GRU with the settings, mode and a copy of the parameters of a `torch.nn.GRU`.
 
         Raises:
-            TypeError: module is neither a `torch.nn.GRU` nor a GRU.
+            TypeError: module is neither a `torch.nn.GRU` nor a GRU, or a subclass of one, whose
+                forward may compute something else.
         """
-        _check_module(module, nn.GRU, cls)
-        options = {name: getattr(module, name) for name in BEYOND_TORCH if hasattr(module, name)}
-        return _copy(module, cls(*_settings(module), device="meta", backend=backend, **options))
+        conversion.check_type(module, nn.GRU, GRU, cls)
+        options = {**conversion.beyond_torch(module, GRU), "backend": backend}
+        return conversion.copy(module, cls(*conversion.settings(module), device="meta", **options))
 
     def to_torch(self) -> nn.GRU:
         """A `torch.nn.GRU` with these settings, this mode and a copy of these parameters.
@@ -280,181 +292,13 @@ class GRU(nn.RNNBase):
         Raises:
             ValueError: reset_after is False, or there is layer_norm or zoneout.
         """
-        _check_convertible(self)
-        for name in ("layer_norm", "zoneout"):
-            if getattr(self, name):
-                raise ValueError(
-                    f"to_torch() needs {name} off: torch.nn.GRU does not have it and would "
-                    "silently compute another function"
-                )
-        return _copy(self, nn.GRU(*_settings(self), device="meta"))
+        conversion.check_computes_the_same(self)
+        return conversion.copy(self, nn.GRU(*conversion.settings(self), device="meta"))
 
     def extra_repr(self) -> str:
         """The arguments that differ from their defaults."""
-        regularised = ("recurrent_dropout", "weight_dropout", "zoneout", "layer_norm")
-        values = {name: getattr(self, name) for name in regularised}
-        options = "".join(f", {name}={value}" for name, value in values.items() if value)
-        return super().extra_repr() + _options_repr(self) + options
+        return super().extra_repr() + conversion.beyond_torch_repr(self, GRU)
 
-
-class GRUCell(nn.GRUCell):
-    """One step of a gated recurrent unit, in the place of `torch.nn.GRUCell`, and a subclass of it.
-
-    Args:
-        input_size: Features of the input.
-        hidden_size: Features of the state.
-        bias: Whether there are biases.
-        device: Where the parameters are made.
-        dtype: The parameters' dtype.
-        reset_after: Where the reset gate acts, see `GRU`.
-        backend: "auto", "triton", "torch" or "reference", see `GRU`.
-
-    Raises:
-        TypeError: A size or reset_after is of the wrong type.
-        ValueError: A size is not positive, or the backend is unknown or cannot compute the variant.
-    """
-
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        bias: bool = True,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-        *,
-        reset_after: bool = True,
-        backend: str = "auto",
-    ) -> None:
-        _check_options(reset_after, backend)
-        for name, size in (("input_size", input_size), ("hidden_size", hidden_size)):
-            if not isinstance(size, numbers.Integral):
-                raise TypeError(f"{name} should be of type int, got: {type(size).__name__}")
-            if size <= 0:
-                raise ValueError(f"{name} must be greater than zero, got: {size}")
-        super().__init__(input_size, hidden_size, bias, device, dtype)
-        self.reset_after = reset_after
-        self.backend = backend
-
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
-        """The state after one step, see `functional.gru_cell`."""
-        return functional.gru_cell(
-            input,
-            hx,
-            self.weight_ih,
-            self.weight_hh,
-            self.bias_ih,
-            self.bias_hh,
-            reset_after=self.reset_after,
-            backend=self.backend,
-        )
-
-    def explain(self, input: Tensor | None = None) -> str:
-        """Which backend will run, and why.
-
-        Args:
-            input: What forward would be given. None stands for one row that fits the weights.
-        """
-        batch_size = 1 if input is None or input.dim() == 1 else input.shape[0]
-        return _explain(self, self.weight_ih if input is None else input, batch_size)
-
-    @classmethod
-    def from_torch(cls, module: nn.GRUCell, *, backend: str = "auto") -> "GRUCell":
-        """A GRUCell with the settings, mode and a copy of the parameters of a `torch.nn.GRUCell`.
-
-        Raises:
-            TypeError: module is no `torch.nn.GRUCell`.
-        """
-        _check_module(module, nn.GRUCell, cls)
-        options = {"reset_after": getattr(module, "reset_after", True), "backend": backend}
-        return _copy(module, cls(*_settings(module), device="meta", **options))
-
-    def to_torch(self) -> nn.GRUCell:
-        """A `torch.nn.GRUCell` with these settings, this mode and a copy of these parameters.
-
-        Raises:
-            ValueError: reset_after is False.
-        """
-        _check_convertible(self)
-        return _copy(self, nn.GRUCell(*_settings(self), device="meta"))
-
-    def extra_repr(self) -> str:
-        """The arguments that differ from their defaults."""
-        return super().extra_repr() + _options_repr(self)
-
-
-def _check_options(reset_after: bool, backend: str) -> None:
-    if not isinstance(reset_after, bool):
-        raise TypeError(f"reset_after should be of type bool, got: {type(reset_after).__name__}")
-    check_backend(backend, reset_after)
-
-
-def _check_module(module: nn.Module, expected: type[nn.Module], ours: type[nn.Module]) -> None:
-    if not isinstance(module, (expected, ours)):
-        raise TypeError(
-            f"from_torch expects a torch.nn.{expected.__name__}, got: {type(module).__name__}"
-        )
-
-
-def _check_convertible(module: GRU | GRUCell) -> None:
-    if not module.reset_after:
-        raise ValueError(
-            "to_torch() needs reset_after=True: torch.nn.GRU multiplies the reset gate into "
-            "W_hn h + b_hn, so that with these weights it would silently compute another function"
-        )
-
-
-def _settings(module: nn.RNNBase | nn.GRUCell) -> tuple:
-    """The constructor's arguments before device, in order."""
-    settings = (module.input_size, module.hidden_size)
-    if isinstance(module, nn.GRUCell):
-        return (*settings, module.bias)
-    return (
-        *settings,
-        module.num_layers,
-        module.bias,
-        module.batch_first,
-        module.dropout,
-        module.bidirectional,
-    )
-
-
-def _copy(source: nn.Module, target: nn.Module) -> nn.Module:
-    """Gives target, made on the meta device, the mode and parameters of source."""
-    for name, _ in list(target.named_parameters()):
-        # By attribute and not from source's parameters: a parametrization (weight_norm) has the
-        # value there, and the tensors it is computed from elsewhere.
-        value = getattr(source, name)
-        copy = nn.Parameter(value.detach().clone(), requires_grad=value.requires_grad)
-        setattr(target, name, copy)
-    if isinstance(target, nn.RNNBase):
-        target._init_flat_weights()
-    return target.train(source.training)
-
-
-def _explain(module: GRU | GRUCell, x: Tensor, batch_size: int, **asked: Any) -> str:
-    """`asked` is what `choose_backend` takes besides the layer."""
-    dtype = functional.compute_dtype(x, x)
-    layer = {
-        "hidden_size": module.hidden_size,
-        "reset_after": module.reset_after,
-        "directions": 2 if getattr(module, "bidirectional", False) else 1,
-    }
-    try:
-        choice = choose_backend(
-            module.backend,
-            device=x.device,
-            dtype=dtype,
-            **layer,
-            **asked,
-        )
-    except (RuntimeError, ValueError) as error:
-        return f"No backend will run. {error}."
-    text = f"Backend {choice.backend!r} will run: {choice.reason}."
-    if choice.backend == "triton":
-        text += f" Forward: {explain_plan(x.device, dtype, batch_size, **layer)}."
-    return text
-
-
-def _options_repr(module: GRU | GRUCell) -> str:
-    reset_after = "" if module.reset_after else ", reset_after=False"
-    return reset_after + ("" if module.backend == "auto" else f", backend={module.backend!r}")
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # A pickle of an older version lacks what came later.
+        super().__setstate__({**conversion.defaults(GRU), **state})

@@ -7,7 +7,9 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from triton_gru.layer import GRU, GRUCell
+from triton_gru.cell import GRUCell
+from triton_gru.conversion import own_type
+from triton_gru.layer import GRU
 
 OURS: dict[type[nn.Module], type[nn.Module]] = {nn.GRU: GRU, nn.GRUCell: GRUCell}
 THEIRS = {ours: theirs for theirs, ours in OURS.items()}
@@ -20,7 +22,7 @@ class Replacement:
     Attributes:
         swapped: The modules that are ours now, by each of their names in the model. The empty name
             is the model itself.
-        left: GRUs that were left alone, by name, and why.
+        left: GRUs that were left alone, by name, and why; those that were ours before as well.
     """
 
     swapped: dict[str, nn.Module]
@@ -38,7 +40,7 @@ class Replacement:
         changed = [
             f"{name or 'the model itself'} is a {type(module).__name__}"
             for name, module in self.swapped.items()
-            if _own_type(module) not in (*OURS, *THEIRS)
+            if own_type(module) not in (*OURS, *THEIRS)
         ]
         if changed:
             raise RuntimeError(
@@ -46,7 +48,7 @@ class Replacement:
                 "undo first what changed that since"
             )
         for module in self.swapped.values():
-            ours = _own_type(module)
+            ours = own_type(module)
             if ours in THEIRS:
                 for name in _attributes_beyond_torch(ours):
                     delattr(module, name)
@@ -75,7 +77,8 @@ def replace_gru(model: nn.Module, *, backend: str = "auto") -> Replacement:
 
     Left alone and named in the result: subclasses of torch's two, since their forward may be
     another (with `fully_shard`, swap before it); modules whose forward was replaced on the
-    instance; and what TorchScript has compiled.
+    instance; what TorchScript has compiled; and modules that are ours already, with the backend
+    that they have (set `module.backend` for another).
 
     Code of the model that asks for `isinstance(module, torch.nn.GRU)` no longer finds them, see
     `GRU`; a swap after initialisation leaves out the usual place of such code.
@@ -105,11 +108,11 @@ def replace_gru(model: nn.Module, *, backend: str = "auto") -> Replacement:
         reason = _reason_to_leave(module)
         if reason:
             left[name] = reason
-        elif _own_type(module) in OURS:
+        elif own_type(module) in OURS:
             swapped[name] = module
     for module in swapped.values():
-        if _own_type(module) in OURS:
-            ours = OURS[_own_type(module)]
+        if own_type(module) in OURS:
+            ours = OURS[own_type(module)]
             _change_class(module, ours)
             vars(module).update(attributes[ours])
     return Replacement(swapped, left)
@@ -119,17 +122,15 @@ def _reason_to_leave(module: nn.Module) -> str | None:
     if isinstance(module, torch.jit.ScriptModule):
         if module.original_name in {theirs.__name__ for theirs in OURS}:
             return "compiled by TorchScript"
-    elif isinstance(module, tuple(OURS)) and not isinstance(module, tuple(THEIRS)):
-        if _own_type(module) not in OURS:
+    elif isinstance(module, tuple(THEIRS)):
+        return f"already ours, backend={module.backend!r}"
+    elif isinstance(module, tuple(OURS)):
+        if own_type(module) not in OURS:
             cls = type(module)
             return f"{cls.__module__}.{cls.__qualname__}, a subclass, whose forward may be another"
         if "forward" in vars(module):
             return "its forward was replaced on the instance"
     return None
-
-
-def _own_type(module: nn.Module) -> type[nn.Module]:
-    return parametrize.type_before_parametrizations(module)
 
 
 def _change_class(module: nn.Module, new: type[nn.Module]) -> None:

@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from triton_gru import equations, functional
 from triton_gru.checks import check_sequence
+from triton_gru.recurrence import without_autocast
 
 if TYPE_CHECKING:
     from triton_gru.layer import GRU
@@ -42,7 +43,7 @@ def trace(module: GRU, input: Tensor, hx: Tensor | None = None) -> Trace:
 
     The states are those that the module's backend computes. The gates come from them by the
     equations, one product over all steps: what is shown is what explains the backend's own output.
-    Differentiable; inside `torch.no_grad()` it takes no more memory than it returns.
+    Differentiable.
 
     Args:
         module: A GRU of any variant and backend.
@@ -73,7 +74,7 @@ def trace(module: GRU, input: Tensor, hx: Tensor | None = None) -> Trace:
         y, _ = functional.gru(
             x, h0, group, bias=module.bias, bidirectional=module.bidirectional, **options
         )
-        with torch.autocast(x.device.type, enabled=False):  # in the dtype of the states
+        with without_autocast(x.device):  # in the dtype of the states
             layers.append(_gates(x, h0, y, group, D, module.reset_after))
         x = y
     stacked = (torch.stack(tensors) for tensors in zip(*layers, strict=True))

@@ -211,9 +211,9 @@ def test_explain_asks_for_the_input_as_given(engine):
         f"{hidden_size} x {directions} of {dtype}"
     )
     layer = GRU(3, 5, batch_first=True, bidirectional=True)
-    x = torch.zeros(4, 2, 3, dtype=torch.bfloat16)
-    assert "5 x 2 of torch.bfloat16" in layer.explain(x)
-    layer.backend = "triton"
+    x = torch.zeros(4, 2, 3)
+    assert "5 x 2 of torch.bfloat16" in layer.bfloat16().explain(x.bfloat16())
+    layer.float().backend = "triton"
     with pytest.raises(RuntimeError, match=r"5 x 2 of torch\.float32"):
-        layer(x.float())
+        layer(x)
     assert "on meta" not in layer.explain()

@@ -1,5 +1,8 @@
 """What does not fit is refused by every backend in the same words, with nn.GRU's exception type."""
 
+from fractions import Fraction
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -266,15 +269,49 @@ def test_construction(arguments, error, message, cls):
         ({"num_layers": 0}, ValueError, "num_layers must be greater than zero"),
         ({"num_layers": -1}, ValueError, "num_layers must be greater than zero"),
         ({"num_layers": 2.0}, TypeError, "num_layers should be of type int, got: float"),
+        ({"proj_size": 0}, ValueError, "proj_size argument is only supported for LSTM"),
+        ({"save_gates": 1}, TypeError, "save_gates should be of type bool, got: int"),
+        ({"layer_norm": 1}, TypeError, "layer_norm should be of type bool, got: int"),
+        ({"zoneout": True}, TypeError, "zoneout should be a number, got: bool"),
+        ({"zoneout": "0.1"}, TypeError, "zoneout should be a number, got: str"),
+        ({"recurrent_dropout": 1}, ValueError, "recurrent_dropout should be at least 0 and below"),
         ({"dropout": 1.5}, ValueError, "dropout should be a number in range"),
         ({"dropout": -0.1}, ValueError, "dropout should be a number in range"),
         ({"bias": 1}, TypeError, "bias should be of type bool, got: int"),
         ({"batch_first": 0}, TypeError, "batch_first should be of type bool, got: int"),
     ],
 )
+@pytest.mark.compat("arguments", "proj_size", "works", "refused in nn.GRU's words")
 def test_construction_of_a_layer(arguments, error, message):
     with pytest.raises(error, match=message):
         GRU(**{"input_size": I, "hidden_size": H, **arguments})
+    if "proj_size" in arguments:
+        with pytest.raises(error, match=message):
+            nn.GRU(I, H, **arguments)
+
+
+def test_numbers_of_every_kind():
+    layer = GRU(I, H, np.int64(2), dropout=np.float32(0.5), zoneout=Fraction(1, 4))
+    assert layer(x())[1].shape == (2, B, H)
+
+
+@pytest.mark.parametrize("case", LAYER_CASES)
+def test_explain_tells_a_wrong_input(case):
+    given, *hx = LAYER_CASES[case][0]
+    if not hx:  # which explain is not given
+        layer = GRU(I, H, 2)
+        with pytest.raises((TypeError, ValueError, RuntimeError)) as caught:
+            layer(given)
+        assert layer.explain(given).startswith(f"No backend will run. {caught.value}")
+
+
+@pytest.mark.parametrize("case", ROWS_CASES)
+def test_explain_tells_wrong_lengths_and_resets(case):
+    given, options, error, _ = ROWS_CASES[case]
+    layer = GRU(I, H, 2)
+    with pytest.raises(error) as caught:
+        layer(given, **options)
+    assert layer.explain(given, **options) == f"No backend will run. {caught.value}."
 
 
 def test_backend_set_later():

@@ -90,12 +90,22 @@ def test_from_torch_and_back():
     with pytest.raises(TypeError, match=r"expects a torch\.nn\.GRUCell, got: GRU"):
         GRUCell.from_torch(nn.GRU(5, 7))
 
+    class Cell(nn.GRUCell):
+        pass
+
+    with pytest.raises(TypeError, match="got: Cell, a subclass, whose forward may"):
+        GRUCell.from_torch(Cell(5, 7))
+    nn.utils.parametrizations.weight_norm(theirs, "weight_hh")
+    assert_close(GRUCell.from_torch(theirs)(x), theirs(x))
+
 
 def test_repr_and_explain():
     assert repr(GRUCell(5, 7)) == repr(nn.GRUCell(5, 7))
     cell = GRUCell(5, 7, bias=False, reset_after=False)
     assert repr(cell) == "GRUCell(5, 7, bias=False, reset_after=False)"
     assert "'reference' will run" in cell.explain(torch.randn(3, 5))
+    text = "No backend will run. input has inconsistent input_size: got 6 expected 5."
+    assert cell.explain(torch.randn(3, 6)) == text
 
 
 def test_functional_cell():

@@ -153,7 +153,13 @@ def test_empty_batch(backend):
     assert_close(results(ours, x, None), results(theirs, x, None))
 
 
-@pytest.mark.compat("arguments", "dropout", "works", "the same numbers under the same seed")
+@pytest.mark.compat(
+    "arguments",
+    "dropout",
+    "works",
+    "the same numbers under the same seed, for a PackedSequence with `auto` and `torch`; "
+    "`reference` pads one and draws others",
+)
 def test_dropout_equals_nn_gru_under_the_same_seed():
     theirs, ours = pair(num_layers=3, dropout=0.5, backend="torch")
     x, hx = torch.randn(6, 3, 5, requires_grad=True), states(theirs, 3, torch.float32)
@@ -169,6 +175,18 @@ def test_dropout_equals_nn_gru_under_the_same_seed():
     theirs.eval()
     ours.eval()
     assert_close(seeded(ours), seeded(theirs))
+
+
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+@pytest.mark.compat("arguments", "dropout", "works")
+def test_dropout_of_packed_rows_equals_nn_gru_under_the_same_seed(backend):
+    theirs, ours = pair(num_layers=3, dropout=0.5, bidirectional=True, backend=backend)
+    x = pack_sequence([torch.randn(n, 5) for n in (3, 7, 1)], enforce_sorted=False)
+    outcomes = []
+    for module in (ours, theirs):
+        torch.manual_seed(7)
+        outcomes.append(results(module, x, None))
+    assert_close(*outcomes)
 
 
 @pytest.mark.parametrize("reset_after", [True, False])
@@ -307,7 +325,7 @@ def test_compiles_into_one_graph(reset_after):
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=IDS)
-@pytest.mark.compat("beyond", "from_torch, to_torch", "works better", "nn.GRU to ours and back")
+@pytest.mark.compat("beyond", "from_torch, to_torch", "works better")
 def test_from_torch_and_back(settings):
     theirs = nn.GRU(5, 7, dropout=0.25 if settings["num_layers"] > 1 else 0.0, **settings)
     theirs = theirs.double().eval()
@@ -349,11 +367,33 @@ def test_conversions_refuse_what_would_compute_something_else():
         GRU.from_torch(nn.LSTM(5, 7))
 
 
+@pytest.mark.parametrize("base", [nn.GRU, GRU])
+@pytest.mark.compat(
+    "beyond", "from_torch, to_torch", "works better", "nn.GRU to ours and back; no subclass of it"
+)
+def test_from_torch_refuses_a_subclass(base):
+    class Doubled(base):
+        def forward(self, *args):
+            y, h_n = super().forward(*args)
+            return 2 * y, h_n
+
+    with pytest.raises(TypeError, match=r"got: Doubled, a subclass, whose forward may"):
+        GRU.from_torch(Doubled(5, 7))
+    if base is GRU:  # which computes what its own class computes
+        x = torch.randn(4, 3, 5)
+        for module in (Doubled(5, 7), GRU(5, 7), nn.GRU(5, 7)):
+            ours = Doubled.from_torch(module)
+            twice = 1 if type(module) is Doubled else 2
+            assert type(ours) is Doubled and torch.equal(ours(x)[0], twice * module(x)[0])
+
+
 @pytest.mark.compat("attributes", "repr, extra_repr", "works")
 def test_repr():
     assert repr(GRU(5, 7)) == repr(nn.GRU(5, 7))
     text = "GRU(5, 7, num_layers=2, batch_first=True, reset_after=False, backend='reference')"
     assert repr(GRU(5, 7, 2, batch_first=True, reset_after=False, backend="reference")) == text
+    text = "GRU(5, 7, save_gates=True, zoneout=0.1, layer_norm=True)"
+    assert repr(GRU(5, 7, save_gates=True, zoneout=0.1, layer_norm=True)) == text
 
 
 @pytest.mark.compat("arguments", "dropout", "works")

@@ -235,6 +235,8 @@ def test_what_may_compute_something_else_is_left_and_named():
         "widened": f"{__name__}.Widened, a subclass, whose forward may be another",
         "patched": "its forward was replaced on the instance",
         "scripted": "compiled by TorchScript",
+        "ours": "already ours, backend='auto'",
+        "our cell": "already ours, backend='auto'",
     }
     assert "Left alone: widened (tests.triton_gru.test_replace.Widened, a" in str(replacement)
     assert type(model["widened"]) is Widened and model["widened"](x)[0].shape[-1] == 8
@@ -252,7 +254,10 @@ def test_nothing_to_swap():
 
 def test_a_second_time_swaps_nothing(model):
     replace_gru(model, backend="reference")
-    assert not replace_gru(model).swapped
+    again = replace_gru(model)
+    assert not again.swapped
+    assert again.left == dict.fromkeys(NAMES, "already ours, backend='reference'")
+    assert str(again).startswith("Swapped for triton_gru's: nothing. Left alone: encoder (already")
     assert model.encoder.backend == "reference"
 
 

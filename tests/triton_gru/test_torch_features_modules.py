@@ -1,6 +1,7 @@
 """What is done to modules: copies, devices, hooks, reparametrisation, pruning."""
 
 import copy
+import importlib
 import io
 import pickle
 
@@ -35,6 +36,23 @@ def test_copies(backend, reset_after, x):
         with torch.no_grad():
             twin.weight_hh_l0.zero_()
     assert_close(results(ours, x), expected)
+
+
+@pytest.mark.compat("modules", "pickles of whole modules of older versions", "works")
+def test_pickles_of_older_versions(reset_after, x):
+    """They lack what was added since, and name GRUCell where it once stood."""
+    del reset_after  # which was there from the first
+    layer, cell = GRU(IN, H), GRUCell(IN, H)
+    for module, given in ((layer, x), (cell, x[0])):
+        new = {"backend", "save_gates", "recurrent_dropout", "zoneout", "layer_norm", "proj_size"}
+        state = {name: value for name, value in vars(module).items() if name not in new}
+        old = type(module).__new__(type(module))
+        old.__setstate__(state)
+        assert vars(old).keys() == vars(module).keys()
+        assert_close(old(given), module(given))
+        assert repr(old) == repr(module)
+        assert_close(pickle.loads(pickle.dumps(old))(given), module(given))
+    assert importlib.import_module("triton_gru.layer").GRUCell is GRUCell
 
 
 @pytest.mark.compat("modules", "device='meta', to_empty, reset_parameters", "works")

@@ -123,6 +123,13 @@ def test_autocast_keeps_the_gates_in_the_dtype_of_the_states():
     assert_close(list(traced), list(module.trace(x)), dtype=torch.bfloat16)
 
 
+@pytest.mark.parametrize("reset_after", [True, False])
+def test_on_the_meta_device(reset_after):
+    module = GRU(INPUT, H, num_layers=2, reset_after=reset_after, device="meta")
+    traced = module.trace(torch.empty(T, B, INPUT, device="meta"))
+    assert all(tensor.is_meta and tensor.shape == (2, 1, T, B, H) for tensor in traced)
+
+
 def test_errors_say_what_to_do():
     module = GRU(INPUT, H)
     with pytest.raises(TypeError, match="one by one"):

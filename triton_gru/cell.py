@@ -1,0 +1,107 @@
+"""GRUCell: `torch.nn.GRUCell` with a choice of variant and backend."""
+
+import numbers
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from triton_gru import conversion, functional
+from triton_gru.backends import check_backend
+from triton_gru.checks import check_cell
+from triton_gru.explanation import CHECKED, explain, refusal
+
+
+class GRUCell(nn.GRUCell):
+    """One step of a gated recurrent unit, in the place of `torch.nn.GRUCell`, and a subclass of it.
+
+    Args:
+        input_size: Features of the input.
+        hidden_size: Features of the state.
+        bias: Whether there are biases.
+        device: Where the parameters are made.
+        dtype: The parameters' dtype.
+        reset_after: Where the reset gate acts, see `GRU`.
+        backend: "auto", "triton", "torch" or "reference", see `GRU`.
+
+    Raises:
+        TypeError: A size or reset_after is of the wrong type.
+        ValueError: A size is not positive, or the backend is unknown or cannot compute the variant.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        reset_after: bool = True,
+        backend: str = "auto",
+    ) -> None:
+        check_backend(backend, reset_after)
+        for name, size in (("input_size", input_size), ("hidden_size", hidden_size)):
+            if not isinstance(size, numbers.Integral):
+                raise TypeError(f"{name} should be of type int, got: {type(size).__name__}")
+            if size <= 0:
+                raise ValueError(f"{name} must be greater than zero, got: {size}")
+        super().__init__(input_size, hidden_size, bias, device, dtype)
+        self.reset_after = reset_after
+        self.backend = backend
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """The state after one step, see `functional.gru_cell`."""
+        return functional.gru_cell(
+            input,
+            hx,
+            self.weight_ih,
+            self.weight_hh,
+            self.bias_ih,
+            self.bias_hh,
+            reset_after=self.reset_after,
+            backend=self.backend,
+        )
+
+    def explain(self, input: Tensor | None = None) -> str:
+        """Which backend will run, and why.
+
+        Args:
+            input: What forward would be given. None stands for one row that fits the weights.
+        """
+        try:
+            if input is not None:
+                check_cell(input, None, self.weight_ih, self.hidden_size)
+        except CHECKED as error:
+            return refusal(error)
+        batch_size = 1 if input is None or input.dim() == 1 else input.shape[0]
+        return explain(self, self.weight_ih if input is None else input, batch_size)
+
+    @classmethod
+    def from_torch(cls, module: "nn.GRUCell | GRUCell", *, backend: str = "auto") -> "GRUCell":
+        """A GRUCell with the settings, mode and a copy of the parameters of a `torch.nn.GRUCell`.
+
+        Raises:
+            TypeError: module is neither a `torch.nn.GRUCell` nor a GRUCell, or a subclass of one,
+                whose forward may compute something else.
+        """
+        conversion.check_type(module, nn.GRUCell, GRUCell, cls)
+        options = {**conversion.beyond_torch(module, GRUCell), "backend": backend}
+        return conversion.copy(module, cls(*conversion.settings(module), device="meta", **options))
+
+    def to_torch(self) -> nn.GRUCell:
+        """A `torch.nn.GRUCell` with these settings, this mode and a copy of these parameters.
+
+        Raises:
+            ValueError: reset_after is False.
+        """
+        conversion.check_computes_the_same(self)
+        return conversion.copy(self, nn.GRUCell(*conversion.settings(self), device="meta"))
+
+    def extra_repr(self) -> str:
+        """The arguments that differ from their defaults."""
+        return super().extra_repr() + conversion.beyond_torch_repr(self, GRUCell)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # A pickle of an older version lacks what came later.
+        super().__setstate__({**conversion.defaults(GRUCell), **state})
