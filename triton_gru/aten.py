@@ -36,8 +36,8 @@ def layer(
     # The last step of each row, or, where it has none, the first one, which is not looked at.
     last_place = (lengths - 1).clamp(min=0) * B + torch.arange(B, device=x.device)
     # cuDNN keeps what its backward takes in its training mode only, which says nothing else here:
-    # dropout between layers is the caller's.
-    train = records(x, h0, weight_ih, weight_hh, bias_ih, bias_hh)
+    # dropout between layers is the caller's. A trace serves both.
+    train = torch.jit.is_tracing() or records(x, h0, weight_ih, weight_hh, bias_ih, bias_hh)
     ys, last = [], []
     for d, first in enumerate(h0):
         params = [weight_ih[d], weight_hh[d]]

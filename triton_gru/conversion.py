@@ -67,11 +67,11 @@ def beyond_torch_repr(module: nn.Module, ours: type[nn.Module]) -> str:
 
 def settings(module: nn.RNNBase | nn.GRUCell) -> tuple:
     """The constructor's arguments before device, in order."""
-    settings = (module.input_size, module.hidden_size)
+    sizes = (module.input_size, module.hidden_size)
     if isinstance(module, nn.GRUCell):
-        return (*settings, module.bias)
+        return (*sizes, module.bias)
     return (
-        *settings,
+        *sizes,
         module.num_layers,
         module.bias,
         module.batch_first,

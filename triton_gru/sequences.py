@@ -78,7 +78,7 @@ def turned_places(lengths: Tensor, steps: int) -> Tensor:
     Returns:
         Places t * B + b among the rows [T * B, ...], int64 [T * B]. A step past a row's end stays.
     """
-    B = len(lengths)
+    B = lengths.shape[0]  # len() would be a constant in a trace
     step = torch.arange(steps, device=lengths.device).unsqueeze(1)
     mirrored = torch.where(step < lengths, lengths - 1 - step, step)
     return (mirrored * B + torch.arange(B, device=lengths.device)).flatten()
@@ -86,4 +86,4 @@ def turned_places(lengths: Tensor, steps: int) -> Tensor:
 
 def turn(rows: Tensor, places: Tensor) -> Tensor:
     """Rows [T, B, ...] turned around by their `turned_places`; twice gives them back."""
-    return rows.flatten(0, 1).index_select(0, places).unflatten(0, rows.shape[:2])
+    return rows.flatten(0, 1).index_select(0, places).reshape(rows.shape)

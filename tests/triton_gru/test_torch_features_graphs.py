@@ -164,6 +164,25 @@ def test_jit_trace(backend, reset_after, recorded):
 @pytest.mark.filterwarnings("ignore:.*torch.jit")
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @both_variants
+def test_jit_trace_with_lengths(backend, reset_after):
+    layer = GRU(IN, 7, 2, bidirectional=True, backend=backend, reset_after=reset_after)
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn = layer
+
+        def forward(self, x, lengths):
+            return self.rnn(x, lengths=lengths)
+
+    traced = torch.jit.trace(Model(), (torch.randn(T, B, IN), torch.tensor([T, 0, 2])))
+    x, lengths = torch.randn(9, 6, IN), torch.tensor([3, 9, 0, 1, 7, 2])
+    assert_close(traced(x, lengths), layer(x, lengths=lengths))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@both_variants
 def test_jit_trace_of_a_cell(reset_after):
     cell, file = GRUCell(IN, 7, reset_after=reset_after), io.BytesIO()
     torch.jit.save(torch.jit.trace(cell, (torch.randn(B, IN),)), file)

@@ -159,6 +159,22 @@ def test_by_torchscript_it_is_torchs_own_gru(backend, wrap):
     assert_close(torch.from_numpy(y), layer(x)[0])
 
 
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_by_torchscript_with_lengths(bidirectional):
+    class Padded(Model):
+        def forward(self, x, lengths):
+            return self.rnn(x, lengths=lengths)[0]
+
+    layer, file = GRU(IN, H, 2, bidirectional=bidirectional).eval(), io.BytesIO()
+    sizes = {"input_names": ["x", "lengths"], "dynamic_axes": {"x": [0, 1], "lengths": [0]}}
+    example = torch.randn(T, B, IN), torch.tensor([T, 0, 2])
+    torch.onnx.export(Padded(layer), example, file, dynamo=False, verbose=False, **sizes)
+    x, lengths = torch.randn(9, 6, IN), torch.tensor([3, 9, 0, 1, 7, 2])
+    session = onnxruntime.InferenceSession(file.getvalue())
+    (y,) = session.run(None, {"x": x.numpy(), "lengths": lengths.numpy()})
+    assert_close(torch.from_numpy(y), layer(x, lengths=lengths)[0])
+
+
 @pytest.mark.parametrize("wrap", [Model, lambda rnn: rnn], ids=["inside a model", "alone"])
 @pytest.mark.parametrize(
     ("options", "what"),
