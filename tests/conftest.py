@@ -1,4 +1,5 @@
 import importlib.util
+import signal
 
 import pytest
 import torch
@@ -10,6 +11,12 @@ if importlib.util.find_spec("hydra") is None:
 # torch.testing._internal calls this when it is imported, and nothing in the process could set a
 # flag of torch.backends from then on, as the benchmarks do.
 torch.backends.disable_global_flags = lambda: None
+
+
+# A shell starts what it runs in the background with Ctrl-C ignored, and that is inherited: the
+# commands that tests interrupt would not hear it.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
