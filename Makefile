@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup train test lint docs constraints
+.PHONY: help setup train test soak lint docs constraints
 
 help:  ## list the commands
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 22
@@ -24,8 +24,11 @@ train: setup  ## train on Shakespeare for about three minutes and continue three
 	$(BIN)/triton-gru-train experiment=quickstart $(ARGS)
 	$(BIN)/triton-gru-predict prompt="To be, or not to be" num_sentences=3
 
-test: setup  ## run all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+test: setup  ## run all tests but the long ones
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not soak" $(ARGS)
+
+soak: setup  ## run the long tests: killed sweeps and runs, machines of their own network
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m soak $(ARGS)
 
 lint: setup  ## check the format and the style
 	$(BIN)/ruff format --check .

@@ -117,7 +117,7 @@ def draw_parallel(sweep: "Sweep", path: Path) -> list[str]:
     ]
     results = [job.value for job in sweep.complete]
     lowest, highest = min(results), max(results)
-    room = 0.04 * (highest - lowest) or 0.1
+    room = 0.04 * (highest - lowest) or 0.1 * max(1, abs(lowest))
     lowest, highest = lowest - room, highest + room
     # The good end of the objective is up.
     up = sweep.direction == "maximize"

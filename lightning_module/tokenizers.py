@@ -110,11 +110,12 @@ class Tokenizer:
         # For characters a table, which is a hundred times as fast as looking for tokens in text.
         self._id_of_code_point: np.ndarray | None = None
         split = json.loads(tokenizer.to_str())["pre_tokenizer"]
-        if (split.get("pattern") or {}).get("Regex") == _SPLITS["char"]:
+        ids = {t: id for t, id in tokenizer.get_vocab().items() if t not in (DOC, UNK)}
+        by_character = (split.get("pattern") or {}).get("Regex") == _SPLITS["char"]
+        if by_character and all(len(token) == 1 for token in ids):
             self._id_of_code_point = np.full(_CODE_POINTS, self.unk_id, np.int32)
-            for token, id in tokenizer.get_vocab().items():
-                if token not in (DOC, UNK):
-                    self._id_of_code_point[ord(token)] = id
+            for token, id in ids.items():
+                self._id_of_code_point[ord(token)] = id
 
     @classmethod
     def train(cls, settings: TokenizerSettings, texts: Iterable[str]) -> Tokenizer:

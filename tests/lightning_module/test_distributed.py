@@ -222,6 +222,7 @@ class TestRanksThatDie:
         assert "SIGKILL" in first
         assert not any(map(alive, pids.values()))
 
+    @pytest.mark.soak
     def test_a_hanging_rank_ends_the_run_after_the_timeout(self, command, documents, tmp_path):
         running = Running(command, documents, tmp_path / "run")
         pids = running.ranks()
@@ -256,7 +257,7 @@ class TestRanksThatDie:
         assert saved["carried_state"].shape[1] == 4  # all lanes
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_another_number_of_ranks_goes_on(runs, command, documents, tmp_path):
     """Lanes are everyone's: what two ranks saved, one or four take up, and end the same."""
     whole = checkpoint(runs("ddp-2", *ranks(2)))

@@ -74,7 +74,7 @@ def test_hosts_have_networks_of_their_own(hosts):
     assert done.returncode != 0
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(600)
 def test_two_machines_train_as_one_with_two_ranks(hosts, command, text_file, tmp_path):
     steps = ["trainer.max_steps=30", "trainer.val_check_interval=15", "trainer.log_every_n_steps=1"]

@@ -203,7 +203,7 @@ def test_the_command_leaves_results_and_figures(command, text_file, tmp_path):
     assert "exists and is not empty" in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_keeps_what_it_measured(tmp_path, number):
     run_dir = tmp_path / "run"

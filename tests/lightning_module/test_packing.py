@@ -156,7 +156,7 @@ def test_refused():
         made_module(batching="packed", lanes=500)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_the_command_trains_on_lines(command, text_file, tmp_path):
     packed = [*TINY, f"data.paths=[{text_file}]", "data.batching=packed", "trainer.max_steps=150"]
     done = command("train", *packed, f"run_dir={tmp_path / 'run'}", "optimizer.lr=0.02")

@@ -57,7 +57,7 @@ def test_nn_gru_does_not_compile_whole():
         torch.compile(nn.GRU(IN, 7), fullgraph=True, backend="eager")(torch.randn(T, B, IN))
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize("settings", [{}, {"reset_after": False}], ids=["after", "before"])
 @pytest.mark.compat("graphs", "torch.compile with Inductor", "works")
 def test_inductor(settings):
