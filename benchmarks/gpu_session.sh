@@ -1,24 +1,27 @@
 #!/usr/bin/env bash
 # Everything that wants a GPU, in one call, from the repository's root or anywhere:
 #
-#     benchmarks/gpu_session.sh DIR [tests] [bench] [sanitizer]
+#     benchmarks/gpu_session.sh DIR [tests] [bench] [sanitizer] [training]
 #
-# Runs the parts that are named, or all three in this order, and leaves in DIR
+# Runs the parts that are named, or all four in this order, and leaves in DIR
 #
 #     environment.txt   device, driver, versions, commit
 #     tests.txt         pytest -m gpu
 #     SUITE.json        benchmarks.run, and SUITE.txt what it printed
 #     memcheck.txt, racecheck.txt
+#     training.json, .png, .txt   the real command with each backend, see benchmarks.compare_backends
 #     summary.txt       what is printed last
 #
 # Settings, by environment: PYTHON (python3), SUITE (quick), MINUTES of the suite (8), WORKERS of the
-# tests that may share the device (6), COMMIT where there is no git. Ends with 1 if a test or a check
-# failed. Nothing is installed, and no setting of the device is touched.
+# tests that may share the device (6), TRAINING (settings of the training, in place of ours) and
+# BACKENDS (torch,triton), COMMIT where there is no git. Ends with 1 if a test or a check failed. Nothing is installed,
+# and no setting of the device is touched. All but `training` need torch, triton, numpy and pytest
+# alone; that one also Lightning, Hydra and the corpus in TRITON_GRU_CACHE.
 set -uo pipefail
 
 out=${1:?usage: benchmarks/gpu_session.sh DIR [tests] [bench] [sanitizer]}
 shift
-parts=${*:-tests bench sanitizer}
+parts=${*:-tests bench sanitizer training}
 python=${PYTHON:-python3}
 suite=${SUITE:-quick}
 minutes=${MINUTES:-8}
@@ -97,9 +100,30 @@ sanitizer() {
   done
 }
 
+training() {
+  if ! has hydra; then
+    note training "hydra-core is not here"
+    return
+  fi
+  local sweep default
+  sweep=$(mktemp -d)
+  default="experiment=char_best trainer.precision=bf16-mixed trainer.max_steps=1500
+    trainer.val_check_interval=250"
+  # Jobs one after the other, so that each has the device to itself.
+  # shellcheck disable=SC2086 - settings are words
+  timeout 560 "$python" -m lightning_module.train -m ${TRAINING:-$default} trainer.max_time=null \
+    model.core.backend="${BACKENDS:-torch,triton}" seed=1,2 hydra.sweep.dir="$sweep/jobs" 2>&1 |
+    tee "$out/training.txt"
+  local code=${PIPESTATUS[0]}
+  note training "ended with $code"
+  "$python" -m benchmarks.compare_backends "$sweep/jobs" --out "$out" >>"$out/summary.txt" ||
+    status=1
+  ((code == 0)) || status=1
+}
+
 for part in $parts; do
   case $part in
-    tests | bench | sanitizer) begun=$SECONDS && "$part" && note "$part" "took $((SECONDS - begun)) s" ;;
+    tests | bench | sanitizer | training) begun=$SECONDS && "$part" && note "$part" "took $((SECONDS - begun)) s" ;;
     *) echo "unknown part $part" >&2 && exit 2 ;;
   esac
 done

@@ -46,7 +46,8 @@ log = logging.getLogger(__name__)
 JOBS = "jobs"
 UNFINISHED, COMPLETE, FAILED = "unfinished", "complete", "failed"
 # What a search is told of a failed job: finite, because samplers and their storage take no NaN or
-# infinity, and beyond every metric, so that the search keeps away from where jobs fail.
+# infinity, and never better than what it is told of a complete one, so that it keeps away from
+# where jobs fail.
 WORST = 1e6
 # Settings that say where and how jobs run, not what they compute.
 NOT_OF_THE_JOB = ("launcher", "run_dir")
@@ -85,9 +86,9 @@ class Job:
     metrics: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def told(self, direction: str) -> float:
-        """The finite value that a search is told."""
+        """The value that a search is told: finite, and a failed job's the worst there is."""
         if self.state == COMPLETE:
-            return self.value
+            return max(-WORST, min(self.value, WORST))
         return WORST if direction == "minimize" else -WORST
 
     def command(self) -> str:

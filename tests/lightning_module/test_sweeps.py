@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 
 from lightning_module import train
 from lightning_module.checkpoints import CHECKPOINTS, LAST
-from lightning_module.sweep_jobs import LAUNCHERS, WORST, read_jobs
+from lightning_module.sweep_jobs import COMPLETE, FAILED, LAUNCHERS, WORST, Job, read_jobs
 from tests.lightning_module.conftest import TINY
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -426,3 +426,33 @@ def test_launchers(command, text_file, tmp_path, launcher, plugin):
     assert not any(o.startswith("launcher") for job in jobs for o in job.overrides)
     assert settings(directory / "0", "optimizer.lr") == [0.01]
     assert "1 complete, 1 failed" in output
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1600)
+def test_a_search_of_several_trials_at_a_time(command, text_file, tmp_path):
+    """With joblib: as many at a time as it has jobs, none twice, all told to the study."""
+    pytest.importorskip("optuna")
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    more = ["sweep=optuna", "launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweeper.study=s"]
+    space = ["optimizer.lr=tag(log,interval(0.001,0.1))", "hydra.sweeper.n_trials=5"]
+    with Sweep(command, tmp_path, *arguments(text_file, *more, *space)) as running:
+        code, output = running.end()
+    assert code == 0, output
+    directory = tmp_path / "multirun" / "s"
+    jobs, trials = read_jobs(directory), study_of(directory, "s").trials
+    assert [job.number for job in jobs] == [trial.number for trial in trials] == list(range(5))
+    assert [job.value for job in jobs] == [trial.value for trial in trials]
+    assert len({trial.params["optimizer.lr"] for trial in trials}) == 5
+    begins = [trial.datetime_start for trial in trials]
+    ends = [trial.datetime_complete for trial in trials]
+    assert begins[1] < ends[0] <= begins[2] and begins[3] < ends[2] <= begins[4]
+
+
+@pytest.mark.parametrize(("direction", "absurd"), [("minimize", 1e300), ("maximize", -1e300)])
+def test_no_complete_job_is_told_worse_than_a_failed_one(direction, absurd):
+    told = [
+        Job(0, [], "", state=state, value=value).told(direction)
+        for state, value in [(COMPLETE, absurd), (FAILED, None), (COMPLETE, 2.0)]
+    ]
+    assert told[0] == told[1] and abs(told[1]) == WORST and told[2] == 2.0

@@ -1,0 +1,150 @@
+"""Backends of the GRU in a whole training: tokens a second, and the loss against wall time.
+
+    triton-gru-train -m experiment=char_best trainer.precision=bf16-mixed trainer.max_steps=2000 \
+        trainer.max_time=null model.core.backend=torch,triton seed=1,2,3
+    python -m benchmarks.compare_backends multirun/<date> --out FOLDER
+
+Writes training.json and training.png to FOLDER and prints a table. Backends round differently, so
+their losses differ as those of two seeds may: the same within noise means that the means over seeds
+lie no further apart than two seeds of one backend do.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from lightning_module.checkpoints import CONFIG
+from lightning_module.reports import METRICS, SUMMARY, read_metrics
+
+COLOURS = {"torch": "tab:gray", "triton": "tab:blue", "reference": "tab:orange"}
+
+
+def runs(folder: Path) -> list[dict[str, Any]]:
+    """Of each finished run in `folder`: backend, seed, speed, the last loss, and its curve.
+
+    Raises:
+        ValueError: there are fewer than two seeds of a backend, or runs that differ in more than
+            backend and seed.
+    """
+    found, settings = [], None
+    for file in sorted(folder.glob(f"*/{SUMMARY}"), key=lambda file: int(file.parent.name)):
+        summary, run_dir = json.loads(file.read_text()), file.parent
+        config = OmegaConf.to_container(OmegaConf.load(run_dir / CONFIG))
+        run = {"backend": config["model"]["core"].pop("backend"), "seed": config.pop("seed")}
+        rest = json.dumps(config, sort_keys=True).replace(config["run_dir"], "")
+        if settings not in (None, rest):
+            raise ValueError(f"{run_dir} differs from the runs before it in more than the backend")
+        settings = rest
+        tokens = config["data"]["lanes"] * config["data"]["seq_len"]
+        found.append(
+            run
+            | {name: summary[name] for name in ("device", "versions", "steps", "last_val_loss")}
+            | {"tokens_per_second": summary["tokens_per_second"]}
+            | {"curve": curve(read_metrics(run_dir / METRICS), tokens)}
+        )
+    for backend in {run["backend"] for run in found} or {None}:
+        seeds = [run["seed"] for run in found if run["backend"] == backend]
+        if len(seeds) < 2:
+            raise ValueError(
+                f"{folder} has {len(seeds)} finished runs of backend {backend}; at least two seeds "
+                "are needed to say what noise is"
+            )
+    return found
+
+
+def curve(rows: list[dict[str, float]], tokens: int) -> list[tuple[float, float]]:
+    """Seconds spent training and the held-out loss then.
+
+    Args:
+        rows: as `read_metrics` returns them.
+        tokens: of a step.
+    """
+    seconds, step, points = 0.0, -1, []
+    for row in rows:
+        if "tokens_per_second" in row:
+            seconds += (row["step"] - step) * tokens / row["tokens_per_second"]
+            step = row["step"]
+        if "val_loss" in row:
+            points.append((seconds, row["val_loss"]))
+    return points
+
+
+def compared(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row a backend: runs, median tokens a second, the last loss's mean and its noise."""
+    table = []
+    for backend in dict.fromkeys(run["backend"] for run in found):
+        of_it = [run for run in found if run["backend"] == backend]
+        losses = [run["last_val_loss"] for run in of_it]
+        table.append(
+            {
+                "backend": backend,
+                "runs": len(of_it),
+                "tokens_per_second": statistics.median(r["tokens_per_second"] for r in of_it),
+                "loss": statistics.mean(losses),
+                "noise": max(abs(a - b) for a, b in combinations(losses, 2)),
+            }
+        )
+    return table
+
+
+def text_table(table: list[dict[str, Any]]) -> str:
+    """In Markdown, with what is to be said of the losses."""
+    lines = [
+        "| backend | runs | tokens/s | ratio | held-out loss | between seeds |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in table:
+        ratio = row["tokens_per_second"] / table[0]["tokens_per_second"]
+        lines.append(
+            f"| {row['backend']} | {row['runs']} | {row['tokens_per_second']:,.0f} | {ratio:.2f} | "
+            f"{row['loss']:.4f} | {row['noise']:.4f} |"
+        )
+    apart = max(row["loss"] for row in table) - min(row["loss"] for row in table)
+    noise = max(row["noise"] for row in table)
+    verdict = "the same within noise" if apart <= noise else "NOT the same within noise"
+    return "\n".join([*lines, "", f"Losses: {apart:.4f} apart, {verdict} ({noise:.4f})."])
+
+
+def draw(found: list[dict[str, Any]], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    axes = figure.subplots()
+    labelled = set()
+    for run in found:
+        backend = run["backend"]
+        label = None if backend in labelled else backend
+        labelled.add(backend)
+        colour = COLOURS.get(backend)
+        axes.plot(*zip(*run["curve"], strict=True), "o-", color=colour, label=label, markersize=3)
+    axes.set_xlabel(f"seconds of training, {found[0]['device']}")
+    axes.set_ylabel("held-out text, nats a token")
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, title="a line a seed")
+    figure.savefig(path, dpi=130)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("folder", type=Path, help="of the sweep")
+    parser.add_argument("--out", type=Path, required=True, help="where JSON and PNG go")
+    arguments = parser.parse_args()
+    try:
+        found = runs(arguments.folder)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "training.json").write_text(json.dumps(found, indent=1) + "\n")
+    draw(found, arguments.out / "training.png")
+    print(text_table(compared(found)))
+
+
+if __name__ == "__main__":
+    main()
