@@ -35,7 +35,6 @@ lint: setup  ## check the format and the style
 	$(BIN)/ruff check .
 
 docs: setup  ## build the site of docs/ into build/site
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # A fresh environment with the newest versions that pyproject.toml allows; torch and triton stay
@@ -44,7 +43,7 @@ constraints:  ## refresh constraints.txt with the newest versions
 	rm -rf .venv-constraints
 	$(PYTHON) -m venv .venv-constraints
 	.venv-constraints/bin/python -m pip install -q $$(grep -E '^(torch|triton)==' constraints.txt)
-	.venv-constraints/bin/python -m pip install -q '.[dev,docs]'
+	.venv-constraints/bin/python -m pip install -q '.[dev]'
 	.venv-constraints/bin/python -m pip freeze --exclude triton-gru > constraints.new
 	sed -e 's/+cpu$$//' constraints.new > constraints.txt
 	rm -rf .venv-constraints constraints.new

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-pytest.importorskip("mkdocs", reason="needs the extra [docs]; `make docs` installs it")
+pytest.importorskip("mkdocs", reason="needs the extra [docs]; `make setup` installs it")
 
 
 @pytest.fixture(scope="module")
