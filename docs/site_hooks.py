@@ -2,6 +2,7 @@
 
 Formulas become MathML, which browsers draw without a script, so that the site loads nothing from
 elsewhere. Links out of docs/, which work where the repository is browsed, become plain text here.
+A page under docs/zh speaks Chinese all over, and each page leads to itself in the other language.
 """
 
 import html
@@ -22,6 +23,10 @@ _PRIMES = [
         rf"<mrow><msub>\1</msub>{_PRIME}</mrow>",
     ),
 ]
+# A line of Markdown that ends in Chinese goes on in the next one without a space.
+_LINE_END = re.compile(
+    r"(<pre.*?</pre>)|(?<=[，。；：、？！）」])\n *|(?<=[一-鿿])\n *(?=[一-鿿（「])", re.DOTALL
+)
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
@@ -41,7 +46,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def on_page_content(content: str, **_: Any) -> str:
-    """Formulas become MathML."""
+    """Formulas become MathML, and lines of Chinese become one."""
 
     def drawn(match: re.Match) -> str:
         tag, kind, formula = match.groups()
@@ -53,4 +58,17 @@ def on_page_content(content: str, **_: Any) -> str:
             mathml = set_above.sub(set_beside, mathml)
         return f'<{tag} class="formula">{mathml}</{tag}>'
 
-    return _FORMULA.sub(drawn, content)
+    return _FORMULA.sub(drawn, _LINE_END.sub(lambda match: match[1] or "", content))
+
+
+def on_page_context(context: Any, page: Any, config: Any, nav: Any) -> None:
+    """The theme takes the page's language, and its selector leads to the page in the other one."""
+    urls = {each.file.src_uri: each.url for each in nav.pages}
+    source = page.file.src_uri
+    config.theme["language"] = "zh" if source.startswith("zh/") else "en"
+    for alternate in config.extra["alternate"]:
+        folder = "" if alternate["lang"] == "en" else "zh/"
+        home = urls[folder + "index.md"]
+        alternate["link"] = urls.get(folder + source.removeprefix("zh/"), home)
+        if alternate["lang"] == config.theme["language"]:
+            config.extra["homepage"] = home
