@@ -26,13 +26,13 @@ COLUMNS = ("text", "core", "units", "parameters", "nats", "bits a character", "c
 
 
 def runs(folder: Path) -> list[dict[str, Any]]:
-    """What the table says of each run in `folder`, in the order of the sweep.
+    """What the table says of each run in `folder`, by text and core.
 
     Raises:
         ValueError: there are no finished runs, or they are not equal in what they should be.
     """
     found = []
-    for file in sorted(folder.glob(f"*/{SUMMARY}"), key=lambda file: int(file.parent.name)):
+    for file in folder.glob(f"*/{SUMMARY}"):
         summary = json.loads(file.read_text())
         config = OmegaConf.load(file.parent / CONFIG)
         last_block = (
@@ -55,10 +55,12 @@ def runs(folder: Path) -> list[dict[str, Any]]:
         )
     if not found:
         raise ValueError(f"no finished runs below {folder}; expected */{SUMMARY}")
-    for text in sorted({run["text"] for run in found}):
+    texts, cores = list(TEXTS), list(NAMES)
+    found.sort(key=lambda run: (texts.index(run["text"]), cores.index(run["core"])))
+    for text in texts:
         for what, tolerance in TOLERANCE.items():
             values = [run[what] for run in found if run["text"] == text]
-            if max(values) > (1 + tolerance) * min(values):
+            if values and max(values) > (1 + tolerance) * min(values):
                 raise ValueError(f"{what} of the runs on {text} are not equal: {values}")
     return found
 

@@ -3,18 +3,19 @@
     python -m benchmarks.training_overhead [--steps 150] [--rounds 3]
 
 Both train the model of `experiment=quickstart` on the same chunks with the same optimizer and
-clipping, in turn, in one process. The ratio of tokens a second is what to read; the goal is at
-least 0.9. A last round under Lightning's profiler says where the time goes; of that, the next chunk
-is to take 0.02 at most.
+clipping, in turn, in one process. The ratio of the speeds is what to read, by the clock and, where
+others use the machine as well, by the process's CPU time; the goal is at least 0.9. A last round
+under Lightning's profiler says where the time goes; of that, the next chunk is to take 2 % at most.
 """
 
 import argparse
 import copy
 import re
-import statistics
 import tempfile
 import time
 
+import lightning as L
+import numpy as np
 import torch
 import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
@@ -24,7 +25,6 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from lightning_module.predictor import SentencePredictor
-from lightning_module.progress import Throughput
 from lightning_module.train import CONFIGS, quiet
 
 
@@ -42,8 +42,22 @@ class Bare(nn.Module):
         return self.output(hidden), state
 
 
-def bare_tokens_per_second(model, optimizer, chunks) -> float:
-    state, tokens, begun = None, 0, time.perf_counter()
+class Clock(L.Callback):
+    """Seconds of a training, by the clock and of the process's CPU."""
+
+    def on_train_start(self, *_) -> None:
+        self.begun = now()
+
+    def on_train_end(self, *_) -> None:
+        self.seconds = now() - self.begun
+
+
+def now() -> np.ndarray:
+    return np.array([time.perf_counter(), time.process_time()])
+
+
+def seconds_bare(model, optimizer, chunks) -> np.ndarray:
+    state, begun = None, now()
     for inputs, targets, *_ in chunks:
         logits, state = model(inputs, state)
         state = state.detach()
@@ -52,8 +66,7 @@ def bare_tokens_per_second(model, optimizer, chunks) -> float:
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        tokens += targets.numel()
-    return tokens / (time.perf_counter() - begun)
+    return now() - begun
 
 
 def composed(steps: int, run_dir: str) -> DictConfig:
@@ -72,15 +85,16 @@ def composed(steps: int, run_dir: str) -> DictConfig:
         )
 
 
-def lightning_tokens_per_second(config, data, settings, profiler=None) -> float:
+def seconds_with_lightning(config, data, settings, profiler=None) -> np.ndarray:
     predictor = SentencePredictor(
         data.vocab_size, optimizer=instantiate(config.optimizer), **settings
     )
-    callbacks = [instantiate(c) for c in config.callbacks.values()]
+    clock = Clock()
+    callbacks = [clock, *(instantiate(c) for c in config.callbacks.values())]
     loggers = [instantiate(c) for c in config.logger.values()]
     trainer = instantiate(config.trainer, callbacks=callbacks, logger=loggers, profiler=profiler)
     trainer.fit(predictor, datamodule=data)
-    return next(c for c in callbacks if isinstance(c, Throughput)).tokens_per_second
+    return clock.seconds
 
 
 def profile(profiler: SimpleProfiler) -> list[tuple[str, float]]:
@@ -122,18 +136,24 @@ def main() -> None:
     for round_ in range(arguments.rounds + 1):
         model = copy.deepcopy(bare)
         optimizer = instantiate(config.optimizer)(model.parameters())
-        alone = bare_tokens_per_second(model, optimizer, chunks)
-        ours = lightning_tokens_per_second(config, data, settings)
-        warm_up = round_ == 0
+        alone = seconds_bare(model, optimizer, chunks)
+        ours = seconds_with_lightning(config, data, settings)
+        ratio, warm_up = alone / ours, round_ == 0
         if not warm_up:
-            ratios.append(ours / alone)
+            ratios.append(ratio)
+        tokens = sum(chunk.targets.numel() for chunk in chunks)
         print(
-            f"bare {alone:,.0f} tokens/s, Lightning {ours:,.0f}, ratio {ours / alone:.3f}"
+            f"bare {tokens / alone[0]:,.0f} tokens/s, Lightning {tokens / ours[0]:,.0f}, "
+            f"ratio {ratio[0]:.3f} by the clock, {ratio[1]:.3f} by CPU time"
             f"{' (warm-up, not counted)' * warm_up}"
         )
-    print(f"median ratio {statistics.median(ratios):.3f} on {torch.get_num_threads()} threads\n")
+    wall, cpu = np.median(ratios, axis=0)
+    print(
+        f"median ratio {wall:.3f} by the clock, {cpu:.3f} by CPU time, "
+        f"on {torch.get_num_threads()} threads\n"
+    )
     profiler = SimpleProfiler()
-    lightning_tokens_per_second(config, data, settings, profiler)
+    seconds_with_lightning(config, data, settings, profiler)
     print("| part of a training step | share |\n|---|---|")
     for part, share in profile(profiler):
         print(f"| {part} | {share:.1%} |")
