@@ -3,11 +3,14 @@
 Formulas become MathML, which browsers draw without a script, so that the site loads nothing from
 elsewhere. Links out of docs/, which work where the repository is browsed, become plain text here.
 A page under docs/zh speaks Chinese all over, and each page leads to itself in the other language.
+Chinese words are found although no space divides them.
 """
 
 import html
+import json
 import posixpath
 import re
+from pathlib import Path
 from typing import Any
 
 from latex2mathml.converter import convert
@@ -72,3 +75,17 @@ def on_page_context(context: Any, page: Any, config: Any, nav: Any) -> None:
         alternate["link"] = urls.get(folder + source.removeprefix("zh/"), home)
         if alternate["lang"] == config.theme["language"]:
             config.extra["homepage"] = home
+
+
+def on_post_build(config: Any) -> None:
+    """What is searched by the beginnings of words has Chinese text from each character on.
+
+    The search of the theme cuts a query behind an indexed word with which it begins, and drops the
+    rest: the underscore makes these be none.
+    """
+    path = Path(config.site_dir, "search", "search_index.json")
+    index = json.loads(path.read_text("utf-8"))
+    for entry in index["docs"]:
+        runs = re.findall(r"[一-鿿]+", f"{entry['title']} {entry['text']}")
+        entry["chinese"] = " ".join(f"{run[i:]}_" for run in runs for i in range(1))
+    path.write_text(json.dumps(index, ensure_ascii=False), "utf-8")
