@@ -87,5 +87,5 @@ def on_post_build(config: Any) -> None:
     index = json.loads(path.read_text("utf-8"))
     for entry in index["docs"]:
         runs = re.findall(r"[一-鿿]+", f"{entry['title']} {entry['text']}")
-        entry["chinese"] = " ".join(f"{run[i:]}_" for run in runs for i in range(1))
+        entry["chinese"] = " ".join(f"{run[i:]}_" for run in runs for i in range(len(run)))
     path.write_text(json.dumps(index, ensure_ascii=False), "utf-8")

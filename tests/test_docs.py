@@ -1,4 +1,6 @@
+import json
 import os
+import posixpath
 import re
 import subprocess
 import sys
@@ -11,7 +13,7 @@ pytest.importorskip("mkdocs", reason="needs the extra [docs]; `make setup` insta
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory):
+def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("site")
     done = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-d", folder],
@@ -21,6 +23,11 @@ def site(tmp_path_factory):
         env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
     )
     assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def site(folder):
     return {str(p.relative_to(folder)): p.read_text("utf-8") for p in folder.rglob("*.html")}
 
 
@@ -42,3 +49,28 @@ def test_links_out_of_the_site_are_text(site):
         targets = re.findall(r'href="([^"#:]+)"', page)
         outside = [t for t in targets if t.startswith("../" * (name.count("/") + 1))]
         assert not outside, name
+
+
+@pytest.mark.slow
+def test_each_page_speaks_its_language_and_leads_to_itself_in_the_other(site):
+    for name, page in site.items():
+        if name == "404.html":
+            continue
+        language, other = ("zh", "en") if name.startswith("zh/") else ("en", "zh")
+        there = name.removeprefix("zh/") if other == "en" else f"zh/{name}"
+        assert f'<html lang="{language}"' in page, name
+        selector = re.findall(r'<a href="([^"]+)" hreflang="(\w+)"', page)
+        leads = {lang: posixpath.join(posixpath.dirname(name), href) for href, lang in selector}
+        leads = {lang: posixpath.normpath(target) for lang, target in leads.items()}
+        assert leads == {language: name, other: there if there in site else "zh/index.html"}
+
+
+@pytest.mark.slow
+def test_a_chinese_word_is_indexed_wherever_it_stands(folder):
+    entries = json.loads((folder / "search" / "search_index.json").read_text("utf-8"))["docs"]
+    word = "循环单元"
+    holding = [e for e in entries if word in e["title"] + e["text"]]
+    assert len(holding) > 5
+    for entry in holding:
+        begins = [w for w in entry["chinese"].split() if w.startswith(word)]
+        assert begins and word not in begins, entry["location"]
