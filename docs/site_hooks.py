@@ -78,10 +78,10 @@ def on_page_context(context: Any, page: Any, config: Any, nav: Any) -> None:
 
 
 def on_post_build(config: Any) -> None:
-    """What is searched by the beginnings of words has Chinese text from each character on.
+    """The search finds what words begin with, so Chinese text is indexed from each character on.
 
-    The search of the theme cuts a query behind an indexed word with which it begins, and drops the
-    rest: the underscore makes these be none.
+    Where a query begins with an indexed word the theme drops the rest of it. The underscore keeps
+    the pieces from being such words.
     """
     path = Path(config.site_dir, "search", "search_index.json")
     index = json.loads(path.read_text("utf-8"))
