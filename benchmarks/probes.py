@@ -13,10 +13,10 @@ import triton
 import triton.language as tl
 
 from benchmarks.timing import kernel_seconds, measure, quantile, summary
-from triton_gru import plan as planning
 from triton_gru.kernels import engine, launches
 from triton_gru.kernels.exchange import announce, publish, receive, report, unpack
-from triton_gru.plan import Plan, Problem
+from triton_gru.plan import COUNTER, POLLS, SENTINEL, Plan, Problem
+from triton_gru.planner import all_plans
 
 REPEATS = 7
 
@@ -106,7 +106,7 @@ def exchange_step(device: torch.device, protocol: str, group: int, steps: int) -
             words,
             out,
             steps,
-            planning.POLLS,
+            POLLS,
             GROUP=group,
             WIDTH=WIDTH,
             SPAN=triton.next_power_of_2(group * WIDTH),
@@ -229,7 +229,7 @@ def _kernel_rows(device, clock, shape, direction: str, tiny: bool, rivals: bool)
                 return engine.scan_forward(*arguments, reset_after=reset_after, plan=plan)
             return engine.scan_backward(dy, y, *arguments, reset_after=reset_after, plan=plan)
 
-        plans = planning.all_plans(problem, engine.device_limits(device))
+        plans = all_plans(problem, engine.device_limits(device))
         rows = []
         for plan in plans[1 : 2 if tiny else 1 + MOST_RIVALS] if rivals else plans[:1]:
             row = {"T": T, "B": B, "H": H, "dtype": name, "reset_after": reset_after}
@@ -257,8 +257,8 @@ PROBES: dict[str, Callable] = {
     "copy": copy_rate,
     "product bfloat16": functools.partial(product_rate, dtype=torch.bfloat16),
     "product tf32": functools.partial(product_rate, dtype=torch.float32),
-    "exchange sentinel": functools.partial(exchange_latency, protocol=planning.SENTINEL),
-    "exchange counter": functools.partial(exchange_latency, protocol=planning.COUNTER),
+    "exchange sentinel": functools.partial(exchange_latency, protocol=SENTINEL),
+    "exchange counter": functools.partial(exchange_latency, protocol=COUNTER),
     "kernels": functools.partial(kernels, rivals=False),
     "rival plans": functools.partial(kernels, rivals=True),
 }

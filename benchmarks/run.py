@@ -414,13 +414,13 @@ class Stand:
 
     def plans(self) -> dict:
         """What the planner chose and promised for this cell."""
-        from triton_gru import plan as planning
+        from triton_gru.plan import Problem
         from triton_gru import tuning
         from triton_gru.kernels import engine
 
         cell, found = self.cell, {}
         for direction in ("forward", "backward")[: 1 + (cell.mode == "train")]:
-            problem = planning.Problem(
+            problem = Problem(
                 batch=cell.B,
                 hidden=cell.H,
                 dtype="float32" if cell.dtype == "tf32" else cell.dtype,

@@ -4,7 +4,7 @@
 
 Data parallel training of embedding, GRU layers and output layer. One optimizer step of a rank is
 
-    scan        seq_len x layers x (forward floor + backward floor), from triton_gru/plan.py
+    scan        seq_len x layers x (forward floor + backward floor), from triton_gru/costs.py
     products    what is not in the scan: input projections, output layer, all weight gradients
     optimizer   parameters x 28 bytes over the memory (AdamW: p, m, v read and written, g read)
     all-reduce  what of it the backward does not hide
@@ -22,7 +22,9 @@ import argparse
 import dataclasses
 import math
 
-from triton_gru.plan import DEVICES, Problem, best_plan
+from triton_gru.devices import DEVICES
+from triton_gru.plan import Problem
+from triton_gru.planner import best_plan
 
 # AdamW in float32: the gradient read; parameter and two moments read and written.
 OPTIMIZER_BYTES = 7 * 4
@@ -87,7 +89,7 @@ class Cluster:
     """What the arithmetic assumes of the machines; every figure can be given on the command line.
 
     Attributes:
-        device: of triton_gru/plan.py, by compute capability.
+        device: of triton_gru/devices.py, by compute capability.
         per_node: GPUs that NVLink joins.
         nvlink: bytes a second and GPU, one way. 450e9: NVLink 4, the vendor's figure.
         network: bytes a second and GPU between nodes. 50e9: one 400 Gb/s port a GPU.
@@ -156,7 +158,7 @@ def scan_floors(model: Model, cluster: Cluster, lanes: int) -> tuple[float, floa
     """Seconds that one step of one layer's scan cannot be shorter than, forward and backward.
 
     Raises:
-        triton_gru.plan.DoesNotFit: hidden_size or lanes are too large for the kernels.
+        triton_gru.planner.DoesNotFit: hidden_size or lanes are too large for the kernels.
     """
     device = DEVICES[cluster.device]
     problem = Problem(lanes, model.hidden, "bfloat16", reset_after=True)

@@ -8,7 +8,7 @@ hand and reads the wheel's own cuobjdump. A row falls short when it spills insid
 needs more shared memory than the architecture has, loads weights inside the time loop, issues no
 matrix instruction, or spans more programs than can be resident. Exits 1 if any row does.
 
-Times are the arithmetic of `triton_gru.plan` (bytes and operations over the rates in its table of
+Times are the arithmetic of `triton_gru.costs` (bytes and operations over the rates of the table of
 devices), not measurements.
 """
 
@@ -32,7 +32,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from triton_gru import plan as planning
+from triton_gru.costs import SHARED_BYTES_PER_CLOCK
+from triton_gru.devices import DEVICES, Device, for_triton
+from triton_gru.plan import COUNTER, ELEMENT_BYTES, MAX_REGISTERS, SENTINEL, Plan, Problem, StepTiles, step_tiles
+from triton_gru.planner import DoesNotFit, all_plans, best_plan
 from triton_gru.kernels import exchange, scan_backward, scan_forward, step
 
 CUOBJDUMP = os.path.join(os.path.dirname(triton.__file__), "backends/nvidia/bin/cuobjdump")
@@ -49,8 +52,8 @@ INT8_POINTERS = {"resets"}
 TRITON_TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 MATRIX = ("HMMA", "HGMMA", "UTCHMMA", "UTCQMMA")
 PROTOCOLS = {
-    planning.SENTINEL: exchange.SENTINEL.value,
-    planning.COUNTER: exchange.COUNTER.value,
+    SENTINEL: exchange.SENTINEL.value,
+    COUNTER: exchange.COUNTER.value,
 }
 
 
@@ -106,7 +109,7 @@ def compile_kernel(
     source = ASTSource(kernel, signature, constants, attributes)
     options = {"num_warps": warps, "num_stages": stages}
     if stages == 1:
-        options["maxnreg"] = planning.MAX_REGISTERS
+        options["maxnreg"] = MAX_REGISTERS
     compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
@@ -199,7 +202,7 @@ SHORT_HIDDEN, SHORT_BATCHES = (128, 768), (16,)
 LARGEST = {80: (1696, 1024), 86: (1280, 640), 89: (1280, 640), 90: (2048, 1408), 100: (2048, 1280)}
 
 
-def scan_constants(plan: planning.Plan, problem: planning.Problem, uneven: bool = False) -> dict:
+def scan_constants(plan: Plan, problem: Problem, uneven: bool = False) -> dict:
     """The compile-time arguments of a scan without saved gates; `uneven`: lengths and resets."""
     constants = {
         "DIRECTIONS": problem.directions,
@@ -226,7 +229,7 @@ def scan_constants(plan: planning.Plan, problem: planning.Problem, uneven: bool 
     return constants
 
 
-def step_constants(tiles: planning.StepTiles, phase: int) -> dict:
+def step_constants(tiles: StepTiles, phase: int) -> dict:
     """The compile-time arguments of one phase of a step."""
     return {
         "ROWS": tiles.rows,
@@ -240,7 +243,7 @@ def step_constants(tiles: planning.StepTiles, phase: int) -> dict:
 
 
 def examine(
-    arch: int, problem: planning.Problem, protocol: str | None = None, uneven: bool = False
+    arch: int, problem: Problem, protocol: str | None = None, uneven: bool = False
 ) -> dict:
     """One row: the plan of a problem on an architecture and what became of its kernel.
 
@@ -250,9 +253,9 @@ def examine(
         protocol: the best plan with this protocol instead of the best plan.
         uneven: with lengths and resets.
     """
-    device = planning.for_triton(planning.DEVICES[arch], triton.__version__)
+    device = for_triton(DEVICES[arch], triton.__version__)
     row = {"arch": arch, "uneven": uneven, **dataclasses.asdict(problem)}
-    plans = planning.all_plans(problem, device)
+    plans = all_plans(problem, device)
     if protocol is not None:
         plans = [p for p in plans if p.kernel == "single" or p.protocol == protocol]
     if not plans:
@@ -273,15 +276,15 @@ def examine(
     return row
 
 
-def _why_none(problem: planning.Problem, device: planning.Device) -> str:
+def _why_none(problem: Problem, device: Device) -> str:
     try:
-        planning.best_plan(problem, device)
-    except planning.DoesNotFit as error:
+        best_plan(problem, device)
+    except DoesNotFit as error:
         return str(error)
     return "no plan with this protocol"
 
 
-def shortcomings(row: dict, device: planning.Device) -> list[str]:
+def shortcomings(row: dict, device: Device) -> list[str]:
     """What is wrong with a row; empty if nothing is."""
     found = []
     if row["loop_spill_bytes"]:
@@ -302,7 +305,7 @@ def shortcomings(row: dict, device: planning.Device) -> list[str]:
 
 def examine_step(arch: int, dtype: str) -> list[dict]:
     """The step kernel's three phases; there is no loop over time in it."""
-    tiles = planning.step_tiles(dtype)
+    tiles = step_tiles(dtype)
     rows = []
     for phase in (0, 1, 2):
         compiled = compile_kernel(
@@ -319,7 +322,7 @@ def examine_step(arch: int, dtype: str) -> list[dict]:
         row["short"] = []
         if compiled.spill_bytes:
             row["short"].append(f"spills {compiled.spill_bytes} B")
-        if compiled.shared > planning.DEVICES[arch].shared_bytes:
+        if compiled.shared > DEVICES[arch].shared_bytes:
             row["short"].append(f"needs {compiled.shared} B shared memory")
         if not compiled.loop_matrix:
             row["short"].append("issues no matrix instruction")
@@ -343,18 +346,18 @@ def report(archs: list[int], short: bool, processes: int) -> list[dict]:
                 for batch in batches:
                     for reset_after in (True, False):
                         for direction in ("forward", "backward"):
-                            problem = planning.Problem(batch, size, dtype, reset_after, direction)
+                            problem = Problem(batch, size, dtype, reset_after, direction)
                             jobs.append(("scan", arch, problem))
         # Once a direction and variant: the other protocol (both are to be measured), lengths and
         # resets, both directions of a layer, float32 without tf32, and the largest that fits.
         for reset_after in (True, False):
             for direction in ("forward", "backward"):
                 make = functools.partial(
-                    planning.Problem, 16, reset_after=reset_after, direction=direction
+                    Problem, 16, reset_after=reset_after, direction=direction
                 )
                 largest = dict(zip(("bfloat16", "float32"), LARGEST[arch], strict=True))
                 jobs += [("scan", arch, make(size, dtype)) for dtype, size in largest.items()]
-                jobs.append(("scan", arch, make(768, "bfloat16"), planning.COUNTER))
+                jobs.append(("scan", arch, make(768, "bfloat16"), COUNTER))
                 jobs.append(("scan", arch, make(768, "bfloat16"), None, True))
                 jobs.append(("scan", arch, make(650, "bfloat16", directions=2)))
                 jobs.append(("scan", arch, make(256, "float32", tensor_cores=False)))
@@ -369,7 +372,7 @@ def report(archs: list[int], short: bool, processes: int) -> list[dict]:
 def sizes(arch: int, hidden: list[int], batch: int = 16) -> list[dict]:
     """What hidden sizes that are no power of two cost, bf16: see `sizes_table`."""
     return [
-        examine(arch, planning.Problem(batch, size, "bfloat16", reset_after, direction))
+        examine(arch, Problem(batch, size, "bfloat16", reset_after, direction))
         for size in hidden
         for reset_after in (True, False)
         for direction in ("forward", "backward")
@@ -387,13 +390,13 @@ def sizes_table(rows: list[dict]) -> str:
         "|" + "---|" * 14,
     ]
     for r in rows:
-        device = planning.DEVICES[r["arch"]]
-        exact = 3 * r["hidden"] ** 2 * planning.ELEMENT_BYTES[r["dtype"]]
+        device = DEVICES[r["arch"]]
+        exact = 3 * r["hidden"] ** 2 * ELEMENT_BYTES[r["dtype"]]
         slice_of = exact / r["hidden"] * r["columns"]
         held = r["weight_bytes"] * r["group"]
-        surplus = (r["weight_bytes"] - slice_of) / planning.SHARED_BYTES_PER_CLOCK
+        surplus = (r["weight_bytes"] - slice_of) / SHARED_BYTES_PER_CLOCK
         by_l2 = r["exchanged_bytes"] / device.l2_bytes_per_clock
-        by_weights = r["weight_bytes"] / planning.SHARED_BYTES_PER_CLOCK
+        by_weights = r["weight_bytes"] / SHARED_BYTES_PER_CLOCK
         exact_floor = r["floor_us"] - min(surplus, max(by_weights - by_l2, 0)) / device.clock_mhz
         tail = f" + {r['tail']}" if r["tail"] < r["chunk"] else ""
         whole = r["chunks"] - bool(tail)
@@ -468,7 +471,7 @@ def table(rows: list[dict]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--arch", type=int, nargs="+", default=[90], choices=planning.DEVICES)
+    parser.add_argument("--arch", type=int, nargs="+", default=[90], choices=DEVICES)
     parser.add_argument("--short", action="store_true", help="the part that CI compiles")
     parser.add_argument("--json", help="write every row, with all it holds, to this file")
     parser.add_argument("--processes", type=int, default=2)

@@ -1,6 +1,6 @@
 """Plans that were measured on the user's own device, remembered between runs.
 
-`tune` times the few plans that the arithmetic of `plan.py` likes best and writes the fastest to a
+`tune` times the few plans that the arithmetic of `costs.py` likes best and writes the fastest to a
 file; `planned` is what every launch asks, and takes the remembered plan where there is one. A
 choice is kept by device, versions and shape class, never by the exact batch or sequence length.
 """
@@ -17,9 +17,10 @@ from pathlib import Path
 
 import torch
 
-from triton_gru import plan as planning
 from triton_gru.cache import cache_directory
-from triton_gru.plan import Device, Plan, Problem
+from triton_gru.devices import Device
+from triton_gru.plan import Plan, Problem, padded_size
+from triton_gru.planner import all_plans, best_plan
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +94,7 @@ def tune(
             tensor_cores=engine.matrix_precision(dtype) != "ieee",
         )
         timed = []
-        for plan in planning.all_plans(problem, limits)[:candidates]:
+        for plan in all_plans(problem, limits)[:candidates]:
             try:
                 timed.append((plan, timer(functools.partial(call, plan)) / steps * 1e6))
             except RuntimeError as error:  # a plan that this compiler or device refuses
@@ -111,10 +112,10 @@ def planned(problem: Problem, device: Device) -> Plan:
         DoesNotFit: No kernel takes this shape.
     """
     choice = _remembered(_file(), _key(problem, device))
-    for plan in planning.all_plans(problem, device) if choice else ():
+    for plan in all_plans(problem, device) if choice else ():
         if _choice(plan) == choice:
             return plan
-    return planning.best_plan(problem, device)
+    return best_plan(problem, device)
 
 
 def shape_class(problem: Problem) -> str:
@@ -123,7 +124,7 @@ def shape_class(problem: Problem) -> str:
     rows = 16 << (tiles - 1).bit_length()
     variant = "reset_after" if problem.reset_after else "reset_before"
     precision = "tensor_cores" if problem.tensor_cores else "ieee"
-    size = planning.padded_size(problem.hidden)
+    size = padded_size(problem.hidden)
     return (
         f"{problem.direction} {variant} {problem.dtype} {precision} H{size} B{rows} "
         f"D{problem.directions}"

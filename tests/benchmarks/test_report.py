@@ -8,7 +8,9 @@ import pytest
 from benchmarks import report
 from benchmarks.record import Record
 from benchmarks.suites import Cell
-from triton_gru import plan as planning
+from triton_gru.devices import DEVICES
+from triton_gru.plan import Problem
+from triton_gru.planner import best_plan
 
 
 def ok(ms: float, **more) -> dict:
@@ -18,7 +20,7 @@ def ok(ms: float, **more) -> dict:
 @pytest.fixture
 def data(tmp_path):
     """Speed-ups of 2 and 8 within the goal's cells, 0.5 outside; one variable length, one tf32."""
-    plan = planning.best_plan(planning.Problem(16, 256, "bfloat16", True), planning.DEVICES[90])
+    plan = best_plan(Problem(16, 256, "bfloat16", True), DEVICES[90])
     plans = {"forward": {"floor_us": 1.5, "estimate_us": 2.0}, "backward": {"floor_us": 2.5}}
     cells = {
         Cell(512, 16, 256): (1.0, 2.0),

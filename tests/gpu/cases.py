@@ -9,9 +9,9 @@ from torch import Tensor
 
 from tests.gpu.conftest import CUDA
 from tests.interpreter.cases import NAMES, Case, make_case
-from triton_gru import plan as planning
 from triton_gru.kernels import engine
 from triton_gru.plan import Plan, Problem
+from triton_gru.planner import all_plans
 
 DEVICE = torch.device("cuda", 0) if CUDA else torch.device("cpu")
 DTYPES = {
@@ -69,7 +69,7 @@ def plan_for(case: Case, direction: str, launch: str, tf32: bool = True) -> Plan
         tensor_cores=tf32,
     )
     limits = engine.device_limits(DEVICE)
-    for plan in planning.all_plans(problem, limits):
+    for plan in all_plans(problem, limits):
         if launch == (plan.protocol if plan.group > 1 else "single"):
             return plan
     pytest.skip(f"no plan of kind {launch!r} on {limits.name} for {problem}")

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from tests.gpu.cases import DEVICE, assert_exact_enough, case_on_device, plan_for
-from triton_gru import plan as planning
+from triton_gru.plan import COUNTER, POLLS, SENTINEL
 from triton_gru.kernels import engine
 
-PROTOCOLS = (planning.SENTINEL, planning.COUNTER)
+PROTOCOLS = (SENTINEL, COUNTER)
 # A wait that ends in vain may take so long, from the launch to the exception.
 SECONDS = 1.0
 
@@ -45,7 +45,7 @@ def test_a_program_that_never_comes(protocol, direction, reset_after, monkeypatc
     shape = (32, 16, 768) if on_gpu else (2, 3, 20)
     case = case_on_device(*shape, reset_after=reset_after, dtype=torch.bfloat16)
     plans = {d: plan_for(case, d, protocol) for d in ("forward", "backward")}
-    polls = planning.POLLS if on_gpu else 20
+    polls = POLLS if on_gpu else 20
     y = engine.scan_forward(*case.arguments, **case.options, plan=plans["forward"])
 
     def scan(plan):
@@ -75,7 +75,7 @@ def test_a_program_that_never_comes(protocol, direction, reset_after, monkeypatc
 def test_the_next_call_raises(monkeypatch):
     """Without anybody asking: the error of one launch surfaces in the one after it."""
     case = case_on_device(4, 3, 300 if DEVICE.type == "cuda" else 20, reset_after=True)
-    plan = plan_for(case, "forward", planning.SENTINEL)
+    plan = plan_for(case, "forward", SENTINEL)
     kernel = LastProgramMissing(engine.scan_forward_kernel)
     monkeypatch.setattr(engine, "scan_forward_kernel", kernel)
     with impatience():

@@ -9,10 +9,11 @@ import triton.language as tl
 
 from tests.gpu.cases import DEVICE, assert_exact_enough, bits, case_on_device, compute, plan_for
 from triton_gru import GRU
-from triton_gru import plan as planning
+from triton_gru.plan import COUNTER, SENTINEL, Problem
+from triton_gru.planner import all_plans
 from triton_gru.kernels import engine
 
-PROTOCOLS = (planning.SENTINEL, planning.COUNTER)
+PROTOCOLS = (SENTINEL, COUNTER)
 LAUNCHES = ("single", *PROTOCOLS)
 # Launches of which every one must give the same bits; 10,000 take a few seconds.
 REPEATS = int(os.environ.get("TRITON_GRU_REPEATS", "1000")) if DEVICE.type == "cuda" else 3
@@ -20,7 +21,7 @@ DIRECTIONS = ("forward", "backward")
 BEST = dict.fromkeys(DIRECTIONS)
 
 
-def some_case(launch: str = planning.SENTINEL, hidden: int = 768, **options):
+def some_case(launch: str = SENTINEL, hidden: int = 768, **options):
     tiny = DEVICE.type == "cpu"
     hidden = 20 if tiny else 100 if launch == "single" else hidden
     options = {"reset_after": True, "dtype": torch.bfloat16} | options
@@ -94,7 +95,7 @@ def test_beside_a_kernel_that_spins(programs):
     H = 2048 takes 128 programs. Beside 2 others they fit on an H200; beside 64 they have to wait.
     """
     case = some_case(hidden=2048)
-    plans = {d: plan_for(case, d, planning.SENTINEL) for d in DIRECTIONS}
+    plans = {d: plan_for(case, d, SENTINEL) for d in DIRECTIONS}
     first = compute(case, plans)
     flag = torch.zeros(1 + programs, dtype=torch.int32, device=DEVICE)
     other = torch.cuda.Stream()
@@ -207,13 +208,13 @@ def test_every_rival_plan_computes_the_same():
     case = some_case()
     gates_x, h0 = case.arguments[:2]
     for direction in DIRECTIONS:
-        problem = planning.Problem(
+        problem = Problem(
             batch=gates_x.shape[1],
             hidden=h0.shape[-1],
             dtype="bfloat16",
             reset_after=True,
             direction=direction,
         )
-        plans = planning.all_plans(problem, engine.device_limits(DEVICE))
+        plans = all_plans(problem, engine.device_limits(DEVICE))
         for plan in plans[: 8 if DEVICE.type == "cuda" else 2]:
             assert_exact_enough(case, BEST | {direction: plan}, "bfloat16")

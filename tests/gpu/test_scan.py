@@ -14,10 +14,10 @@ from tests.gpu.cases import (
     size,
 )
 from triton_gru import equations
-from triton_gru import plan as planning
+from triton_gru.plan import COUNTER, SENTINEL
 from triton_gru.kernels import engine
 
-LAUNCHES = ("single", planning.SENTINEL, planning.COUNTER)
+LAUNCHES = ("single", SENTINEL, COUNTER)
 BOTH = pytest.mark.parametrize("reset_after", [True, False], ids=["after", "before"])
 BEST = {"forward": None, "backward": None}
 pytestmark = pytest.mark.usefixtures("poisoned_memory")

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from tests.interpreter import oracle
-from triton_gru import plan as planning
 from triton_gru.kernels import engine
-from triton_gru.plan import DEVICES, Plan, Problem
+from triton_gru.devices import DEVICES
+from triton_gru.plan import COUNTER, SENTINEL, Plan, Problem
+from triton_gru.planner import all_plans
 
 # Largest error as a share of the largest value of the exact result. For float32 a few units in the
 # last place of sums over H <= 130 terms and T <= 5 steps; 16-bit results are rounded at every step
@@ -19,7 +20,7 @@ TOLERANCE = {
     torch.bfloat16: 3e-2,
     "tf32": 4e-3,
 }
-LAUNCHES = ("single", planning.SENTINEL, planning.COUNTER)
+LAUNCHES = ("single", SENTINEL, COUNTER)
 NAMES = ("gates_x", "h0", "weight_hh", "bias_hh")
 
 
@@ -94,7 +95,7 @@ def make_plan(case: Case, direction: str, launch: str, **wanted) -> Plan:
     )
     plans = [
         p
-        for p in planning.all_plans(problem, DEVICES[90])
+        for p in all_plans(problem, DEVICES[90])
         if (p.kernel == launch if launch == "single" else p.protocol == launch and p.group > 1)
         and all(getattr(p, name) == value for name, value in wanted.items())
     ]

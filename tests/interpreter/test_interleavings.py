@@ -5,10 +5,10 @@ import torch
 
 from tests.interpreter import harness
 from tests.interpreter.cases import TOLERANCE, error, make_case, make_plan
-from triton_gru import plan as planning
+from triton_gru.plan import COUNTER, SENTINEL
 from triton_gru.kernels import engine
 
-PROTOCOLS = (planning.SENTINEL, planning.COUNTER)
+PROTOCOLS = (SENTINEL, COUNTER)
 SEEDS = 30  # for each protocol, variant and scan: 240 interleavings of group kernels in all
 
 

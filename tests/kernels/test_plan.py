@@ -2,13 +2,17 @@
 
 import dataclasses
 import math
+import os
 import subprocess
 import sys
 
 import pytest
 
-from triton_gru import plan as planning
-from triton_gru.plan import DEVICES, DoesNotFit, Problem, all_plans, best_plan
+from triton_gru import planner
+from triton_gru.costs import SHARED_BYTES_PER_CLOCK
+from triton_gru.devices import DEVICES, describe, for_triton
+from triton_gru.plan import SENTINEL, Problem, padded_size
+from triton_gru.planner import DoesNotFit, all_plans, best_plan
 
 VARIANTS = [(after, scan) for after in (True, False) for scan in ("forward", "backward")]
 
@@ -65,7 +69,7 @@ def test_every_plan_keeps_the_rules(arch, dtype, reset_after, direction):
             for directions in (1, 2):
                 p = problem(batch, hidden, dtype, reset_after, direction, directions=directions)
                 for plan in all_plans(p, device):
-                    padded = planning.padded_size(hidden)
+                    padded = padded_size(hidden)
                     assert plan.group * plan.columns >= padded
                     assert (plan.group - 1) * plan.columns < padded, "a program without columns"
                     assert plan.span >= padded > plan.chunk * (plan.chunks - 1)
@@ -84,7 +88,7 @@ def test_every_plan_keeps_the_rules(arch, dtype, reset_after, direction):
 def test_small_states_need_no_exchange_and_large_ones_do():
     assert best_plan(problem(16, 128), DEVICES[90]).kernel == "single"
     plan = best_plan(problem(16, 768), DEVICES[90])
-    assert (plan.kernel, plan.protocol) == ("group", planning.SENTINEL)
+    assert (plan.kernel, plan.protocol) == ("group", SENTINEL)
     assert plan.group * plan.columns == 768
 
 
@@ -108,9 +112,9 @@ def test_every_size_costs_what_it_says():
         for after, scan in VARIANTS:
             p = problem(16, hidden, "bfloat16", after, scan)
             plan = best_plan(p, DEVICES[90])
-            padded = planning.padded_size(hidden)
+            padded = padded_size(hidden)
             assert plan.span - padded < 16 * plan.warps
-            exact = 3 * plan.columns * hidden * 2 / planning.SHARED_BYTES_PER_CLOCK / 1755
+            exact = 3 * plan.columns * hidden * 2 / SHARED_BYTES_PER_CLOCK / 1755
             if plan.weight_bytes / 128 > plan.exchanged_bytes / 3072:
                 latency = 1.0 if after else 2.0
                 assert plan.floor_us <= 1.03 * (latency + exact), hidden
@@ -157,17 +161,15 @@ def test_what_does_not_fit_says_why():
 
 def test_triton_that_keeps_no_weights_in_registers_is_told_apart():
     p = problem(16, 1400, "float32")
-    device = planning.for_triton(DEVICES[90], "3.9.0")
+    device = for_triton(DEVICES[90], "3.9.0")
     with pytest.raises(DoesNotFit, match=r"\(it does with Triton 3\.7\.x\)$"):
         best_plan(p, device)
     assert best_plan(problem(16, 1152, "float32"), device).in_registers == 0
-    assert best_plan(p, planning.for_triton(DEVICES[90], "3.7.1")).in_registers == 2
+    assert best_plan(p, for_triton(DEVICES[90], "3.7.1")).in_registers == 2
 
 
 def test_an_unknown_device_is_described_by_its_own_limits():
-    device = planning.describe(
-        name="some GPU", capability=87, multiprocessors=16, shared_bytes=163 * 1024
-    )
+    device = describe(name="some GPU", capability=87, multiprocessors=16, shared_bytes=163 * 1024)
     assert (device.multiprocessors, device.clock_mhz) == (16, DEVICES[86].clock_mhz)
     with pytest.raises(DoesNotFit, match="the 15 programs of 163 KiB that some GPU holds"):
         best_plan(problem(16, 1024), device)
@@ -182,13 +184,14 @@ def test_programs_are_left_to_others():
 
 def test_planning_needs_neither_torch_nor_triton():
     code = (
-        "import sys; sys.modules['torch'] = sys.modules['triton'] = None\n"
-        "import importlib.util as u\n"
-        f"spec = u.spec_from_file_location('plan', {planning.__file__!r})\n"
-        "plan = u.module_from_spec(spec); sys.modules['plan'] = plan\n"
-        "spec.loader.exec_module(plan)\n"
-        "p = plan.Problem(16, 768, 'bfloat16', True)\n"
-        "print(plan.best_plan(p, plan.DEVICES[90]).kernel)"
+        "import sys, types; sys.modules['torch'] = sys.modules['triton'] = None\n"
+        # The package without its __init__, which imports the layer.
+        "package = sys.modules['triton_gru'] = types.ModuleType('triton_gru')\n"
+        f"package.__path__ = [{os.path.dirname(planner.__file__)!r}]\n"
+        "from triton_gru.devices import DEVICES\n"
+        "from triton_gru.plan import Problem\n"
+        "from triton_gru.planner import best_plan\n"
+        "print(best_plan(Problem(16, 768, 'bfloat16', True), DEVICES[90]).kernel)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "group\n", done.stderr

@@ -10,7 +10,8 @@ triton = pytest.importorskip("triton")
 import triton.language as tl  # noqa: E402
 
 from benchmarks import static  # noqa: E402
-from triton_gru.plan import DEVICES, Problem  # noqa: E402
+from triton_gru.devices import DEVICES  # noqa: E402
+from triton_gru.plan import Problem  # noqa: E402
 
 SASS = """
         /*0000*/                   MOV R1, c[0x0][0x28] ;

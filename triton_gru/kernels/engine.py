@@ -11,7 +11,6 @@ import torch.nn.functional as F
 import triton
 from torch import Tensor
 
-from triton_gru import plan as planning
 from triton_gru import tuning
 from triton_gru.kernels import step as step_kernels
 from triton_gru.kernels.launches import (
@@ -25,7 +24,9 @@ from triton_gru.kernels.launches import (
 )
 from triton_gru.kernels.scan_backward import scan_backward_kernel
 from triton_gru.kernels.scan_forward import scan_forward_kernel
-from triton_gru.plan import Device, DoesNotFit, Plan, Problem
+from triton_gru.devices import DEVICES, Device, describe, for_triton
+from triton_gru.plan import POLLS, SENTINEL, Plan, Problem, padded_size, step_tiles
+from triton_gru.planner import DoesNotFit, best_plan
 
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 # The backward takes time in pieces of so many steps, from the end: what it holds of a piece (gates,
@@ -66,7 +67,7 @@ def obstacle(
             tensor_cores=matrix_precision(dtype) != "ieee",
         )
         try:
-            planning.best_plan(problem, device_limits(device))
+            best_plan(problem, device_limits(device))
         except DoesNotFit as error:
             return str(error)
     return None
@@ -76,15 +77,15 @@ def obstacle(
 def device_limits(device: torch.device) -> Device:
     """The plan's description of a device; the reference GPU for a CPU (the interpreter)."""
     if device.type != "cuda":
-        return planning.for_triton(planning.DEVICES[90], triton.__version__)
+        return for_triton(DEVICES[90], triton.__version__)
     properties = torch.cuda.get_device_properties(device)
-    found = planning.describe(
+    found = describe(
         name=properties.name,
         capability=10 * properties.major + properties.minor,
         multiprocessors=properties.multi_processor_count,
         shared_bytes=properties.shared_memory_per_block_optin,
     )
-    return planning.for_triton(found, triton.__version__)
+    return for_triton(found, triton.__version__)
 
 
 def plan_scan(
@@ -122,7 +123,7 @@ def scan_forward(
     reset_state: Tensor | None = None,
     save_gates: bool = False,
     plan: Plan | None = None,
-    polls: int = planning.POLLS,
+    polls: int = POLLS,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """All states of a layer.
 
@@ -149,14 +150,14 @@ def scan_forward(
     """
     check_errors(gates_x.device)
     T, B, D, _ = gates_x.shape
-    H, HP = h0.shape[-1], planning.padded_size(h0.shape[-1])
+    H, HP = h0.shape[-1], padded_size(h0.shape[-1])
     dtype, precision = gates_x.dtype, matrix_precision(gates_x.dtype)
     if plan is None:
         plan = plan_scan(
             gates_x, h0, reset_after=reset_after, direction="forward", precision=precision
         )
     exchanges = plan.group > 1
-    fill = exchanges and plan.protocol == planning.SENTINEL
+    fill = exchanges and plan.protocol == SENTINEL
 
     to_row = resets is not None and reset_state is not None
     states = exchange_buffer((T + D + to_row, B, D, HP), gates_x, fill)
@@ -216,7 +217,7 @@ def scan_backward(
     reset_state: Tensor | None = None,
     gates_h: Tensor | None = None,
     plan: Plan | None = None,
-    polls: int = planning.POLLS,
+    polls: int = POLLS,
 ) -> tuple[Tensor | None, ...]:
     """The derivative of `scan_forward`.
 
@@ -255,7 +256,7 @@ def scan_backward(
     weight, h0_cast = weight_hh.to(dtype), h0.to(dtype).contiguous()
     bias = None if bias_hh is None else bias_hh.to(dtype)
     transposed = weight.unflatten(1, (3, H)).mT.flatten(1, 2)
-    transposed = padded_weight(transposed, planning.padded_size(H), dtype)
+    transposed = padded_weight(transposed, padded_size(H), dtype)
 
     pieces = _pieces(T, D)
     if len(pieces) > 1:
@@ -341,7 +342,7 @@ def _backward_piece(
     T, B, D, _ = gates_x.shape
     H, HP = h0.shape[-1], transposed.shape[-1]
     dtype = gates_x.dtype
-    fill = plan.group > 1 and plan.protocol == planning.SENTINEL
+    fill = plan.group > 1 and plan.protocol == SENTINEL
     to_row = reset_state is not None
     before = _states_before(y, h0, resets, reset_state)
     if gates_h is None:
@@ -443,7 +444,7 @@ def step(
     out = torch.empty_like(h)
     gated = h if reset_after else torch.empty_like(h)
     update = h if reset_after else torch.empty_like(h, dtype=torch.float32)
-    tiles = planning.step_tiles(DTYPES[dtype])
+    tiles = step_tiles(DTYPES[dtype])
     grid = (-(-H // tiles.columns), -(-B // tiles.rows))
     phases = (0,) if reset_after else (1, 2)
     with current(gates_x.device):

@@ -6,13 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from triton_gru import plan as planning
 from triton_gru.kernels import exchange
-from triton_gru.plan import Plan
+from triton_gru.plan import COUNTER, MAX_REGISTERS, SENTINEL, Plan
 
 PROTOCOLS = {
-    planning.SENTINEL: exchange.SENTINEL.value,
-    planning.COUNTER: exchange.COUNTER.value,
+    SENTINEL: exchange.SENTINEL.value,
+    COUNTER: exchange.COUNTER.value,
 }
 # int32 words between the counters of two groups: one line of L2 each.
 COUNTER_STRIDE = 32
@@ -99,7 +98,7 @@ def launch(kernel, plan: Plan, device: torch.device, polls: int, **arguments) ->
     """Launches a scan as planned, in several launches if not all groups are resident together."""
     words, seen = _error_words(device)
     counters = words
-    if plan.group > 1 and plan.protocol == planning.COUNTER:
+    if plan.group > 1 and plan.protocol == COUNTER:
         counters = torch.zeros(plan.groups * COUNTER_STRIDE, dtype=torch.int32, device=device)
     for first in range(0, plan.groups, plan.groups_a_launch):
         groups = min(plan.groups_a_launch, plan.groups - first)
@@ -121,7 +120,7 @@ def launch(kernel, plan: Plan, device: torch.device, polls: int, **arguments) ->
             PROTOCOL=PROTOCOLS[plan.protocol],
             num_warps=plan.warps,
             num_stages=1,
-            maxnreg=planning.MAX_REGISTERS,
+            maxnreg=MAX_REGISTERS,
             launch_cooperative_grid=plan.group > 1,
         )
     if plan.group > 1 and device.type == "cuda":

@@ -1,0 +1,80 @@
+"""The time a step of a plan cannot be shorter than, and the estimate that plans are compared by.
+
+A program keeps its slice of W_hh on chip for all steps, so a step of it costs
+
+    floor = exchanges * latency + max(weight bytes / (128 B / clock), exchanged bytes / L2 rate)
+
+where `weight bytes` are those of one program's slice in shared memory, read once a step, and
+`exchanged bytes` what all programs together read of each other's results. What the floor leaves
+out and the choice between plans must see (matrix instructions on tiles padded to 16 x 8, staging
+of the vector, partial sums of the warps) is in `estimate_us`. Neither is a measurement.
+"""
+
+from triton_gru.devices import Device
+from triton_gru.plan import COUNTER, ELEMENT_BYTES, Plan, Problem, padded_size
+
+# Bytes a streaming multiprocessor reads from its shared memory a clock, on every part of the table.
+SHARED_BYTES_PER_CLOCK = 128
+# One exchange between programs: a store to L2, a load from it, and the check. To be measured.
+EXCHANGE_LATENCY_US = 1.0
+# Multiply-adds a clock and multiprocessor that mma.sync reaches on 16-bit operands (on sm_90 and
+# sm_100 that is half of what their asynchronous instructions do; a 16-row tile cannot use those).
+MATRIX_RATE = {80: 1024, 86: 512, 89: 512, 90: 1024, 100: 1024}
+# The counter costs the drain of the stores and one more trip to L2 than the sentinel.
+COUNTER_EXTRA_US = 0.7
+# A further block of the vector is there when it is asked for, but has to come from L2.
+BLOCK_EXTRA_US = 0.4
+# Gates, barriers and addresses of a step, from the instruction counts of the static report.
+FIXED_CLOCKS = 300
+
+
+def priced(problem: Problem, device: Device, held: int = 0, **plan) -> Plan:
+    """Completes a plan by what it costs; `held` bytes of its weights are in registers."""
+    forward = problem.direction == "forward"
+    element = ELEMENT_BYTES[problem.dtype]
+    rows, columns = plan["rows"], plan["columns"]
+    span = plan["chunk"] * (plan["chunks"] - 1) + plan["tail"]
+    programs = plan["group"] * min(plan["groups"], plan["groups_a_launch"])
+    vectors = 3 if not forward else (1 if problem.reset_after else 2)
+    exchanged = exchanges = 0
+    if plan["kernel"] == "group":
+        exchanged = programs * rows * padded_size(problem.hidden) * element * vectors
+        exchanges = 1 if problem.reset_after else 2
+
+    clocks_us = device.clock_mhz
+    weights = (plan["weight_bytes"] - held) / SHARED_BYTES_PER_CLOCK
+    over_l2 = exchanged / device.l2_bytes_per_clock
+    floor = exchanges * EXCHANGE_LATENCY_US + max(weights, over_l2) / clocks_us
+
+    # Beyond the floor: the vector is written to shared memory and read from it again; the warps'
+    # partial sums likewise; the matrix units see whole 16 x 8 tiles, float32 at half the rate.
+    multiplied = 3 * rows * columns * span
+    if problem.dtype == "float32" and not problem.tensor_cores:
+        arithmetic = multiplied / 128
+    else:
+        rate = MATRIX_RATE.get(device.capability, 1024) * (0.5 if element == 4 else 1)
+        arithmetic = multiplied / rate
+    staged = 2 * rows * span * element * vectors / SHARED_BYTES_PER_CLOCK
+    sums = 3 if forward else (1 if problem.reset_after else 2)
+    summed = 2 * sums * plan["split"] * rows * columns * 4 / SHARED_BYTES_PER_CLOCK
+    if plan["split"] == 1:
+        summed = 0
+    latency = exchanges * (EXCHANGE_LATENCY_US + (COUNTER_EXTRA_US if _counts(plan) else 0))
+    if plan["by_block"]:
+        latency += (vectors - 1) * BLOCK_EXTRA_US
+    busy = max(weights + staged, arithmetic, over_l2) + summed + FIXED_CLOCKS
+    waves = plan["launches"]
+    if plan["kernel"] == "single":
+        # No exchange, so nothing has to be resident together: programs queue for a place.
+        waves = -(-plan["groups"] // device.multiprocessors)
+    return Plan(
+        **plan,
+        direction=problem.direction,
+        exchanged_bytes=exchanged,
+        floor_us=waves * floor,
+        estimate_us=waves * (latency + busy / clocks_us),
+    )
+
+
+def _counts(plan: dict) -> bool:
+    return plan["kernel"] == "group" and plan["protocol"] == COUNTER
