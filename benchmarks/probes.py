@@ -13,8 +13,10 @@ import triton
 import triton.language as tl
 
 from benchmarks.timing import kernel_seconds, measure, quantile, summary
-from triton_gru.kernels import engine, launches
+from triton_gru.kernels import launches, support
 from triton_gru.kernels.exchange import announce, publish, receive, report, unpack
+from triton_gru.kernels.launch_backward import scan_backward
+from triton_gru.kernels.launch_forward import scan_forward
 from triton_gru.plan import COUNTER, POLLS, SENTINEL, Plan, Problem
 from triton_gru.planner import all_plans
 
@@ -129,7 +131,7 @@ def exchange_latency(device: torch.device, clock, tiny: bool, protocol: str) -> 
 
     The difference between a long and a short launch, so that the launch itself drops out.
     """
-    limits = engine.device_limits(device)
+    limits = support.device_limits(device)
     groups = (2, 3) if tiny else (2, 4, 8, 16, 32, 48, 64, 96, limits.resident_programs)
     short, long = (1, 3) if tiny else (256, 2048)
     rows = []
@@ -216,20 +218,20 @@ def _kernel_rows(device, clock, shape, direction: str, tiny: bool, rivals: bool)
         problem = Problem(
             batch=B,
             hidden=H,
-            dtype=engine.DTYPES[dtype],
+            dtype=support.DTYPES[dtype],
             reset_after=reset_after,
             direction=direction,
             tensor_cores=name != "float32",
         )
-        y = engine.scan_forward(*arguments, reset_after=reset_after)
+        y = scan_forward(*arguments, reset_after=reset_after)
         dy = torch.randn_like(y)
 
         def call(plan: Plan) -> object:
             if direction == "forward":
-                return engine.scan_forward(*arguments, reset_after=reset_after, plan=plan)
-            return engine.scan_backward(dy, y, *arguments, reset_after=reset_after, plan=plan)
+                return scan_forward(*arguments, reset_after=reset_after, plan=plan)
+            return scan_backward(dy, y, *arguments, reset_after=reset_after, plan=plan)
 
-        plans = all_plans(problem, engine.device_limits(device))
+        plans = all_plans(problem, support.device_limits(device))
         rows = []
         for plan in plans[1 : 2 if tiny else 1 + MOST_RIVALS] if rivals else plans[:1]:
             row = {"T": T, "B": B, "H": H, "dtype": name, "reset_after": reset_after}

@@ -416,7 +416,7 @@ class Stand:
         """What the planner chose and promised for this cell."""
         from triton_gru.plan import Problem
         from triton_gru import tuning
-        from triton_gru.kernels import engine
+        from triton_gru.kernels import support
 
         cell, found = self.cell, {}
         for direction in ("forward", "backward")[: 1 + (cell.mode == "train")]:
@@ -429,7 +429,7 @@ class Stand:
                 directions=cell.directions,
                 tensor_cores=cell.dtype != "float32",
             )
-            plan = tuning.planned(problem, engine.device_limits(self.device))
+            plan = tuning.planned(problem, support.device_limits(self.device))
             found[direction] = dataclasses.asdict(plan)
         return found
 

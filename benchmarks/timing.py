@@ -123,9 +123,9 @@ def summary(rounds: Sequence[Sequence[float]]) -> dict:
 @contextlib.contextmanager
 def kernel_events() -> Iterator[list[tuple[torch.cuda.Event, torch.cuda.Event]]]:
     """Inside, every launch of a scan is put between two events, which are collected."""
-    from triton_gru.kernels import engine
+    from triton_gru.kernels import launches
 
-    launch, pairs = engine.launch, []
+    launch, pairs = launches.launch, []
 
     def timed(*args, **kwargs):
         pair = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -134,11 +134,11 @@ def kernel_events() -> Iterator[list[tuple[torch.cuda.Event, torch.cuda.Event]]]
         pair[1].record()
         pairs.append(pair)
 
-    engine.launch = timed
+    launches.launch = timed
     try:
         yield pairs
     finally:
-        engine.launch = launch
+        launches.launch = launch
 
 
 # Cycles for which the GPU is kept busy while the host issues a call: about a millisecond.

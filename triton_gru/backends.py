@@ -171,9 +171,9 @@ def _triton_obstacle(
         return f"the Triton kernels need a CUDA GPU and the tensors are on {device}"
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed (pip install 'triton-gru[triton]')"
-    from triton_gru.kernels import engine
+    from triton_gru.kernels import support
 
-    return engine.obstacle(
+    return support.obstacle(
         device=device,
         dtype=dtype,
         batch_size=1,
@@ -199,17 +199,17 @@ def explain_plan(
     directions: int,
 ) -> str:
     """How the kernels will compute a layer that they can compute, in a sentence."""
-    from triton_gru.kernels import engine
+    from triton_gru.kernels import support
 
     problem = Problem(
         batch_size,
         hidden_size,
-        engine.DTYPES[dtype],
+        support.DTYPES[dtype],
         reset_after,
         directions=directions,
-        tensor_cores=engine.matrix_precision(dtype) != "ieee",
+        tensor_cores=support.matrix_precision(dtype) != "ieee",
     )
-    return planned(problem, engine.device_limits(device)).describe()
+    return planned(problem, support.device_limits(device)).describe()
 
 
 def transformed(cotangent: Tensor | None = None) -> bool:

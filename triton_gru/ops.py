@@ -73,9 +73,9 @@ def _scan_forward(
 ) -> Tensor:
     if gates_x.shape[1] == 0:  # a launch without programs is an error
         return _empty_states(gates_x, h0)
-    from triton_gru.kernels import engine
+    from triton_gru.kernels import launch_forward
 
-    y = engine.scan_forward(
+    y = launch_forward.scan_forward(
         gates_x, h0, weight_hh, bias_hh, reset_after=reset_after, lengths=lengths, resets=resets
     )
     return _no_view(y)
@@ -113,9 +113,9 @@ def _scan_forward_saving_gates(
 ) -> tuple[Tensor, Tensor]:
     if gates_x.shape[1] == 0:
         return _empty_states(gates_x, h0), torch.empty_like(gates_x)
-    from triton_gru.kernels import engine
+    from triton_gru.kernels import launch_forward
 
-    y, gates_h = engine.scan_forward(
+    y, gates_h = launch_forward.scan_forward(
         *(gates_x, h0, weight_hh, bias_hh),
         reset_after=reset_after,
         lengths=lengths,
@@ -150,9 +150,9 @@ def _scan_backward(
     if gates_x.shape[1] == 0:
         results = equations.scan_backward(*scan, **options)
     else:
-        from triton_gru.kernels import engine
+        from triton_gru.kernels import launch_backward
 
-        results = engine.scan_backward(*scan, **options, gates_h=gates_h)
+        results = launch_backward.scan_backward(*scan, **options, gates_h=gates_h)
     d_gates_x, dh0, dweight_hh, dbias_hh = results
     if dbias_hh is None:
         dbias_hh = gates_x.new_empty(0)
@@ -175,9 +175,9 @@ def step(
     """The state [B, H] after one step, from gates_x [B, 3H], h [B, H], weight_hh [3H, H]."""
     if h.shape[0] == 0:
         return torch.empty_like(h)
-    from triton_gru.kernels import engine
+    from triton_gru.kernels import launch_forward
 
-    return engine.step(gates_x, h, weight_hh, bias_hh, reset_after=reset_after)
+    return launch_forward.step(gates_x, h, weight_hh, bias_hh, reset_after=reset_after)
 
 
 @step.register_fake

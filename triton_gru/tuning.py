@@ -61,37 +61,37 @@ def tune(
         RuntimeError: There is no CUDA device.
         DoesNotFit: No kernel takes this shape.
     """
-    from triton_gru.kernels import engine
+    from triton_gru.kernels import support
+    from triton_gru.kernels.launch_backward import scan_backward
+    from triton_gru.kernels.launch_forward import scan_forward
 
     device = torch.device(device)
     if timer is None:
         if device.type != "cuda" or not torch.cuda.is_available():
             raise RuntimeError(f"tune measures on a CUDA device and there is none at {device}")
         timer = _median_of_events
-    limits = engine.device_limits(device)
+    limits = support.device_limits(device)
     D = 2 if bidirectional else 1
     make = functools.partial(torch.randn, device=device, dtype=dtype)
     scale = hidden_size**-0.5
     gates_x, h0 = make(steps, batch_size, D, 3 * hidden_size), make(D, batch_size, hidden_size)
     scan = (gates_x, h0, make(D, 3 * hidden_size, hidden_size) * scale, make(D, 3 * hidden_size))
     dy = make(steps, batch_size, D, hidden_size)
-    y = engine.scan_forward(*scan, reset_after=reset_after)
+    y = scan_forward(*scan, reset_after=reset_after)
     calls = {
-        "forward": lambda plan: engine.scan_forward(*scan, reset_after=reset_after, plan=plan),
-        "backward": lambda plan: engine.scan_backward(
-            dy, y, *scan, reset_after=reset_after, plan=plan
-        ),
+        "forward": lambda plan: scan_forward(*scan, reset_after=reset_after, plan=plan),
+        "backward": lambda plan: scan_backward(dy, y, *scan, reset_after=reset_after, plan=plan),
     }
     results = {}
     for direction, call in calls.items():
         problem = Problem(
             batch_size,
             hidden_size,
-            engine.DTYPES[dtype],
+            support.DTYPES[dtype],
             reset_after,
             direction,
             D,
-            tensor_cores=engine.matrix_precision(dtype) != "ieee",
+            tensor_cores=support.matrix_precision(dtype) != "ieee",
         )
         timed = []
         for plan in all_plans(problem, limits)[:candidates]:

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from tests.gpu.conftest import CUDA
 from tests.interpreter.cases import NAMES, Case, make_case
-from triton_gru.kernels import engine
+from triton_gru.kernels import support
+from triton_gru.kernels.launch_backward import scan_backward
+from triton_gru.kernels.launch_forward import scan_forward
 from triton_gru.plan import Plan, Problem
 from triton_gru.planner import all_plans
 
@@ -62,13 +64,13 @@ def plan_for(case: Case, direction: str, launch: str, tf32: bool = True) -> Plan
     problem = Problem(
         batch=gates_x.shape[1],
         hidden=h0.shape[-1],
-        dtype=engine.DTYPES[gates_x.dtype],
+        dtype=support.DTYPES[gates_x.dtype],
         reset_after=case.options["reset_after"],
         direction=direction,
         directions=h0.shape[0],
         tensor_cores=tf32,
     )
-    limits = engine.device_limits(DEVICE)
+    limits = support.device_limits(DEVICE)
     for plan in all_plans(problem, limits):
         if launch == (plan.protocol if plan.group > 1 else "single"):
             return plan
@@ -77,13 +79,11 @@ def plan_for(case: Case, direction: str, launch: str, tf32: bool = True) -> Plan
 
 def compute(case: Case, plans: dict[str, Plan | None], save_gates: bool = False) -> dict:
     """y and the gradients by their names, as the kernels compute them."""
-    y = engine.scan_forward(
-        *case.arguments, **case.options, save_gates=save_gates, plan=plans["forward"]
-    )
+    y = scan_forward(*case.arguments, **case.options, save_gates=save_gates, plan=plans["forward"])
     saved = {}
     if save_gates:
         y, saved["gates_h"] = y
-    grads = engine.scan_backward(
+    grads = scan_backward(
         case.dy, y, *case.arguments, **case.options, **saved, plan=plans["backward"]
     )
     names = [*NAMES, "reset_state"][: len(grads)]

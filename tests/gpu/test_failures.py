@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from tests.gpu.cases import DEVICE, assert_exact_enough, case_on_device, plan_for
+from triton_gru.kernels import launch_backward, launch_forward, launches
+from triton_gru.kernels.launch_backward import scan_backward
+from triton_gru.kernels.launch_forward import scan_forward
 from triton_gru.plan import COUNTER, POLLS, SENTINEL
-from triton_gru.kernels import engine
 
 PROTOCOLS = (SENTINEL, COUNTER)
 # A wait that ends in vain may take so long, from the launch to the exception.
@@ -46,23 +48,24 @@ def test_a_program_that_never_comes(protocol, direction, reset_after, monkeypatc
     case = case_on_device(*shape, reset_after=reset_after, dtype=torch.bfloat16)
     plans = {d: plan_for(case, d, protocol) for d in ("forward", "backward")}
     polls = POLLS if on_gpu else 20
-    y = engine.scan_forward(*case.arguments, **case.options, plan=plans["forward"])
+    y = scan_forward(*case.arguments, **case.options, plan=plans["forward"])
 
     def scan(plan):
         if direction == "forward":
-            return engine.scan_forward(*case.arguments, **case.options, plan=plan, polls=polls)
+            return scan_forward(*case.arguments, **case.options, plan=plan, polls=polls)
         arguments = (case.dy, y, *case.arguments)
-        return engine.scan_backward(*arguments, **case.options, plan=plan, polls=polls)[0]
+        return scan_backward(*arguments, **case.options, plan=plan, polls=polls)[0]
 
     scan(plans[direction])  # compiled before the clock starts
-    engine.check_errors(DEVICE, synchronize=True)
+    launches.check_errors(DEVICE, synchronize=True)
     kernel = f"scan_{direction}_kernel"
-    monkeypatch.setattr(engine, kernel, LastProgramMissing(getattr(engine, kernel)))
+    user = {"forward": launch_forward, "backward": launch_backward}[direction]
+    monkeypatch.setattr(user, kernel, LastProgramMissing(getattr(user, kernel)))
     begun = time.perf_counter()
     with impatience():
         result = scan(plans[direction])
-    with pytest.raises(engine.KernelTimeout, match="waited in vain"):
-        engine.check_errors(DEVICE, synchronize=True)
+    with pytest.raises(launches.KernelTimeout, match="waited in vain"):
+        launches.check_errors(DEVICE, synchronize=True)
     took = time.perf_counter() - begun
     assert result.isnan().any()
     assert not on_gpu or took < SECONDS, f"{took:.2f} s"
@@ -76,12 +79,12 @@ def test_the_next_call_raises(monkeypatch):
     """Without anybody asking: the error of one launch surfaces in the one after it."""
     case = case_on_device(4, 3, 300 if DEVICE.type == "cuda" else 20, reset_after=True)
     plan = plan_for(case, "forward", SENTINEL)
-    kernel = LastProgramMissing(engine.scan_forward_kernel)
-    monkeypatch.setattr(engine, "scan_forward_kernel", kernel)
+    kernel = LastProgramMissing(launch_forward.scan_forward_kernel)
+    monkeypatch.setattr(launch_forward, "scan_forward_kernel", kernel)
     with impatience():
-        engine.scan_forward(*case.arguments, **case.options, plan=plan, polls=20)
+        scan_forward(*case.arguments, **case.options, plan=plan, polls=20)
     monkeypatch.undo()
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()
-    with pytest.raises(engine.KernelTimeout, match=r"program .* step"):
-        engine.scan_forward(*case.arguments, **case.options, plan=plan)
+    with pytest.raises(launches.KernelTimeout, match=r"program .* step"):
+        scan_forward(*case.arguments, **case.options, plan=plan)

@@ -9,9 +9,10 @@ import triton.language as tl
 
 from tests.gpu.cases import DEVICE, assert_exact_enough, bits, case_on_device, compute, plan_for
 from triton_gru import GRU
+from triton_gru.kernels import launches, support
+from triton_gru.kernels.launch_forward import scan_forward
 from triton_gru.plan import COUNTER, SENTINEL, Problem
 from triton_gru.planner import all_plans
-from triton_gru.kernels import engine
 
 PROTOCOLS = (SENTINEL, COUNTER)
 LAUNCHES = ("single", *PROTOCOLS)
@@ -72,7 +73,7 @@ def test_beside_a_busy_stream(launch):
             b[:64].mul_(2)
         for name, result in compute(case, plans).items():
             differ += (bits(result) != bits(first[name])).any()
-    engine.check_errors(DEVICE, synchronize=True)
+    launches.check_errors(DEVICE, synchronize=True)
     assert differ.item() == 0
 
 
@@ -107,7 +108,7 @@ def test_beside_a_kernel_that_spins(programs):
         results = compute(case, plans)
     with torch.cuda.stream(torch.cuda.Stream()):
         flag[0] = 1
-    engine.check_errors(DEVICE, synchronize=True)
+    launches.check_errors(DEVICE, synchronize=True)
     assert all(torch.equal(bits(results[name]), bits(first[name])) for name in first)
     assert (flag[1:] > 0).all(), "the other kernel did not end"
 
@@ -196,8 +197,8 @@ def test_offsets_beyond_32_bits():
     gates_x = torch.empty(T, B, 1, 3 * H, dtype=torch.bfloat16, device=DEVICE).normal_()
     h0 = torch.zeros(1, B, H, dtype=torch.bfloat16, device=DEVICE)
     weight = torch.randn(1, 3 * H, H, device=DEVICE).mul_(H**-0.5).bfloat16()
-    y = engine.scan_forward(gates_x, h0, weight, None, reset_after=True)
-    few = engine.scan_forward(
+    y = scan_forward(gates_x, h0, weight, None, reset_after=True)
+    few = scan_forward(
         gates_x[:, -16:].contiguous(), h0[:, -16:].contiguous(), weight, None, reset_after=True
     )
     assert torch.equal(bits(y[:, -16:]), bits(few))
@@ -215,6 +216,6 @@ def test_every_rival_plan_computes_the_same():
             reset_after=True,
             direction=direction,
         )
-        plans = all_plans(problem, engine.device_limits(DEVICE))
+        plans = all_plans(problem, support.device_limits(DEVICE))
         for plan in plans[: 8 if DEVICE.type == "cuda" else 2]:
             assert_exact_enough(case, BEST | {direction: plan}, "bfloat16")

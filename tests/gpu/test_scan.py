@@ -14,8 +14,9 @@ from tests.gpu.cases import (
     size,
 )
 from triton_gru import equations
+from triton_gru.kernels import launch_forward, launches, support
+from triton_gru.kernels.launch_forward import scan_forward
 from triton_gru.plan import COUNTER, SENTINEL
-from triton_gru.kernels import engine
 
 LAUNCHES = ("single", SENTINEL, COUNTER)
 BOTH = pytest.mark.parametrize("reset_after", [True, False], ids=["after", "before"])
@@ -67,7 +68,7 @@ def test_sizes(shape, name, reset_after):
     if DEVICE.type == "cpu":
         T, B, H = min(T, 2), min(B, 3), min(H, 33)
     with precision(name) as dtype:
-        refusal = engine.obstacle(
+        refusal = support.obstacle(
             device=DEVICE,
             dtype=dtype,
             batch_size=B,
@@ -121,11 +122,11 @@ def test_a_diverged_run_ends_in_nan_and_not_in_a_wait(reset_after):
     """NaN in one row stays in that row, whatever its sign and payload."""
     shape = (size(20, 2), size(5, 3), size(300, 20))
     case = case_on_device(*shape, reset_after=reset_after, dtype=torch.bfloat16)
-    clean = engine.scan_forward(*case.arguments, **case.options)
+    clean = scan_forward(*case.arguments, **case.options)
     gates_x = case.arguments[0].clone()
     gates_x.view(torch.int16)[1, 1] = -1  # the sentinel's own pattern, as an input
-    y = engine.scan_forward(gates_x, *case.arguments[1:], **case.options)
-    engine.check_errors(DEVICE, synchronize=True)
+    y = scan_forward(gates_x, *case.arguments[1:], **case.options)
+    launches.check_errors(DEVICE, synchronize=True)
     assert y[1:, 1].isnan().all()
     rest = [row for row in range(shape[1]) if row != 1]
     assert torch.equal(y[:, rest], clean[:, rest])
@@ -141,7 +142,7 @@ def test_one_step(batch, hidden, name, reset_after):
     with precision(name) as dtype:
         case = case_on_device(1, B, H, reset_after=reset_after, dtype=dtype)
         gates_x, h, weight, bias = (a[0] for a in case.arguments)
-        result = engine.step(gates_x[:, 0], h, weight, bias, reset_after=reset_after)
+        result = launch_forward.step(gates_x[:, 0], h, weight, bias, reset_after=reset_after)
         arguments = (gates_x[:, 0].double(), h.double(), weight.double(), bias.double())
         exact = equations.step(*arguments, reset_after)
         assert_near({"h": result}, {"h": exact}, name)

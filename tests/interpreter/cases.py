@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from tests.interpreter import oracle
-from triton_gru.kernels import engine
 from triton_gru.devices import DEVICES
+from triton_gru.kernels import support
+from triton_gru.kernels.launch_backward import scan_backward
+from triton_gru.kernels.launch_forward import scan_forward
 from triton_gru.plan import COUNTER, SENTINEL, Plan, Problem
 from triton_gru.planner import all_plans
 
@@ -88,7 +90,7 @@ def make_plan(case: Case, direction: str, launch: str, **wanted) -> Plan:
     problem = Problem(
         batch=gates_x.shape[1],
         hidden=h0.shape[-1],
-        dtype=engine.DTYPES[gates_x.dtype],
+        dtype=support.DTYPES[gates_x.dtype],
         reset_after=case.options["reset_after"],
         direction=direction,
         directions=h0.shape[0],
@@ -108,13 +110,11 @@ def run(
     """y and the gradients as the kernels compute them."""
     forward = make_plan(case, "forward", launch)
     backward = make_plan(case, "backward", launch, **backward_plan)
-    y = engine.scan_forward(*case.arguments, **case.options, save_gates=save_gates, plan=forward)
+    y = scan_forward(*case.arguments, **case.options, save_gates=save_gates, plan=forward)
     saved = {}
     if save_gates:
         y, saved["gates_h"] = y
-    grads = engine.scan_backward(
-        case.dy, y, *case.arguments, **case.options, **saved, plan=backward
-    )
+    grads = scan_backward(case.dy, y, *case.arguments, **case.options, **saved, plan=backward)
     names = [*NAMES, "reset_state"][: len(grads)]
     return y, {n: grad for n, grad in zip(names, grads, strict=True) if grad is not None}
 

@@ -5,8 +5,10 @@ import torch
 
 from tests.interpreter import harness
 from tests.interpreter.cases import TOLERANCE, error, make_case, make_plan
+from triton_gru.kernels import launches
+from triton_gru.kernels.launch_backward import scan_backward
+from triton_gru.kernels.launch_forward import scan_forward
 from triton_gru.plan import COUNTER, SENTINEL
-from triton_gru.kernels import engine
 
 PROTOCOLS = (SENTINEL, COUNTER)
 SEEDS = 30  # for each protocol, variant and scan: 240 interleavings of group kernels in all
@@ -27,7 +29,7 @@ def test_forward_on_every_interleaving(protocol, reset_after, problems):
     first, waits = None, 0
     for seed in range(SEEDS):
         with harness.interleaving(seed) as runs:
-            y = engine.scan_forward(*case.arguments, **case.options, plan=plan)
+            y = scan_forward(*case.arguments, **case.options, plan=plan)
         waits += sum(run.waits for run in runs)
         assert error(y, exact) < TOLERANCE[torch.float32], f"seed {seed}"
         first = y if first is None else first
@@ -39,14 +41,12 @@ def test_forward_on_every_interleaving(protocol, reset_after, problems):
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_backward_on_every_interleaving(protocol, reset_after, problems):
     case, _, exact = problems[reset_after]
-    y = engine.scan_forward(
-        *case.arguments, **case.options, plan=make_plan(case, "forward", "single")
-    )
+    y = scan_forward(*case.arguments, **case.options, plan=make_plan(case, "forward", "single"))
     plan = make_plan(case, "backward", protocol)
     first, waits = None, 0
     for seed in range(SEEDS):
         with harness.interleaving(seed) as runs:
-            grads = engine.scan_backward(case.dy, y, *case.arguments, **case.options, plan=plan)
+            grads = scan_backward(case.dy, y, *case.arguments, **case.options, plan=plan)
         waits += sum(run.waits for run in runs)
         for grad, (name, expected) in zip(grads, exact.items(), strict=True):
             assert error(grad, expected) < TOLERANCE[torch.float32], f"seed {seed}: {name}"
@@ -64,7 +64,7 @@ def test_waves_of_a_batch_too_large_to_be_resident(protocol):
     assert plan.groups == 3
     plan = dataclasses.replace(plan, groups_a_launch=2, launches=2)
     with harness.interleaving(1) as runs:
-        y = engine.scan_forward(*case.arguments, **case.options, plan=plan)
+        y = scan_forward(*case.arguments, **case.options, plan=plan)
     assert [run.programs for run in runs] == [2 * plan.group, plan.group]
     assert error(y, case.exact()[0]) < TOLERANCE[torch.float32]
 
@@ -84,20 +84,18 @@ def test_a_wait_in_vain_ends_in_nan_and_in_an_exception_at_the_next_call(protoco
                 return result
         raise AssertionError("no program ever came too early")
 
-    y = impatient(
-        lambda: engine.scan_forward(*case.arguments, **case.options, plan=forward, polls=0)
-    )
+    y = impatient(lambda: scan_forward(*case.arguments, **case.options, plan=forward, polls=0))
     assert y[-1].isnan().any()
-    with pytest.raises(engine.KernelTimeout, match="gave up and left NaN"):
-        engine.scan_forward(*case.arguments, **case.options, plan=forward)
+    with pytest.raises(launches.KernelTimeout, match="gave up and left NaN"):
+        scan_forward(*case.arguments, **case.options, plan=forward)
     with harness.interleaving(0):  # once reported it is over
-        y = engine.scan_forward(*case.arguments, **case.options, plan=forward)
+        y = scan_forward(*case.arguments, **case.options, plan=forward)
     assert error(y, case.exact()[0]) < TOLERANCE[torch.float32]
     backward = make_plan(case, "backward", protocol)
     impatient(
-        lambda: engine.scan_backward(
-            case.dy, y, *case.arguments, **case.options, plan=backward, polls=0
-        )[1]
+        lambda: scan_backward(case.dy, y, *case.arguments, **case.options, plan=backward, polls=0)[
+            1
+        ]
     )
-    with pytest.raises(engine.KernelTimeout):
-        engine.check_errors(y.device, synchronize=True)
+    with pytest.raises(launches.KernelTimeout):
+        launches.check_errors(y.device, synchronize=True)

@@ -6,7 +6,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.interpreter.cases import make_case, make_plan
 from triton_gru import GRU
-from triton_gru.kernels import engine
+from triton_gru.kernels import launch_backward
+from triton_gru.kernels.launch_backward import scan_backward
+from triton_gru.kernels.launch_forward import scan_forward
 
 both_variants = pytest.mark.parametrize("reset_after", [True, False], ids=["after", "before"])
 
@@ -33,18 +35,18 @@ def test_memory_of_the_backward_is_bounded_by_pieces(reset_after, monkeypatch):
     """Beyond its results, the scan's backward holds temporaries of one piece, not of all steps."""
     case = make_case(32, 64, 32, reset_after=reset_after, dtype=torch.bfloat16, bias=False)
     plan = make_plan(case, "forward", "single")
-    y = engine.scan_forward(*case.arguments, **case.options, plan=plan)
+    y = scan_forward(*case.arguments, **case.options, plan=plan)
     plan = make_plan(case, "backward", "single")
 
     def beyond_results() -> float:
         def call():
-            return engine.scan_backward(case.dy, y, *case.arguments, **case.options, plan=plan)
+            return scan_backward(case.dy, y, *case.arguments, **case.options, plan=plan)
 
         results = sum(r.nbytes for r in call() if r is not None)
         return (peak_bytes(call) - results) / y.nbytes
 
     whole = beyond_results()
-    monkeypatch.setattr(engine, "PIECE_STEPS", 4)
+    monkeypatch.setattr(launch_backward, "PIECE_STEPS", 4)
     pieces = beyond_results()
     print(f"temporaries of the backward, in units of y: {whole:.1f} whole, {pieces:.1f} in pieces")
     assert whole > 4

@@ -14,7 +14,7 @@ import torch
 from tests.interpreter import harness
 from tests.interpreter.cases import TOLERANCE, assert_close, make_case
 from triton_gru import kernels
-from triton_gru.kernels import engine
+from triton_gru.kernels import launch_backward, launch_forward
 from triton_gru.plan import COUNTER, SENTINEL
 
 SOURCE = Path(kernels.__file__).parent
@@ -161,7 +161,7 @@ MUTANTS = {
 
 @pytest.fixture
 def mutant(tmp_path, monkeypatch):
-    """Puts a mutant's kernels in the engine's place."""
+    """Puts a mutant's kernels in the place of ours."""
 
     def load(file: str, text: str, replacement: str) -> None:
         name = next(_names)
@@ -174,9 +174,9 @@ def mutant(tmp_path, monkeypatch):
                 source = source.replace(text, replacement)
             (package / path.name).write_text(source.replace("triton_gru.kernels", name))
         monkeypatch.syspath_prepend(tmp_path)
-        for scan in ("scan_forward", "scan_backward"):
+        for scan, user in (("scan_forward", launch_forward), ("scan_backward", launch_backward)):
             module = importlib.import_module(f"{name}.{scan}")
-            monkeypatch.setattr(engine, f"{scan}_kernel", getattr(module, f"{scan}_kernel"))
+            monkeypatch.setattr(user, f"{scan}_kernel", getattr(module, f"{scan}_kernel"))
 
     yield load
     for module in [m for m in sys.modules if m.startswith("mutant_")]:

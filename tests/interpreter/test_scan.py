@@ -15,7 +15,9 @@ from tests.interpreter.cases import (
     make_plan,
     run,
 )
-from triton_gru.kernels import engine
+from triton_gru.kernels import launch_backward, launch_forward
+from triton_gru.kernels.launch_backward import scan_backward
+from triton_gru.kernels.launch_forward import scan_forward
 
 # H around the padding of 16 and the tiles of 16, 32 and 64 columns; B around the tile of 16 rows.
 SHAPES = [(5, 3, 17), (1, 1, 33), (2, 17, 18), (2, 3, 65), (1, 3, 130)]
@@ -60,10 +62,8 @@ def test_weights_held_in_registers(in_registers, launch, reset_after):
         )
         for scan in ("forward", "backward")
     }
-    y = engine.scan_forward(*case.arguments, **case.options, plan=plans["forward"])
-    grads = engine.scan_backward(
-        case.dy, y, *case.arguments, **case.options, plan=plans["backward"]
-    )
+    y = scan_forward(*case.arguments, **case.options, plan=plans["forward"])
+    grads = scan_backward(case.dy, y, *case.arguments, **case.options, plan=plans["backward"])
     exact_y, exact = case.exact()
     assert error(y, exact_y) < TOLERANCE[torch.float32]
     for grad, (name, expected) in zip(grads, exact.items(), strict=True):
@@ -202,7 +202,7 @@ def test_one_step(dtype, shape, reset_after):
     B, H = shape
     case = make_case(1, B, H, reset_after=reset_after, dtype=dtype, seed=H)
     gates_x, h0, weight, bias = case.arguments
-    out = engine.step(gates_x[0, :, 0], h0[0], weight[0], bias[0], reset_after=reset_after)
+    out = launch_forward.step(gates_x[0, :, 0], h0[0], weight[0], bias[0], reset_after=reset_after)
     assert error(out, case.exact()[0][0, :, 0]) < TOLERANCE[dtype]
 
 
@@ -211,14 +211,14 @@ def test_one_step(dtype, shape, reset_after):
 @pytest.mark.parametrize("resets", [None, "row"])
 def test_the_backward_in_pieces_of_time(resets, launch, reset_after, monkeypatch):
     case = make_case(5, 3, 18, reset_after=reset_after, resets=resets, lengths=resets is not None)
-    monkeypatch.setattr(engine, "PIECE_STEPS", 2)
+    monkeypatch.setattr(launch_backward, "PIECE_STEPS", 2)
     with harness.interleaving(2) as runs:
         assert_close(case, launch, TOLERANCE[torch.float32], save_gates=resets is None)
     assert len(runs) == 1 + 3
 
 
 def test_two_directions_are_one_piece_of_time(monkeypatch):
-    monkeypatch.setattr(engine, "PIECE_STEPS", 2)
+    monkeypatch.setattr(launch_backward, "PIECE_STEPS", 2)
     case = make_case(5, 3, 18, 2, reset_after=True)
     with harness.interleaving(2) as runs:
         assert_close(case, "sentinel", TOLERANCE[torch.float32])
@@ -226,6 +226,6 @@ def test_two_directions_are_one_piece_of_time(monkeypatch):
 
 
 def test_pieces_of_sixteen_bits(monkeypatch):
-    monkeypatch.setattr(engine, "PIECE_STEPS", 2)
+    monkeypatch.setattr(launch_backward, "PIECE_STEPS", 2)
     case = make_case(5, 3, 34, reset_after=True, dtype=torch.bfloat16)
     assert_close(case, "sentinel", TOLERANCE[torch.bfloat16])

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from triton_gru import tuning
-from triton_gru.kernels import engine
+from triton_gru.kernels import support
 
 
 @pytest.fixture(autouse=True)
@@ -29,12 +29,12 @@ def test_the_fastest_of_the_timed_plans_is_taken_from_then_on(monkeypatch):
         assert [us for _, us in timed] == sorted(us for _, us in timed)
         fastest = timed[0][0]
         assert fastest.direction == direction
-        plan = engine.plan_scan(
+        plan = support.plan_scan(
             torch.zeros(5, 3, 1, 24),
             torch.zeros(1, 3, 8),
             reset_after=True,
             direction=direction,
-            precision=engine.matrix_precision(torch.float32),
+            precision=support.matrix_precision(torch.float32),
         )
         assert tuning._choice(plan) == tuning._choice(fastest)
 

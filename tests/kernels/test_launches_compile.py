@@ -51,36 +51,40 @@ class Compiler:
         self.shared.append(compiled.metadata.shared)
 
 
-@pytest.fixture
-def engine(monkeypatch):
-    from triton_gru.kernels import engine
+@pytest.fixture(autouse=True)
+def no_launches(monkeypatch):
+    from triton_gru.kernels import launch_backward, launch_forward, step
 
-    monkeypatch.setattr(engine, "scan_forward_kernel", Compiler(engine.scan_forward_kernel))
-    monkeypatch.setattr(engine, "scan_backward_kernel", Compiler(engine.scan_backward_kernel))
-    monkeypatch.setattr(
-        engine.step_kernels, "step_kernel", Compiler(engine.step_kernels.step_kernel)
-    )
-    return engine
+    for module, name in (
+        (launch_forward, "scan_forward_kernel"),
+        (launch_backward, "scan_backward_kernel"),
+        (step, "step_kernel"),
+    ):
+        monkeypatch.setattr(module, name, Compiler(getattr(module, name)))
 
 
 @pytest.mark.parametrize("reset_after", [True, False])
 @pytest.mark.parametrize(("T", "B", "D", "H"), [(1, 1, 1, 1), (2, 1, 1, 300), (1, 3, 2, 17)])
-def test_scans_compile(engine, T, B, D, H, reset_after):
+def test_scans_compile(T, B, D, H, reset_after):
+    from triton_gru.kernels import launch_backward, launch_forward
+
     dtype = torch.bfloat16
     scan = [torch.zeros(s, dtype=dtype) for s in ((T, B, D, 3 * H), (D, B, H), (D, 3 * H, H))]
     scan.append(torch.zeros(D, 3 * H, dtype=dtype))
-    engine.scan_forward(*scan, reset_after=reset_after)
+    launch_forward.scan_forward(*scan, reset_after=reset_after)
     y = torch.zeros(T, B, D, H, dtype=dtype)
-    engine.scan_backward(y, y, *scan, reset_after=reset_after)
+    launch_backward.scan_backward(y, y, *scan, reset_after=reset_after)
     limit = DEVICES[90].shared_bytes
-    assert 0 < engine.scan_forward_kernel.shared[0] <= limit
-    assert 0 < engine.scan_backward_kernel.shared[0] <= limit
+    assert 0 < launch_forward.scan_forward_kernel.shared[0] <= limit
+    assert 0 < launch_backward.scan_backward_kernel.shared[0] <= limit
 
 
 @pytest.mark.parametrize("reset_after", [True, False])
 @pytest.mark.parametrize(("B", "H"), [(1, 1), (1, 300)])
-def test_steps_compile(engine, B, H, reset_after):
+def test_steps_compile(B, H, reset_after):
+    from triton_gru.kernels import launch_forward, step
+
     state = torch.zeros(B, H, dtype=torch.bfloat16)
     gates_x, weight = state.new_zeros(B, 3 * H), state.new_zeros(3 * H, H)
-    engine.step(gates_x, state, weight, None, reset_after=reset_after)
-    assert len(engine.step_kernels.step_kernel.shared) == (1 if reset_after else 2)
+    launch_forward.step(gates_x, state, weight, None, reset_after=reset_after)
+    assert len(step.step_kernel.shared) == (1 if reset_after else 2)

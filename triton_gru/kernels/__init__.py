@@ -1,1 +1,1 @@
-"""The Triton kernels of the recurrence, and the engine that launches them."""
+"""The Triton kernels of the recurrence, and what launches them."""

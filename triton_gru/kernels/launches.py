@@ -1,4 +1,4 @@
-"""What a launch of a scan needs besides its arguments: buffers to exchange by, counters, errors."""
+"""What launches share: arguments as kernels take them, buffers to exchange by, reported errors."""
 
 import contextlib
 
@@ -63,7 +63,7 @@ def check_errors(device: torch.device, synchronize: bool = False) -> None:
         )
 
 
-# -- buffers and launch ---------------------------------------------------------------------
+# -- arguments, buffers and launch -----------------------------------------------------------
 
 
 def exchange_buffer(shape: tuple[int, ...], like: Tensor, fill: bool) -> Tensor:
@@ -87,6 +87,16 @@ def padded_weight(weight_hh: Tensor, padded: int, dtype: torch.dtype) -> Tensor:
     if padded != H:
         weight = F.pad(weight, (0, padded - H, 0, padded - H))
     return weight.contiguous()
+
+
+def lengths_argument(lengths: Tensor | None, like: Tensor) -> Tensor:
+    """As the kernels read it; any pointer where there is none to read."""
+    return like if lengths is None else lengths.to(like.device, torch.int32).contiguous()
+
+
+def resets_argument(resets: Tensor | None, like: Tensor) -> Tensor:
+    """As `lengths_argument`."""
+    return like if resets is None else resets.to(like.device, torch.int8).contiguous()
 
 
 def current(device: torch.device):

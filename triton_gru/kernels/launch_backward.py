@@ -1,206 +1,24 @@
-"""The engine of backend "triton": checks, plans, allocates, launches.
+"""Backward, as backend "triton" computes it: the derivative of `launch_forward.scan_forward`.
 
-`scan_forward` and `scan_backward` take and return what `triton_gru.equations` states, with resets
-besides; `step` is one time step. None of them records anything for autograd.
+The kernel finds the gradients of all gates step by step. What does not depend on the step before
+is left to torch, in products over all steps: the gates before it, the weights' gradients after it.
 """
-
-import functools
 
 import torch
 import torch.nn.functional as F
-import triton
 from torch import Tensor
 
-from triton_gru import tuning
-from triton_gru.kernels import step as step_kernels
-from triton_gru.kernels.launches import (
-    KernelTimeout,  # noqa: F401, what every call here may raise
-    check_errors,
-    current,
-    exchange_buffer,
-    launch,
-    never_the_sentinel,
-    padded_weight,
-)
+from triton_gru.kernels import launches
 from triton_gru.kernels.scan_backward import scan_backward_kernel
-from triton_gru.kernels.scan_forward import scan_forward_kernel
-from triton_gru.devices import DEVICES, Device, describe, for_triton
-from triton_gru.plan import POLLS, SENTINEL, Plan, Problem, padded_size, step_tiles
-from triton_gru.planner import DoesNotFit, best_plan
+from triton_gru.kernels.support import matrix_precision, plan_scan
+from triton_gru.plan import POLLS, SENTINEL, Plan, padded_size
 
-DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 # The backward takes time in pieces of so many steps, from the end: what it holds of a piece (gates,
 # their gradients as exchanged, the states before) is 8 times y of these steps, not of all. A piece
 # costs a launch and the reading of the weights, a few steps' worth.
 PIECE_STEPS = 256
 # Blocks of time that a float32 gradient of the weights is summed in.
 FLOAT32_SUMS = 16
-
-# -- what runs here -------------------------------------------------------------------------
-
-
-def obstacle(
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    batch_size: int,
-    hidden_size: int,
-    reset_after: bool,
-    directions: int = 1,
-) -> str | None:
-    """Why the kernels cannot run this, as the end of a sentence, or None when they can."""
-    if dtype not in DTYPES:
-        return f"the kernels compute float32, bfloat16 and float16, not {dtype}"
-    if device.type == "cuda" and torch.version.hip is not None:
-        # A volatile load may be hoisted out of its loop there (triton#11223): a wait without end.
-        return "the kernels are not enabled on AMD GPUs"
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
-        return "the kernels need compute capability 8.0 or newer"
-    for direction in ("forward", "backward"):
-        problem = Problem(
-            batch_size,
-            hidden_size,
-            DTYPES[dtype],
-            reset_after,
-            direction,
-            directions,
-            tensor_cores=matrix_precision(dtype) != "ieee",
-        )
-        try:
-            best_plan(problem, device_limits(device))
-        except DoesNotFit as error:
-            return str(error)
-    return None
-
-
-@functools.cache
-def device_limits(device: torch.device) -> Device:
-    """The plan's description of a device; the reference GPU for a CPU (the interpreter)."""
-    if device.type != "cuda":
-        return for_triton(DEVICES[90], triton.__version__)
-    properties = torch.cuda.get_device_properties(device)
-    found = describe(
-        name=properties.name,
-        capability=10 * properties.major + properties.minor,
-        multiprocessors=properties.multi_processor_count,
-        shared_bytes=properties.shared_memory_per_block_optin,
-    )
-    return for_triton(found, triton.__version__)
-
-
-def plan_scan(
-    gates_x: Tensor, h0: Tensor, *, reset_after: bool, direction: str, precision: str = "tf32"
-) -> Plan:
-    """The plan that `scan_forward` or `scan_backward` follows unless it is given one.
-
-    Raises:
-        DoesNotFit: No kernel takes this shape.
-    """
-    problem = Problem(
-        batch=gates_x.shape[1],
-        hidden=h0.shape[-1],
-        dtype=DTYPES[gates_x.dtype],
-        reset_after=reset_after,
-        direction=direction,
-        directions=h0.shape[0],
-        tensor_cores=precision != "ieee",
-    )
-    return tuning.planned(problem, device_limits(gates_x.device))
-
-
-# -- the scans ------------------------------------------------------------------------------
-
-
-def scan_forward(
-    gates_x: Tensor,
-    h0: Tensor,
-    weight_hh: Tensor,
-    bias_hh: Tensor | None,
-    *,
-    reset_after: bool,
-    lengths: Tensor | None = None,
-    resets: Tensor | None = None,
-    reset_state: Tensor | None = None,
-    save_gates: bool = False,
-    plan: Plan | None = None,
-    polls: int = POLLS,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """All states of a layer.
-
-    Args:
-        gates_x: W_ih x + b_ih, [T, B, D, 3H]; its dtype is the one computed in.
-        h0: [D, B, H].
-        weight_hh: [D, 3H, H].
-        bias_hh: [D, 3H] or None.
-        reset_after: The variant.
-        lengths: [B], integer, or None. Past its end a row's state stays as it is.
-        resets: [T, B, D], bool, or None. Where true, the state starts anew before that step, in
-            the order in which the direction takes its steps.
-        reset_state: What it starts from, [D, B, H], or None for zero.
-        save_gates: Whether to return the gates' hidden part too, for `scan_backward` to use.
-        plan: How to launch; chosen by `plan_scan` if None.
-        polls: Looks after which a wait gives up.
-
-    Returns:
-        y, [T, B, D, H]; with save_gates (y, gates_h) with gates_h [T, B, D, 3H].
-
-    Raises:
-        DoesNotFit: No kernel takes this shape.
-        KernelTimeout: An earlier launch on this device gave up waiting.
-    """
-    check_errors(gates_x.device)
-    T, B, D, _ = gates_x.shape
-    H, HP = h0.shape[-1], padded_size(h0.shape[-1])
-    dtype, precision = gates_x.dtype, matrix_precision(gates_x.dtype)
-    if plan is None:
-        plan = plan_scan(
-            gates_x, h0, reset_after=reset_after, direction="forward", precision=precision
-        )
-    exchanges = plan.group > 1
-    fill = exchanges and plan.protocol == SENTINEL
-
-    to_row = resets is not None and reset_state is not None
-    states = exchange_buffer((T + D + to_row, B, D, HP), gates_x, fill)
-    for slot, state in [(0, h0), (T + 1, h0)][:D] + [(T + D, reset_state)] * to_row:
-        states[slot, ..., :H] = never_the_sentinel(state.transpose(0, 1).to(dtype))
-        states[slot, ..., H:] = 0
-    gated = gates_x
-    if exchanges and not reset_after:
-        gated = exchange_buffer((T, B, D, HP), gates_x, fill)
-    gates_h = gates_x
-    if save_gates:
-        gates_h = torch.empty_like(gates_x, memory_format=torch.contiguous_format)
-
-    with current(gates_x.device):
-        launch(
-            scan_forward_kernel,
-            plan,
-            gates_x.device,
-            polls,
-            gates_x=gates_x.contiguous(),
-            weight=padded_weight(weight_hh, HP, dtype),
-            bias=gates_x if bias_hh is None else bias_hh.to(dtype).contiguous(),
-            states=states,
-            gated=gated,
-            gates_h=gates_h,
-            lengths=_lengths(lengths, gates_x),
-            resets=_resets(resets, gates_x),
-            steps=T,
-            batch=B,
-            hidden=H,
-            padded=HP,
-            DIRECTIONS=D,
-            MERGE=plan.merge,
-            RESET_AFTER=reset_after,
-            HAS_BIAS=bias_hh is not None,
-            HAS_LENGTHS=lengths is not None,
-            HAS_RESETS=resets is not None,
-            RESET_TO_ROW=to_row,
-            SAVE_GATES=save_gates,
-            PRECISION=precision,
-        )
-    y = states[1 : T + 1, ..., :H]
-    return (y, gates_h) if save_gates else y
 
 
 def scan_backward(
@@ -240,7 +58,7 @@ def scan_backward(
         The derivatives by gates_x, h0, weight_hh and bias_hh (None without a bias), each of its
         argument's shape; with a reset_state a fifth, by it.
     """
-    check_errors(gates_x.device)
+    launches.check_errors(gates_x.device)
     T, _, D, _ = gates_x.shape
     H, dtype = h0.shape[-1], gates_x.dtype
     if plan is None:
@@ -256,7 +74,7 @@ def scan_backward(
     weight, h0_cast = weight_hh.to(dtype), h0.to(dtype).contiguous()
     bias = None if bias_hh is None else bias_hh.to(dtype)
     transposed = weight.unflatten(1, (3, H)).mT.flatten(1, 2)
-    transposed = padded_weight(transposed, padded_size(H), dtype)
+    transposed = launches.padded_weight(transposed, padded_size(H), dtype)
 
     pieces = _pieces(T, D)
     if len(pieces) > 1:
@@ -348,13 +166,13 @@ def _backward_piece(
     if gates_h is None:
         gates_h = _hidden_gates(before, gates_x, weight, bias, reset_after)
     y_rows = y if _rows_are_regular(y) else y.contiguous()
-    d_gates = exchange_buffer((T, B, D, 3, HP), gates_x, fill)
-    d_c = exchange_buffer((T, B, D, HP), gates_x, fill) if reset_after else d_gates
+    d_gates = launches.exchange_buffer((T, B, D, 3, HP), gates_x, fill)
+    d_c = launches.exchange_buffer((T, B, D, HP), gates_x, fill) if reset_after else d_gates
     dh0 = torch.empty_like(h0, dtype=torch.float32)
     d_reset_state = torch.empty_like(dh0) if to_row else dh0
 
-    with current(gates_x.device):
-        launch(
+    with launches.current(gates_x.device):
+        launches.launch(
             scan_backward_kernel,
             plan,
             gates_x.device,
@@ -369,8 +187,8 @@ def _backward_piece(
             d_c=d_c,
             dh0=dh0,
             d_reset_rows=d_reset_state,
-            lengths=_lengths(lengths, gates_x),
-            resets=_resets(resets, gates_x),
+            lengths=launches.lengths_argument(lengths, gates_x),
+            resets=launches.resets_argument(resets, gates_x),
             reset_rows=reset_state.to(dtype).contiguous() if to_row else h0,
             steps=T,
             batch=B,
@@ -414,79 +232,6 @@ def _over_time(out: Tensor, d_gates: Tensor, states: Tensor) -> None:
         part = slice(begin, begin + block)
         by, of = d_gates[part].flatten(0, 1).t(), states[part].flatten(0, 1)
         out.addmm_(by, of, beta=0 if i == 0 else 1)
-
-
-def step(
-    gates_x: Tensor,
-    h: Tensor,
-    weight_hh: Tensor,
-    bias_hh: Tensor | None,
-    *,
-    reset_after: bool,
-) -> Tensor:
-    """The state after one step.
-
-    Args:
-        gates_x: W_ih x + b_ih, [B, 3H]; its dtype is the one computed in.
-        h: The state before, [B, H].
-        weight_hh: [3H, H].
-        bias_hh: [3H] or None.
-        reset_after: The variant.
-
-    Returns:
-        [B, H].
-    """
-    B, H = h.shape
-    dtype = gates_x.dtype
-    if dtype not in DTYPES:
-        raise TypeError(f"the kernels compute {', '.join(map(str, DTYPES))}, got: {dtype}")
-    gates_x, h = gates_x.contiguous(), h.to(dtype).contiguous()
-    out = torch.empty_like(h)
-    gated = h if reset_after else torch.empty_like(h)
-    update = h if reset_after else torch.empty_like(h, dtype=torch.float32)
-    tiles = step_tiles(DTYPES[dtype])
-    grid = (-(-H // tiles.columns), -(-B // tiles.rows))
-    phases = (0,) if reset_after else (1, 2)
-    with current(gates_x.device):
-        for phase in phases:
-            step_kernels.step_kernel[grid](
-                gates_x=gates_x,
-                weight=weight_hh.to(dtype).contiguous(),
-                bias=gates_x if bias_hh is None else bias_hh.to(dtype).contiguous(),
-                h=h,
-                gated=gated,
-                update=update,
-                out=out,
-                batch=B,
-                hidden=H,
-                ROWS=tiles.rows,
-                COLS=tiles.columns,
-                CHUNK=tiles.chunk,
-                SPLIT=tiles.warps,
-                PHASE=phase,
-                HAS_BIAS=bias_hh is not None,
-                PRECISION=matrix_precision(dtype),
-                num_warps=tiles.warps,
-                num_stages=tiles.stages,
-            )
-    return out
-
-
-def matrix_precision(dtype: torch.dtype) -> str:
-    """How float32 products are rounded, following `torch.backends.cudnn.allow_tf32` as nn.GRU."""
-    return "ieee" if dtype == torch.float32 and not torch.backends.cudnn.allow_tf32 else "tf32"
-
-
-# -- arguments of the kernels, and what they leave to torch -----------------------------------
-
-
-def _lengths(lengths: Tensor | None, like: Tensor) -> Tensor:
-    """As the kernels read it; any pointer where there is none to read."""
-    return like if lengths is None else lengths.to(like.device, torch.int32).contiguous()
-
-
-def _resets(resets: Tensor | None, like: Tensor) -> Tensor:
-    return like if resets is None else resets.to(like.device, torch.int8).contiguous()
 
 
 def _rows_are_regular(y: Tensor) -> bool:

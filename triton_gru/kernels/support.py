@@ -1,0 +1,89 @@
+"""What the kernels can run here, and by which plan: the planner, asked about tensors and devices."""
+
+import functools
+
+import torch
+import triton
+from torch import Tensor
+
+from triton_gru import tuning
+from triton_gru.devices import DEVICES, Device, describe, for_triton
+from triton_gru.plan import Plan, Problem
+from triton_gru.planner import DoesNotFit, best_plan
+
+DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+
+
+def obstacle(
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    batch_size: int,
+    hidden_size: int,
+    reset_after: bool,
+    directions: int = 1,
+) -> str | None:
+    """Why the kernels cannot run this, as the end of a sentence, or None when they can."""
+    if dtype not in DTYPES:
+        return f"the kernels compute float32, bfloat16 and float16, not {dtype}"
+    if device.type == "cuda" and torch.version.hip is not None:
+        # A volatile load may be hoisted out of its loop there (triton#11223): a wait without end.
+        return "the kernels are not enabled on AMD GPUs"
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+        return "the kernels need compute capability 8.0 or newer"
+    for direction in ("forward", "backward"):
+        problem = Problem(
+            batch_size,
+            hidden_size,
+            DTYPES[dtype],
+            reset_after,
+            direction,
+            directions,
+            tensor_cores=matrix_precision(dtype) != "ieee",
+        )
+        try:
+            best_plan(problem, device_limits(device))
+        except DoesNotFit as error:
+            return str(error)
+    return None
+
+
+@functools.cache
+def device_limits(device: torch.device) -> Device:
+    """The plan's description of a device; the reference GPU for a CPU (the interpreter)."""
+    if device.type != "cuda":
+        return for_triton(DEVICES[90], triton.__version__)
+    properties = torch.cuda.get_device_properties(device)
+    found = describe(
+        name=properties.name,
+        capability=10 * properties.major + properties.minor,
+        multiprocessors=properties.multi_processor_count,
+        shared_bytes=properties.shared_memory_per_block_optin,
+    )
+    return for_triton(found, triton.__version__)
+
+
+def plan_scan(
+    gates_x: Tensor, h0: Tensor, *, reset_after: bool, direction: str, precision: str = "tf32"
+) -> Plan:
+    """The plan that `scan_forward` or `scan_backward` follows unless it is given one.
+
+    Raises:
+        DoesNotFit: No kernel takes this shape.
+    """
+    problem = Problem(
+        batch=gates_x.shape[1],
+        hidden=h0.shape[-1],
+        dtype=DTYPES[gates_x.dtype],
+        reset_after=reset_after,
+        direction=direction,
+        directions=h0.shape[0],
+        tensor_cores=precision != "ieee",
+    )
+    return tuning.planned(problem, device_limits(gates_x.device))
+
+
+
+def matrix_precision(dtype: torch.dtype) -> str:
+    """How float32 products are rounded, following `torch.backends.cudnn.allow_tf32` as nn.GRU."""
+    return "ieee" if dtype == torch.float32 and not torch.backends.cudnn.allow_tf32 else "tf32"
