@@ -21,7 +21,7 @@ def scan(
     resets: Tensor | None = None,
     reset_state: Tensor | None = None,
 ) -> Tensor:
-    """y, [T, B, D, H], differentiable; arguments as `triton_gru.kernels.launch_forward.scan_forward`."""
+    """y, [T, B, D, H], differentiable; arguments as `launch_forward.scan_forward`."""
     T, _, D, _ = gates_x.shape
     ys = [[None] * D for _ in range(T)]
     for d in range(D):

@@ -1,11 +1,13 @@
 """The corpora: what is trained on, what is held out, and how bad input is refused."""
 
+import hashlib
 import itertools
 import os
 import subprocess
 import sys
 import time
 import zipfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,8 +16,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lightning_module import corpora
-from lightning_module.corpora import Corpus, DataError, Document, Wheel
+from lightning_module.corpora import Corpus, DataError, Document
+from lightning_module.corpora.built_in import (
+    SHAKESPEARE_HELD_OUT,
+    Wheel,
+    plain_chapter,
+    plain_play,
+)
+from lightning_module.corpora.files import read_utf8
+from lightning_module.corpora.hub import HUB_TIMEOUT
 from lightning_module.tokenizers import Tokenizer, TokenizerSettings
+from triton_gru.cache import cache_directory
 
 # A play as the wheel has it; ~ stands for the two spaces that break a line in Markdown.
 PLAY = r"""# The Tempest
@@ -75,20 +86,20 @@ def texts(documents):
 
 
 def test_plain_play():
-    assert corpora.plain_play(PLAY) == PLAIN_PLAY
-    assert corpora.plain_play(PLAY.replace("\n", "\r\n")) == PLAIN_PLAY
+    assert plain_play(PLAY) == PLAIN_PLAY
+    assert plain_play(PLAY.replace("\n", "\r\n")) == PLAIN_PLAY
 
 
 def test_plain_chapter():
     chapter = "第九回\u3000除暴\n\n  \n\t远来www.xyyuedu.com ，只宜坚守。\r\n\n\t正是：\n"
-    assert corpora.plain_chapter(chapter) == "第九回\u3000除暴\n远来，只宜坚守。\n正是：\n"
+    assert plain_chapter(chapter) == "第九回\u3000除暴\n远来，只宜坚守。\n正是：\n"
 
 
 def test_cache_directory(monkeypatch):
     monkeypatch.setenv("TRITON_GRU_CACHE", "~/elsewhere")
-    assert corpora.cache_directory() == corpora.Path.home() / "elsewhere"
+    assert cache_directory() == Path.home() / "elsewhere"
     monkeypatch.delenv("TRITON_GRU_CACHE")
-    assert corpora.cache_directory() == corpora.Path.home() / ".cache/triton_gru"
+    assert cache_directory() == Path.home() / ".cache/triton_gru"
 
 
 # --- shortened ------------------------------------------------------------------------------------
@@ -175,7 +186,7 @@ def test_globs_in_order_without_repeats_and_empty_files(tmp_path, monkeypatch):
 
 def test_byte_order_mark_and_line_ends(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\rthree\n")
-    assert list(corpora.read_utf8(tmp_path / "a.txt")) == ["one\ntwo\n", "three\n"]
+    assert list(read_utf8(tmp_path / "a.txt")) == ["one\ntwo\n", "three\n"]
 
 
 PIECES = st.text(st.sampled_from("ab é\n\n\r三"), max_size=60)
@@ -185,7 +196,7 @@ PIECES = st.text(st.sampled_from("ab é\n\n\r三"), max_size=60)
 @given(text=PIECES, size=st.integers(1, 9))
 def test_pieces_of_a_file_make_the_text_and_end_where_tokens_do(tmp_path, text, size):
     (tmp_path / "a.txt").write_bytes(text.encode())
-    found = list(corpora.read_utf8(tmp_path / "a.txt", size))
+    found = list(read_utf8(tmp_path / "a.txt", size))
     assert "".join(found) == text.replace("\r\n", "\n").replace("\r", "\n")
     for piece, following in itertools.pairwise(found):
         assert piece.endswith("\n") and following and not following.startswith("\n")
@@ -198,20 +209,20 @@ def test_pieces_have_the_tokens_of_the_whole(tmp_path, kind):
     tokenizer = Tokenizer.train(TokenizerSettings(kind, 300), [text])
     whole = np.concatenate(list(tokenizer.encode_corpus([text])))
     for size in (1, 7, 1000):
-        found = corpora.read_utf8(tmp_path / "a.txt", size)
+        found = read_utf8(tmp_path / "a.txt", size)
         assert np.array_equal(np.concatenate(list(tokenizer.encode_corpus(found))), whole)
 
 
 def test_a_line_without_end_is_cut(tmp_path):
     (tmp_path / "a.txt").write_text("x" * 100 + "\n")
-    found = list(corpora.read_utf8(tmp_path / "a.txt", 8, longest=30))
+    found = list(read_utf8(tmp_path / "a.txt", 8, longest=30))
     assert [len(piece) for piece in found] == [32, 32, 32, 5]
 
 
 def test_a_byte_that_is_none_deep_in_a_file(tmp_path):
     (tmp_path / "a.txt").write_bytes("三国\n".encode() * 400_000 + b"abc\xe4")
     with pytest.raises(DataError, match=r"byte 0xe4 at offset 2800003 \(line 400001\)"):
-        list(corpora.read_utf8(tmp_path / "a.txt"))
+        list(read_utf8(tmp_path / "a.txt"))
 
 
 def test_fingerprint_follows_the_text(tmp_path):
@@ -261,7 +272,7 @@ def test_not_utf8(tmp_path, mark):
 def test_utf16_is_named(tmp_path):
     (tmp_path / "wide.txt").write_text("abc", encoding="utf-16")
     with pytest.raises(DataError, match="iconv -f UTF-16"):
-        list(corpora.read_utf8(tmp_path / "wide.txt"))
+        list(read_utf8(tmp_path / "wide.txt"))
 
 
 def test_file_that_goes_away(tmp_path):
@@ -280,7 +291,7 @@ def make_wheel(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("text", "abc")
-    return Wheel("made==1", path.name, corpora.hashlib.sha256(path.read_bytes()).hexdigest())
+    return Wheel("made==1", path.name, hashlib.sha256(path.read_bytes()).hexdigest())
 
 
 def fake_pip(monkeypatch, source=None, stderr=""):
@@ -290,10 +301,10 @@ def fake_pip(monkeypatch, source=None, stderr=""):
         calls.append(command)
         if source is not None:
             folder = command[command.index("--dest") + 1]
-            (corpora.Path(folder) / source.name).write_bytes(source.read_bytes())
+            (Path(folder) / source.name).write_bytes(source.read_bytes())
         return SimpleNamespace(returncode=0 if source else 1, stderr=stderr)
 
-    monkeypatch.setattr(corpora.subprocess, "run", run)
+    monkeypatch.setattr(corpora.built_in.subprocess, "run", run)
     return calls
 
 
@@ -350,7 +361,7 @@ def test_shakespeare():
     corpus = corpora.shakespeare()
     train, val = list(corpus.train()), list(corpus.val())
     assert (len(train), len(val)) == (34, 4)
-    assert {d.name for d in val} == set(corpora.SHAKESPEARE_HELD_OUT)
+    assert {d.name for d in val} == set(SHAKESPEARE_HELD_OUT)
     characters = sum(len(d.text) for d in val), sum(len(d.text) for d in train + val)
     assert 0.09 < characters[0] / characters[1] < 0.11
     whole = "".join(d.text for d in train + val)
@@ -401,7 +412,7 @@ def hub(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
     monkeypatch.setattr(
-        corpora.urllib.request, "urlopen", lambda *_, **__: SimpleNamespace(close=lambda: None)
+        corpora.hub.urllib.request, "urlopen", lambda *_, **__: SimpleNamespace(close=lambda: None)
     )
     return loaded
 
@@ -445,11 +456,11 @@ def test_hf_offline_fails_at_once(hub, monkeypatch):
         DataError, match=r"hub http://127.0.0.1:9 cannot be reached.*HF_HUB_OFFLINE"
     ):
         list(corpora.hf("some/set").train())
-    assert time.monotonic() - started < 2 * corpora.HUB_TIMEOUT
+    assert time.monotonic() - started < 2 * HUB_TIMEOUT
 
 
 def test_hf_from_the_local_cache(hub, monkeypatch):
-    monkeypatch.setattr(corpora.urllib.request, "urlopen", pytest.fail)
+    monkeypatch.setattr(corpora.hub.urllib.request, "urlopen", pytest.fail)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert len(texts(corpora.hf("some/set").train)) == 3
 

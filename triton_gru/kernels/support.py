@@ -1,4 +1,4 @@
-"""What the kernels can run here, and by which plan: the planner, asked about tensors and devices."""
+"""What the kernels run here, and by which plan: the planner, asked about tensors and devices."""
 
 import functools
 
@@ -81,7 +81,6 @@ def plan_scan(
         tensor_cores=precision != "ieee",
     )
     return tuning.planned(problem, device_limits(gates_x.device))
-
 
 
 def matrix_precision(dtype: torch.dtype) -> str:
