@@ -13,7 +13,8 @@ from lightning_module.checkpoints import CHECKPOINTS, LAST, CheckpointError, loa
 from lightning_module.guards import Stopped
 from lightning_module.ranks import RunError
 from lightning_module.reports import METRICS, read_metrics
-from lightning_module.train import CONFIGS, quiet, resumed, train
+from lightning_module.run_directory import resumed
+from lightning_module.train import CONFIGS, quiet, train
 from tests.lightning_module.conftest import TINY, made_text
 
 WEIGHTS = []  # after each batch, as `Recorder` saw them

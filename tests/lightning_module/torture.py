@@ -28,6 +28,7 @@ from lightning_module.checkpoints import CHECKPOINTS, CONFIG, LAST
 from lightning_module.disk import write_atomically
 from lightning_module.guards import Stopped
 from lightning_module.reports import METRICS, read_metrics
+from lightning_module.run_directory import resumed
 from tests.lightning_module.conftest import TINY
 
 assert matplotlib.figure  # imported here, or every attempt would
@@ -77,7 +78,7 @@ class Attempt:
         try:
             go_on = (run_dir / CONFIG).is_file()
             if go_on:
-                config, checkpoint = train.resumed(str(run_dir), [])
+                config, checkpoint = resumed(str(run_dir), [])
             else:
                 with initialize_config_dir(str(train.CONFIGS), version_base="1.3"):
                     strategy = ["strategy=ddp", f"trainer.devices={ranks}"] if ranks > 1 else []
