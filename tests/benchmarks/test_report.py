@@ -6,6 +6,16 @@ import math
 import pytest
 
 from benchmarks import report
+from benchmarks.findings import (
+    find_cell,
+    floor_us,
+    geometric_mean,
+    goals,
+    noise,
+    speedup,
+    worst_error_ratio,
+)
+from benchmarks.plots import plots
 from benchmarks.record import Record
 from benchmarks.suites import Cell
 from triton_gru.devices import DEVICES
@@ -51,37 +61,33 @@ def data(tmp_path):
     return record.data
 
 
-def cell_of(data, **wanted) -> dict:
-    return report._cell(data, **wanted)
-
-
 def test_geometric_mean():
-    assert report.geometric_mean([2, 8]) == pytest.approx(4)
-    assert report.geometric_mean([]) is None
+    assert geometric_mean([2, 8]) == pytest.approx(4)
+    assert geometric_mean([]) is None
 
 
 def test_speedup_is_their_time_over_ours(data):
-    cell = cell_of(data, H=256, mode="train", dtype="bfloat16", lengths="full")
-    assert report.speedup(cell) == pytest.approx(2)
+    cell = find_cell(data, H=256, mode="train", dtype="bfloat16", lengths="full")
+    assert speedup(cell) == pytest.approx(2)
     cell["results"]["nn.GRU"] = {"status": "failed", "reason": "no"}
-    assert report.speedup(cell) is None
+    assert speedup(cell) is None
 
 
 def test_errors_floor_and_noise(data):
-    cell = cell_of(data, H=256, mode="train", dtype="bfloat16", lengths="full")
-    assert report.worst_error_ratio(cell) == pytest.approx(1.5)
-    assert report.floor_us(cell) == pytest.approx(4.0)
-    assert report.noise(cell) == pytest.approx(0.1)
+    cell = find_cell(data, H=256, mode="train", dtype="bfloat16", lengths="full")
+    assert worst_error_ratio(cell) == pytest.approx(1.5)
+    assert floor_us(cell) == pytest.approx(4.0)
+    assert noise(cell) == pytest.approx(0.1)
 
 
 def test_goals(data):
-    found = {goal.split("(")[0].strip(): value for goal, value, _ in report.goals(data)}
+    found = {goal.split("(")[0].strip(): value for goal, value, _ in goals(data)}
     assert found["smallest speed-up over nn.GRU, 16 bit"] == pytest.approx(0.5)
     assert found["mean speed-up, H 256-1024, B 8-128, T >= 128"] == pytest.approx(4)
     assert found["mean speed-up, tf32"] == pytest.approx(2)
     assert found["peak memory over nn.GRU's, worst"] == pytest.approx(0.8)
     assert found["error over nn.GRU's, worst"] == pytest.approx(1.5)
-    packed = next(v for g, v, _ in report.goals(data) if g.startswith("variable length (packed)"))
+    packed = next(v for g, v, _ in goals(data) if g.startswith("variable length (packed)"))
     assert packed == pytest.approx(1.3)
 
 
@@ -97,7 +103,7 @@ def test_the_table_for_the_readme(data):
 
 
 def test_what_failed_stands_under_the_table(data):
-    cell = cell_of(data, H=2048, mode="train")
+    cell = find_cell(data, H=2048, mode="train")
     cell["results"]["triton_gru"] = {"status": "lost", "reason": "hung"}
     cell["results"]["flashrnn"] = {"status": "missing", "reason": "no module"}
     table = report.markdown(data)
@@ -106,7 +112,7 @@ def test_what_failed_stands_under_the_table(data):
 
 
 def test_the_text_names_every_measured_cell(data):
-    data["cells"]["unmeasured"] = cell_of(data, H=2048, mode="train") | {
+    data["cells"]["unmeasured"] = find_cell(data, H=2048, mode="train") | {
         "T": 7,
         "results": {"triton_gru": {"status": "not run"}},
     }
@@ -131,6 +137,6 @@ def test_plots_are_written_and_not_empty(data, tmp_path, capsys):
 def test_nothing_measured_gives_no_plot(tmp_path):
     pytest.importorskip("matplotlib")
     record = Record.new(tmp_path / "r.json", "quick", [Cell(1, 1, 1)], [])
-    assert report.plots(record.data, tmp_path) == []
-    assert report.goals(record.data) == []
+    assert plots(record.data, tmp_path) == []
+    assert goals(record.data) == []
     assert "1 not run" not in report.markdown(record.data)
