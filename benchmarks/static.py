@@ -17,234 +17,32 @@ import concurrent.futures
 import dataclasses
 import functools
 import json
-import os
-import re
-import subprocess
 import sys
-import tempfile
 import time
 
-# The report compiles; it must not find the interpreter in triton's place.
-os.environ.pop("TRITON_INTERPRET", None)
-
 import torch
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
+from benchmarks.machine_code import (
+    KERNELS,
+    TRITON_VERSION,
+    compile_kernel,
+    scan_constants,
+    step_constants,
+)
 from triton_gru.costs import SHARED_BYTES_PER_CLOCK
 from triton_gru.devices import DEVICES, Device, for_triton
-from triton_gru.plan import COUNTER, ELEMENT_BYTES, MAX_REGISTERS, SENTINEL, Plan, Problem, StepTiles, step_tiles
+from triton_gru.plan import COUNTER, ELEMENT_BYTES, Problem, step_tiles
 from triton_gru.planner import DoesNotFit, all_plans, best_plan
-from triton_gru.kernels import exchange, scan_backward, scan_forward, step
-
-CUOBJDUMP = os.path.join(os.path.dirname(triton.__file__), "backends/nvidia/bin/cuobjdump")
-KERNELS = {
-    "forward": scan_forward.scan_forward_kernel,
-    "backward": scan_backward.scan_backward_kernel,
-    "step": step.step_kernel,
-}
-# Argument types of the kernels; what is not named here is a pointer to the tensors' dtype.
-INTEGERS = {"steps", "batch", "hidden", "padded", "y_row", "polls", "first_group"}
-INT32_POINTERS = {"lengths", "counters", "error"}
-FLOAT32_POINTERS = {"dh0", "d_reset_rows", "update"}
-INT8_POINTERS = {"resets"}
-TRITON_TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
-MATRIX = ("HMMA", "HGMMA", "UTCHMMA", "UTCQMMA")
-PROTOCOLS = {
-    SENTINEL: exchange.SENTINEL.value,
-    COUNTER: exchange.COUNTER.value,
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Compiled:
-    """What the compiler reports of one kernel."""
-
-    shared: int
-    registers: int
-    spill_bytes: int
-    loop_spill_bytes: int
-    loop_matrix: int
-    loop_instructions: int
-    loop_barriers: int
-    loop_weight_loads: int
-
-
-def _type_of(name: str, dtype: torch.dtype) -> str:
-    if name in INTEGERS:
-        return "i32"
-    if name in INT32_POINTERS:
-        return "*i32"
-    if name in FLOAT32_POINTERS:
-        return "*fp32"
-    if name in INT8_POINTERS:
-        return "*i8"
-    return "*" + TRITON_TYPES[dtype]
-
-
-def compile_kernel(
-    kernel,
-    constants: dict,
-    dtype: torch.dtype,
-    arch: int,
-    warps: int,
-    aligned: bool,
-    stages: int = 1,
-) -> Compiled:
-    """Compiles for compute capability `arch`; `aligned` says that H is a multiple of 16."""
-    names = [name for name in kernel.arg_names if name not in constants]
-    signature = {name: _type_of(name, dtype) for name in names}
-    signature |= dict.fromkeys(constants, "constexpr")
-    # What the kernels do not specialise, and so what a launch tells the compiler nothing about.
-    unaligned = {parameter.name for parameter in kernel.params if parameter.do_not_specialize}
-    unaligned.add("polls")
-    if not aligned:
-        unaligned.add("hidden")
-    attributes = {
-        (kernel.arg_names.index(name),): [["tt.divisibility", 16]]
-        for name in names
-        if name not in unaligned
-    }
-    source = ASTSource(kernel, signature, constants, attributes)
-    options = {"num_warps": warps, "num_stages": stages}
-    if stages == 1:
-        options["maxnreg"] = MAX_REGISTERS
-    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
-        file.flush()
-        usage = _cuobjdump("-res-usage", file.name)
-        sass = _cuobjdump("-sass", file.name)
-    loop, spilled = time_loop(sass)
-    return Compiled(
-        shared=compiled.metadata.shared,
-        registers=int(re.search(r"REG:(\d+)", usage).group(1)),
-        spill_bytes=spilled,
-        loop_spill_bytes=sum(_local_bytes(op) for op in loop),
-        loop_matrix=sum(op.startswith(MATRIX) for op in loop),
-        loop_instructions=len(loop),
-        loop_barriers=sum(op.startswith("BAR") for op in loop),
-        loop_weight_loads=weight_loads_in_loop(compiled.asm["ttgir"]),
-    )
-
-
-def _cuobjdump(flag: str, path: str) -> str:
-    done = subprocess.run([CUOBJDUMP, flag, path], capture_output=True, text=True, check=True)
-    return done.stdout
-
-
-def _local_bytes(op: str) -> int:
-    """Bytes a thread that a local load or store moves; 0 for any other instruction."""
-    if not op.startswith(("LDL", "STL")):
-        return 0
-    width = re.search(r"\.(64|128)\b", op)
-    return int(width.group(1)) // 8 if width else 4
-
-
-def time_loop(sass: str) -> tuple[list[str], int]:
-    """Instructions of the loop over time, and spill bytes moved anywhere in the kernel.
-
-    The loop over time is the longest stretch that ends in a branch back to its start.
-    """
-    code = [
-        (int(at, 16), op, rest)
-        for at, op, rest in re.findall(
-            r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]+)([^;]*);", sass, re.M
-        )
-    ]
-    longest = (0, -1)
-    for at, op, rest in code:
-        target = re.search(r"0x([0-9a-f]+)", rest)
-        if op.startswith("BRA") and target and int(target.group(1), 16) < at:
-            start = int(target.group(1), 16)
-            if at - start > longest[1] - longest[0]:
-                longest = (start, at)
-    loop = [op for at, op, _ in code if longest[0] <= at <= longest[1]]
-    return loop, sum(_local_bytes(op) for _, op, _ in code)
-
-
-def weight_loads_in_loop(ttgir: str) -> int:
-    """Global loads inside the kernel's loop whose address comes from the argument `weight`."""
-    source, weight, depth, count = {}, set(), [], 0
-    for line in ttgir.splitlines():
-        head = re.search(r"tt\.func public @", line)
-        if head:
-            weight = set(re.findall(r"(%weight\w*): !tt\.ptr", line))
-        made = re.match(r"\s*(%[\w#]+)(?::\d+)? = \"?([\w.]+)\"?[^%]*(%[\w#]+)?", line)
-        if made:
-            name, op, first = made.groups()
-            source[name] = first
-            if op == "tt.load" and depth:
-                at = first
-                while at in source and at not in weight:
-                    at = source[at]
-                count += at in weight
-        opened, closed = line.count("{"), line.count("}")
-        if "scf.for" in line:
-            depth.append(0)
-        elif depth:
-            depth[-1] += opened - closed
-            if depth[-1] < 0:
-                depth.pop()
-    return count
-
-
-# -- the grid -------------------------------------------------------------------------------
 
 HIDDEN = (64, 128, 256, 512, 650, 768, 1000, 1024, 1536, 2048)
 BATCHES = (1, 16, 64, 256)
 # What continuous integration compiles: each kernel, variant and dtype at least once an arch.
 SHORT_HIDDEN, SHORT_BATCHES = (128, 768), (16,)
-
-
 # The largest hidden_size of each architecture: in bfloat16, and in float32 with tf32.
 LARGEST = {80: (1696, 1024), 86: (1280, 640), 89: (1280, 640), 90: (2048, 1408), 100: (2048, 1280)}
 
 
-def scan_constants(plan: Plan, problem: Problem, uneven: bool = False) -> dict:
-    """The compile-time arguments of a scan without saved gates; `uneven`: lengths and resets."""
-    constants = {
-        "DIRECTIONS": problem.directions,
-        "ROWS": plan.rows,
-        "COLS": plan.columns,
-        "CHUNK": plan.chunk,
-        "CHUNKS": plan.chunks,
-        "TAIL": plan.tail,
-        "REGISTERS": plan.in_registers,
-        "SPLIT": plan.split,
-        "GROUP": plan.group,
-        "STAGE_ALL": plan.stage_all,
-        "RESET_AFTER": problem.reset_after,
-        "HAS_LENGTHS": uneven,
-        "HAS_RESETS": uneven,
-        "RESET_TO_ROW": False,
-        "PROTOCOL": PROTOCOLS[plan.protocol],
-        "PRECISION": "tf32" if problem.tensor_cores else "ieee",
-    }
-    if plan.direction == "forward":
-        constants |= {"HAS_BIAS": True, "SAVE_GATES": False, "MERGE": plan.merge}
-    else:
-        constants["BY_BLOCK"] = plan.by_block
-    return constants
-
-
-def step_constants(tiles: StepTiles, phase: int) -> dict:
-    """The compile-time arguments of one phase of a step."""
-    return {
-        "ROWS": tiles.rows,
-        "COLS": tiles.columns,
-        "CHUNK": tiles.chunk,
-        "SPLIT": tiles.warps,
-        "PHASE": phase,
-        "HAS_BIAS": True,
-        "PRECISION": "tf32",
-    }
-
-
-def examine(
-    arch: int, problem: Problem, protocol: str | None = None, uneven: bool = False
-) -> dict:
+def examine(arch: int, problem: Problem, protocol: str | None = None, uneven: bool = False) -> dict:
     """One row: the plan of a problem on an architecture and what became of its kernel.
 
     Args:
@@ -253,7 +51,7 @@ def examine(
         protocol: the best plan with this protocol instead of the best plan.
         uneven: with lengths and resets.
     """
-    device = for_triton(DEVICES[arch], triton.__version__)
+    device = for_triton(DEVICES[arch], TRITON_VERSION)
     row = {"arch": arch, "uneven": uneven, **dataclasses.asdict(problem)}
     plans = all_plans(problem, device)
     if protocol is not None:
@@ -480,7 +278,7 @@ def main() -> int:
     )
     arguments = parser.parse_args()
     started = time.time()
-    print(f"triton {triton.__version__}")
+    print(f"triton {TRITON_VERSION}")
     if arguments.sizes:
         rows = [row for arch in arguments.arch for row in sizes(arch, arguments.sizes)]
         print(sizes_table(rows))
@@ -491,7 +289,7 @@ def main() -> int:
     print(f"{len(rows)} rows, {len(short)} fall short, {time.time() - started:.0f} s")
     if arguments.json:
         with open(arguments.json, "w") as file:
-            json.dump({"triton": triton.__version__, "rows": rows}, file, indent=1)
+            json.dump({"triton": TRITON_VERSION, "rows": rows}, file, indent=1)
             file.write("\n")
     return 1 if short else 0
 

@@ -9,7 +9,7 @@ triton = pytest.importorskip("triton")
 
 import triton.language as tl  # noqa: E402
 
-from benchmarks import static  # noqa: E402
+from benchmarks import machine_code, static  # noqa: E402
 from triton_gru.devices import DEVICES  # noqa: E402
 from triton_gru.plan import Problem  # noqa: E402
 
@@ -28,9 +28,9 @@ SASS = """
 
 
 def test_the_time_loop_is_the_longest_one_and_its_spills_are_counted():
-    loop, spilled = static.time_loop(SASS)
+    loop, spilled = machine_code.time_loop(SASS)
     assert [op.split(".")[0] for op in loop] == ["HMMA", "LDL", "BRA", "STL", "BAR", "BRA"]
-    assert sum(map(static._local_bytes, loop)) == 8 + 4
+    assert sum(map(machine_code._local_bytes, loop)) == 8 + 4
     assert spilled == 16 + 8 + 4
 
 
@@ -49,7 +49,7 @@ def product_kernel(weight, x, out, steps, RESIDENT: tl.constexpr):
 
 @pytest.mark.parametrize("resident", [True, False])
 def test_a_weight_loaded_in_the_loop_is_seen(resident):
-    compiled = static.compile_kernel(
+    compiled = machine_code.compile_kernel(
         product_kernel, {"RESIDENT": resident}, torch.bfloat16, 90, 4, aligned=True
     )
     assert compiled.loop_weight_loads == (0 if resident else 1)
