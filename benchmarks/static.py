@@ -150,9 +150,7 @@ def report(archs: list[int], short: bool, processes: int) -> list[dict]:
         # resets, both directions of a layer, float32 without tf32, and the largest that fits.
         for reset_after in (True, False):
             for direction in ("forward", "backward"):
-                make = functools.partial(
-                    Problem, 16, reset_after=reset_after, direction=direction
-                )
+                make = functools.partial(Problem, 16, reset_after=reset_after, direction=direction)
                 largest = dict(zip(("bfloat16", "float32"), LARGEST[arch], strict=True))
                 jobs += [("scan", arch, make(size, dtype)) for dtype, size in largest.items()]
                 jobs.append(("scan", arch, make(768, "bfloat16"), COUNTER))

@@ -12,6 +12,7 @@ import torch
 
 from benchmarks import contestants, run
 from benchmarks.record import ROOT, Record, environment
+from benchmarks.stand import Stand
 from benchmarks.suites import SUITES, Cell
 from benchmarks.timing import WallClock
 
@@ -267,7 +268,7 @@ def test_the_full_suite_holds_the_quick_one():
 def test_contestants_compute_the_same(name, monkeypatch):
     monkeypatch.setattr(contestants, "_compiled_step", lambda: contestants._step)
     cell = small(T=5, B=3)
-    stand = run.Stand(cell, CPU, WallClock())
+    stand = Stand(cell, CPU, WallClock())
     assert max(stand.error(contestants.CONTESTANTS[name](cell, stand.weights)).values()) < 1e-5
 
 
