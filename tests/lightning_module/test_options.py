@@ -1,6 +1,7 @@
 """What throughput and quality options of a run do: accumulation, clipping, precision, averages."""
 
 import itertools
+import logging
 import os
 import signal
 
@@ -39,6 +40,8 @@ class Killer(L.Callback):
 def run(tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_GRU_CACHE", str(tmp_path / "cache"))
     (tmp_path / "a.txt").write_text(made_text(3_000))
+    lightnings = logging.getLogger("lightning.pytorch")
+    level = lightnings.level
     quiet()
     WEIGHTS.clear()
 
@@ -59,7 +62,8 @@ def run(tmp_path, monkeypatch):
         train(config)
         return torch.load(tmp_path / name / CHECKPOINTS / LAST, weights_only=True)
 
-    return run
+    yield run
+    lightnings.setLevel(level)  # other tests read what Lightning says
 
 
 PLAIN_SGD = ["optimizer._target_=torch.optim.SGD", "~optimizer.betas", "scheduler=constant",
