@@ -5,12 +5,13 @@
     python -m benchmarks.compare_backends multirun/<date> --out FOLDER
 
 Writes training.json and training.png to FOLDER and prints a table. Backends round differently, so
-their losses differ as those of two seeds may: the same within noise means that the means over seeds
-lie no further apart than two seeds of one backend do.
+their losses differ as those of two seeds may: the same within noise means that the mean over seeds
+lies no further from the first backend's than two seeds of that one do. Ends with 1 if it does not.
 """
 
 import argparse
 import json
+import math
 import statistics
 import sys
 from itertools import combinations
@@ -22,6 +23,7 @@ from omegaconf import OmegaConf
 from lightning_module.checkpoints import CONFIG
 from lightning_module.reports import METRICS, SUMMARY, read_metrics
 
+FIRST = "torch"  # whom the others are compared with
 COLOURS = {"torch": "tab:gray", "triton": "tab:blue", "reference": "tab:orange"}
 
 
@@ -29,32 +31,36 @@ def runs(folder: Path) -> list[dict[str, Any]]:
     """Of each finished run in `folder`: backend, seed, speed, the last loss, and its curve.
 
     Raises:
-        ValueError: there are fewer than two seeds of a backend, or runs that differ in more than
-            backend and seed.
+        ValueError: there are not two backends with the same two or more seeds, or the runs differ
+            in more than these, or a loss is not finite.
     """
     found, settings = [], None
-    for file in sorted(folder.glob(f"*/{SUMMARY}"), key=lambda file: int(file.parent.name)):
+    for file in sorted(folder.glob(f"*/{SUMMARY}")):
         summary, run_dir = json.loads(file.read_text()), file.parent
         config = OmegaConf.to_container(OmegaConf.load(run_dir / CONFIG))
         run = {"backend": config["model"]["core"].pop("backend"), "seed": config.pop("seed")}
         rest = json.dumps(config, sort_keys=True).replace(config["run_dir"], "")
         if settings not in (None, rest):
             raise ValueError(f"{run_dir} differs from the runs before it in more than the backend")
+        if not math.isfinite(summary["last_val_loss"]):
+            raise ValueError(f"{run_dir} ended with a loss of {summary['last_val_loss']}")
         settings = rest
         tokens = config["data"]["lanes"] * config["data"]["seq_len"]
+        tokens *= config["trainer"]["accumulate_grad_batches"]
         found.append(
             run
             | {name: summary[name] for name in ("device", "versions", "steps", "last_val_loss")}
             | {"tokens_per_second": summary["tokens_per_second"]}
             | {"curve": curve(read_metrics(run_dir / METRICS), tokens)}
         )
-    for backend in {run["backend"] for run in found} or {None}:
-        seeds = [run["seed"] for run in found if run["backend"] == backend]
-        if len(seeds) < 2:
-            raise ValueError(
-                f"{folder} has {len(seeds)} finished runs of backend {backend}; at least two seeds "
-                "are needed to say what noise is"
-            )
+    found.sort(key=lambda run: (run["backend"] != FIRST, run["backend"], run["seed"]))
+    seeds: dict[str, list[int]] = {}
+    for run in found:
+        seeds.setdefault(run["backend"], []).append(run["seed"])
+    if len(seeds) < 2 or len({tuple(of_one) for of_one in seeds.values()}) > 1:
+        raise ValueError(f"{folder} must hold two backends with the same seeds, finished: {seeds}")
+    if len({run["seed"] for run in found}) < 2:
+        raise ValueError(f"at least two seeds say what noise is, finished in {folder}: {seeds}")
     return found
 
 
@@ -93,22 +99,27 @@ def compared(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return table
 
 
+def within_noise(table: list[dict[str, Any]]) -> bool:
+    """Whether every backend's loss is the first one's, but for what a seed makes."""
+    first = table[0]
+    return all(abs(row["loss"] - first["loss"]) <= first["noise"] for row in table)
+
+
 def text_table(table: list[dict[str, Any]]) -> str:
     """In Markdown, with what is to be said of the losses."""
     lines = [
         "| backend | runs | tokens/s | ratio | held-out loss | between seeds |",
         "|---|---|---|---|---|---|",
     ]
+    first = table[0]
     for row in table:
-        ratio = row["tokens_per_second"] / table[0]["tokens_per_second"]
+        ratio = row["tokens_per_second"] / first["tokens_per_second"]
         lines.append(
             f"| {row['backend']} | {row['runs']} | {row['tokens_per_second']:,.0f} | {ratio:.2f} | "
             f"{row['loss']:.4f} | {row['noise']:.4f} |"
         )
-    apart = max(row["loss"] for row in table) - min(row["loss"] for row in table)
-    noise = max(row["noise"] for row in table)
-    verdict = "the same within noise" if apart <= noise else "NOT the same within noise"
-    return "\n".join([*lines, "", f"Losses: {apart:.4f} apart, {verdict} ({noise:.4f})."])
+    verdict = "the same" if within_noise(table) else "NOT the same"
+    return "\n".join([*lines, "", f"Losses: {verdict} within noise ({first['noise']:.4f})."])
 
 
 def draw(found: list[dict[str, Any]], path: Path) -> None:
@@ -143,7 +154,10 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "training.json").write_text(json.dumps(found, indent=1) + "\n")
     draw(found, arguments.out / "training.png")
-    print(text_table(compared(found)))
+    table = compared(found)
+    print(text_table(table))
+    if not within_noise(table):
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -9,17 +9,19 @@
 #     tests.txt         pytest -m gpu
 #     SUITE.json        benchmarks.run, and SUITE.txt what it printed
 #     memcheck.txt, racecheck.txt
-#     training.json, .png, .txt   the real command with each backend, see benchmarks.compare_backends
+#     training.json, .png, .txt   the real command with each backend (benchmarks.compare_backends),
+#                       and what its jobs printed
 #     summary.txt       what is printed last
 #
-# Settings, by environment: PYTHON (python3), SUITE (quick), MINUTES of the suite (8), WORKERS of the
-# tests that may share the device (6), TRAINING (settings of the training, in place of ours) and
-# BACKENDS (torch,triton), COMMIT where there is no git. Ends with 1 if a test or a check failed. Nothing is installed,
-# and no setting of the device is touched. All but `training` need torch, triton, numpy and pytest
-# alone; that one also Lightning, Hydra and the corpus in TRITON_GRU_CACHE.
+# Settings, by environment: PYTHON (python3), SUITE (quick), MINUTES of the suite (8), WORKERS of
+# the tests that may share the device (6), TRAINING (settings of the training, in place of ours) and
+# BACKENDS (torch,triton), COMMIT where there is no git. What is in DIR from before is written over.
+# Ends with 1 if a test or a check failed. Nothing is installed, and no setting of the device is
+# touched. All but `training` need torch, triton, numpy and pytest alone; that one also Lightning,
+# Hydra and the corpus in TRITON_GRU_CACHE.
 set -uo pipefail
 
-out=${1:?usage: benchmarks/gpu_session.sh DIR [tests] [bench] [sanitizer]}
+out=${1:?usage: benchmarks/gpu_session.sh DIR [tests] [bench] [sanitizer] [training]}
 shift
 parts=${*:-tests bench sanitizer training}
 python=${PYTHON:-python3}
@@ -88,9 +90,9 @@ sanitizer() {
   fi
   # Small shapes only: every kernel and variant once in bf16. Without torch's caching allocator each
   # tensor ends where it ends, so that memcheck sees one element too many.
-  export PYTORCH_NO_CUDA_MEMORY_CACHING=1 TRITON_GRU_TEST_TIMEOUT=280
   for tool in memcheck racecheck; do
-    timeout 280 compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 20 \
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 TRITON_GRU_TEST_TIMEOUT=280 timeout 280 \
+      compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 20 \
       "$python" -m pytest -q -x -m gpu -p no:cacheprovider -k 'bfloat16 and every_kernel' \
       tests/gpu/test_scan.py >"$out/$tool.txt" 2>&1
     local code=$?
@@ -112,13 +114,15 @@ training() {
   # Jobs one after the other, so that each has the device to itself.
   # shellcheck disable=SC2086 - settings are words
   timeout 560 "$python" -m lightning_module.train -m ${TRAINING:-$default} trainer.max_time=null \
-    model.core.backend="${BACKENDS:-torch,triton}" seed=1,2 hydra.sweep.dir="$sweep/jobs" 2>&1 |
+    model.core.backend="${BACKENDS:-torch,triton}" seed=1,2,3 hydra.sweep.dir="$sweep/jobs" 2>&1 |
     tee "$out/training.txt"
   local code=${PIPESTATUS[0]}
+  tail -n 30 "$sweep"/jobs/jobs/*.log >>"$out/training.txt"
   note training "ended with $code"
-  "$python" -m benchmarks.compare_backends "$sweep/jobs" --out "$out" >>"$out/summary.txt" ||
+  "$python" -m benchmarks.compare_backends "$sweep/jobs" --out "$out" >>"$out/summary.txt" 2>&1 ||
     status=1
   ((code == 0)) || status=1
+  rm -r "$sweep"
 }
 
 for part in $parts; do

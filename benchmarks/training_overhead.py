@@ -110,7 +110,11 @@ def model_settings(config: DictConfig) -> dict[str, Any]:
 
 
 def profile(profiler: SimpleProfiler) -> list[tuple[str, float]]:
-    """What takes which share of the training, largest first; parts of parts are not named twice."""
+    """What takes which share of the training, largest first; parts of parts are not named twice.
+
+    Raises:
+        LookupError: Lightning calls a part otherwise than when this was written (2.6.6).
+    """
     seconds = {name: sum(times) for name, times in profiler.recorded_durations.items()}
     whole = seconds["run_training_epoch"]
     parts = {
@@ -121,10 +125,12 @@ def profile(profiler: SimpleProfiler) -> list[tuple[str, float]]:
         "the next chunk": r"\[_TrainingEpochLoop\]\.train_dataloader_next",
         "putting it on the device": r"\[Strategy\].*\.batch_to_device",
     }
-    shares = {
-        part: sum(s for name, s in seconds.items() if re.fullmatch(pattern, name)) / whole
-        for part, pattern in parts.items()
-    }
+    shares = {}
+    for part, pattern in parts.items():
+        of_it = [s for name, s in seconds.items() if re.fullmatch(pattern, name)]
+        if not of_it:
+            raise LookupError(f"Lightning's profiler recorded nothing like {pattern} for {part}")
+        shares[part] = sum(of_it) / whole
     shares["the rest: optimizer, logging, loops"] = 1 - sum(shares.values())
     return sorted(shares.items(), key=lambda item: -item[1])
 

@@ -50,8 +50,11 @@ def make_run_dir(run_dir: Path, config: DictConfig, data: Any) -> None:
         shutil.rmtree(new, ignore_errors=True)
 
 
-def go_on_in_run_dir(run_dir: Path, config: DictConfig, trainer: L.Trainer, steps: int) -> None:
+def go_on_in_run_dir(
+    run_dir: Path, config: DictConfig, data: Any, trainer: L.Trainer, steps: int
+) -> None:
     """Clears up after a process that was killed, and forgets what it logged after `steps`."""
+    data.tokenizer.save(run_dir / CHECKPOINTS / TOKENIZER)  # should it be lost or another one
     for left in (run_dir / CHECKPOINTS).glob(".*.ckpt.*"):
         left.unlink()  # half a checkpoint, of a process that was killed in writing it
     _write_config(run_dir, config)

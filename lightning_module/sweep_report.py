@@ -71,7 +71,10 @@ def read_sweep(directory: Path) -> Sweep:
         raise NoSweep(
             f"{directory} holds no {SWEEP}: name a sweep's directory, such as multirun/quick"
         )
-    described = json.loads(file.read_text(encoding="utf-8"))
+    try:
+        described = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise NoSweep(f"{file} is damaged ({error}): no report without it") from None
     sign = 1 if described["direction"] == "minimize" else -1
     states = (COMPLETE, FAILED)
     jobs = sorted(

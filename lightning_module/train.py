@@ -131,7 +131,7 @@ def train(
         model.compile()
     if go_on:
         steps = saved["global_step"] if saved else 0
-        ranks.once(lambda: go_on_in_run_dir(run_dir, config, trainer, steps))
+        ranks.once(lambda: go_on_in_run_dir(run_dir, config, data, trainer, steps))
     else:
         ranks.once(lambda: make_run_dir(run_dir, config, data))
     try:

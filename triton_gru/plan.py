@@ -67,7 +67,7 @@ class Plan:
         weight_bytes: of one program's slice.
         shared_bytes: estimate of what the compiler allocates.
         exchanged_bytes: read from L2 a step by all programs of a launch.
-        floor_us: a step cannot be shorter, see the module's docstring.
+        floor_us: a step cannot be shorter, see costs.py.
         estimate_us: with everything counted; what plans are compared by.
     """
 

@@ -1,5 +1,7 @@
+import lightning as L
 import pytest
 from hydra.utils import instantiate
+from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.profilers import SimpleProfiler
 
 from benchmarks.training_overhead import composed, profile
@@ -11,20 +13,29 @@ def test_its_settings_make_a_trainer(tmp_path):
     assert trainer.num_devices == 1
 
 
-def test_shares_of_a_profile_name_every_second_once():
+@pytest.fixture
+def profiler(tmp_path):
+    """Of three steps of a training, as Lightning names its parts today."""
     profiler = SimpleProfiler()
-    profiler.recorded_durations |= {
-        "run_training_epoch": [10.0],
-        "run_training_batch": [9.0],
-        "[Strategy]SingleDeviceStrategy.training_step": [1.0, 2.0],
-        "[Strategy]SingleDeviceStrategy.backward": [4.0],
-        "[_TrainingEpochLoop].train_dataloader_next": [0.5],
-        "[Callback]Throughput.on_train_batch_end": [0.25],
-        "[Callback]Throughput.on_validation_end": [7.0],
-    }
+    L.Trainer(
+        max_steps=3, profiler=profiler, accelerator="cpu", limit_val_batches=0, logger=False,
+        gradient_clip_val=1.0, default_root_dir=tmp_path, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, callbacks=[L.Callback()],
+    ).fit(BoringModel())  # fmt: skip
+    return profiler
+
+
+def test_every_part_of_a_step_is_found(profiler):
     shares = dict(profile(profiler))
-    assert sum(shares.values()) == pytest.approx(1)
-    assert shares["forward"] == pytest.approx(0.3)
-    assert shares["the next chunk"] == pytest.approx(0.05)
-    assert shares["callbacks"] == pytest.approx(0.025)
-    assert shares["the rest: optimizer, logging, loops"] == pytest.approx(0.225)
+    seconds = profiler.recorded_durations
+    whole = seconds["run_training_epoch"][0]
+    chunks = seconds["[_TrainingEpochLoop].train_dataloader_next"]
+    assert len(chunks) >= 3
+    assert shares["the next chunk"] == pytest.approx(sum(chunks) / whole)
+    assert all(0 < share < 1 for share in shares.values())
+
+
+def test_a_part_that_is_not_found_is_an_error(profiler):
+    del profiler.recorded_durations["[_TrainingEpochLoop].train_dataloader_next"]
+    with pytest.raises(LookupError, match="the next chunk"):
+        profile(profiler)

@@ -199,7 +199,11 @@ def test_resume_takes_new_values_but_no_new_groups(command, trained, tmp_path, t
     done = command("train", f"resume={run_dir}", "model/core=lstm")
     assert done.returncode == 1
     assert "cannot be changed in a run under way" in done.stderr
+    tokenizer = run_dir / CHECKPOINTS / TOKENIZER
+    whole = tokenizer.read_text()
+    tokenizer.unlink()  # the data knows it as well
     done = command("train", f"resume={run_dir}", "trainer.max_steps=30")
+    assert tokenizer.read_text() == whole
     assert done.returncode == 0, done.stderr
     assert json.loads((run_dir / "summary.json").read_text())["steps"] == 30
     before = {p: p.read_bytes() for p in run_dir.rglob("*") if p.is_file()}

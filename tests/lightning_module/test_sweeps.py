@@ -209,7 +209,11 @@ def test_report_of_no_sweep(command, tmp_path):
     done = command("sweep_report", tmp_path)
     assert done.returncode == 1
     assert "holds no sweep.json" in done.stderr
-    assert "Traceback" not in done.stderr
+    (tmp_path / "sweep.json").write_text('{"objective":')
+    damaged = command("sweep_report", tmp_path)
+    assert damaged.returncode == 1
+    assert "sweep.json is damaged" in damaged.stderr
+    assert "Traceback" not in done.stderr + damaged.stderr
 
 
 @pytest.mark.soak
