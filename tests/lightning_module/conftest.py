@@ -1,3 +1,4 @@
+import logging
 import os
 import random
 import shutil
@@ -55,6 +56,26 @@ def command(tmp_path_factory):
 
     run.home = home
     return run
+
+
+@pytest.fixture
+def fails(monkeypatch, tmp_path, capsys):
+    """Runs a command in this process, which has torch started already, and returns its errors."""
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    monkeypatch.chdir(tmp_path)
+
+    def run(main, *command_line):
+        monkeypatch.setattr(sys, "argv", [main.__module__, *command_line])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 1
+        errors = capsys.readouterr().err
+        assert errors.startswith("error: ")
+        return errors
+
+    yield run
+    root.handlers[:], root.level = before  # Hydra has set its own
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import logging
 import os
 import re
 import shlex
@@ -72,24 +71,15 @@ REFUSED = {
 
 
 @pytest.fixture
-def refused(monkeypatch, tmp_path, capsys):
-    """Runs the command in this process, which need not start Python, and returns its errors."""
-    root = logging.getLogger()
-    before = root.handlers[:], root.level
-    monkeypatch.chdir(tmp_path)
+def refused(fails, tmp_path):
+    """Runs a sweep that is to be refused before it writes anything, and returns the errors."""
 
     def run(*command_line):
-        monkeypatch.setattr(sys, "argv", ["triton-gru-train", "-m", *command_line])
-        with pytest.raises(SystemExit) as ended:
-            train.main()
-        assert ended.value.code == 1
+        errors = fails(train.main, "-m", *command_line)
         assert not list(tmp_path.iterdir())
-        errors = capsys.readouterr().err
-        assert errors.startswith("error: ")
         return errors
 
-    yield run
-    root.handlers[:], root.level = before
+    return run
 
 
 @pytest.mark.parametrize("case", REFUSED)
