@@ -123,6 +123,7 @@ def text_table(table: list[dict[str, Any]]) -> str:
 
 
 def draw(found: list[dict[str, Any]], path: Path) -> None:
+    """The held-out loss against the seconds of training into a PNG, a line a run."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")

@@ -140,6 +140,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
+    if arguments.steps <= WARM_UP:
+        parser.error(f"--steps must be more than the {WARM_UP} that are not counted")
     quiet()
     config = composed(arguments.steps, tempfile.mkdtemp())
     data = instantiate(config.data, tokenizer=instantiate(config.tokenizer))
