@@ -117,6 +117,8 @@ class SentencePredictor(L.LightningModule):
         self.schedule = schedule
         self.carried: dict[str, State | None] = {"train": None, "val": None}
         self._resumed_rng: list[dict[str, Tensor]] = []
+        # Tokens of each chunk that waits for its step; never in the middle of it in a checkpoint.
+        self._tokens_of_step: list[int] = []
         self.val_nll = MeanMetric(nan_strategy="disable").set_dtype(torch.float64)
         self.val_top1 = MeanMetric(nan_strategy="disable").set_dtype(torch.float64)
         self.val_top5 = MeanMetric(nan_strategy="disable").set_dtype(torch.float64)
@@ -179,9 +181,34 @@ class SentencePredictor(L.LightningModule):
         self.carried["train"] = map_state(state, torch.detach)
         # The mean over the tokens of all ranks, whatever each has: strategies average the ranks'
         # gradients (and the log the losses), hence the factor.
-        loss = self._nll(features, batch.targets) * (ranks.size() / max(batch.count(), 1))
+        count = max(batch.count(), 1)
+        loss = self._nll(features, batch.targets) * (ranks.size() / count)
         self.log("train_loss", loss.detach(), batch_size=batch.targets.shape[1], sync_dist=True)
-        return loss
+        accumulated = self._accumulated_batches()
+        if accumulated == 1:
+            return loss
+        if batch_idx % accumulated == 0:  # where Lightning zeroes the gradients
+            self._tokens_of_step = []
+        self._tokens_of_step.append(count)
+        return loss * (count / self._tokens_of_step[0])
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Makes the gradients of an accumulated step those of the mean over its tokens.
+
+        Lightning divides every loss by `accumulate_grad_batches`, also in an incomplete
+        accumulation at the end of a pass (pytorch-lightning#19987), and gives chunks the same
+        weight however many tokens they have. What a step holds is known only when it is due.
+        """
+        accumulated, tokens = self._accumulated_batches(), self._tokens_of_step
+        if accumulated == 1 or sum(tokens) == accumulated * tokens[0]:
+            return
+        factor = accumulated * tokens[0] / sum(tokens)
+        for parameter in self.parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_(factor)
+
+    def _accumulated_batches(self) -> int:
+        return self._trainer.accumulate_grad_batches if self._trainer is not None else 1
 
     def on_validation_epoch_start(self) -> None:
         self.carried["val"] = None

@@ -1,3 +1,4 @@
+import copy
 import math
 from functools import partial
 
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from lightning_module import predictor, schedules
 from lightning_module.chunks import IGNORE, Chunk
 from lightning_module.predictor import CORES, LockedDropout, SentencePredictor
+from tests.tolerances import assert_close
 
 V, T, B = 11, 5, 3
 
@@ -98,6 +100,53 @@ def test_the_fused_loss_is_the_plain_loss(monkeypatch):
     assert calls
     torch.testing.assert_close(loss, plain)
     torch.testing.assert_close(torch.autograd.grad(loss, net.parameters()), gradients)
+
+
+@pytest.mark.parametrize("core", ["gru", "lstm"])
+def test_an_accumulated_step_is_the_mean_over_its_tokens(core):
+    """Also the incomplete accumulation at the end of a pass, and of chunks with few tokens."""
+    pieces = chunks(5)
+    for k, empty in ((1, 2), (4, 3)):
+        targets = pieces[k].targets.clone()
+        targets[empty:, :2] = IGNORE
+        pieces[k] = pieces[k]._replace(targets=targets)
+    net = model(core={"name": core}, optimizer=partial(torch.optim.SGD, lr=1.0))
+    expected, state, losses = copy.deepcopy(net), None, []
+    for step in (pieces[:4], pieces[4:]):
+        nll = 0
+        for chunk in step:
+            logits, state = expected(chunk.inputs, state)
+            state = predictor.map_state(state, torch.detach)
+            chunk_nll = F.cross_entropy(
+                logits.flatten(0, 1), chunk.targets.flatten(), reduction="sum"
+            )
+            losses.append(chunk_nll.item() / chunk.count())
+            nll = nll + chunk_nll
+        mean = nll / sum(chunk.count() for chunk in step)
+        gradients = torch.autograd.grad(mean, expected.parameters())
+        with torch.no_grad():
+            for weight, gradient in zip(expected.parameters(), gradients, strict=True):
+                weight -= gradient
+    logged = []
+
+    class Watch(L.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            logged.append(trainer.callback_metrics["train_loss"].item())
+
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        accumulate_grad_batches=4,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[Watch()],
+    )
+    trainer.fit(net, _loader(pieces))
+    assert trainer.global_step == 2
+    assert_close(list(net.parameters()), list(expected.parameters()))
+    assert logged == pytest.approx(losses)  # each the mean of its chunk, whatever its weight
 
 
 def test_tied_weights_are_one_tensor_and_learn_with_unequal_sizes():
