@@ -1,5 +1,6 @@
 """What a trained model says next: the likeliest tokens, and sentences sampled to their end."""
 
+import unicodedata
 from typing import NamedTuple
 
 import torch
@@ -8,12 +9,14 @@ from torch import Tensor
 from lightning_module.predictor import SentencePredictor, map_state
 from lightning_module.tokenizers import Tokenizer
 
-SENTENCE_END = frozenset(".!?。！？…")
+# Of Unicode's Sentence_Terminal those that end most sentences of a living script.
+SENTENCE_END = frozenset(".!?…‼⁇⁈⁉‽。！？．｡﹒﹖﹗؟۔।॥։።፧။៕⸮")
 # Tokens sampled on an accelerator between two looks at them: each look waits for the device. On a
 # CPU there is nothing to wait for, and a look at every token stops at once.
 LOOK_EVERY = 16
-# What may still follow the full stop and belongs to the sentence.
-CLOSING = frozenset("\"'’”»)]」』）》")
+# Quotes that open and close alike; see `_belongs_to_end`.
+_QUOTES = frozenset("\"'＂＇")
+_INCOMPLETE = "\ufffd"  # what bytes decode to that make no character, or not yet
 
 
 class NextToken(NamedTuple):
@@ -102,11 +105,15 @@ def continue_prompt(
 
 
 class _Sentence:
-    """Tokens up to a full stop and the closing marks after it."""
+    """Tokens up to a full stop and the closing marks after it.
+
+    A token may be a part of a character (byte pairs): tokens wait until they make characters.
+    """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
         self.ids: list[int] = []
+        self.waiting: list[int] = []
         self.full_stop = False
         self.ended = False
 
@@ -114,12 +121,25 @@ class _Sentence:
         for token in tokens:
             if self.ended:
                 return
-            text = self.tokenizer.decode([token])
-            if self.full_stop and not (text and set(text) <= CLOSING | SENTENCE_END):
+            self.waiting.append(token)
+            text = self.tokenizer.decode(self.waiting)
+            by_bytes = self.tokenizer.unk_id is None
+            whole = text.removesuffix(_INCOMPLETE) if by_bytes else text
+            if self.full_stop and not all(map(_belongs_to_end, whole)):
                 self.ended = True
-                return
-            self.ids.append(token)
-            self.full_stop = self.full_stop or bool(SENTENCE_END & set(text))
+            elif whole == text:
+                self.ids += self.waiting
+                self.waiting = []
+                self.full_stop = self.full_stop or not SENTENCE_END.isdisjoint(text)
+
+
+def _belongs_to_end(character: str) -> bool:
+    """Whether it may follow a full stop and belongs to the sentence: a stop or a closing mark."""
+    return (
+        character in SENTENCE_END
+        or character in _QUOTES
+        or unicodedata.category(character) in ("Pe", "Pf")  # closing brackets and final quotes
+    )
 
 
 def _read(model: SentencePredictor, tokenizer: Tokenizer, prompt: str) -> tuple[Tensor, Tensor]:

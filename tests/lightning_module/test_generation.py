@@ -3,7 +3,7 @@ import torch
 
 from lightning_module import generation
 from lightning_module.corpora import DataError
-from lightning_module.generation import _sample, continue_prompt, next_tokens
+from lightning_module.generation import _sample, _Sentence, continue_prompt, next_tokens
 from lightning_module.predictor import SentencePredictor
 from lightning_module.tokenizers import Tokenizer, TokenizerSettings
 
@@ -56,6 +56,43 @@ def test_a_sentence_ends_after_its_full_stop_and_closing_marks(tokenizer, says, 
     model = Scripted(tokenizer, says)
     got = say(model, tokenizer, "ab", num_sentences=2, max_tokens=6)
     assert got == [sentence, sentence]
+
+
+@pytest.mark.parametrize(
+    ("says", "sentence"),
+    [
+        ("天。地", "天。"),
+        ("天。”地", "天。”"),
+        ("天！？…」』）地", "天！？…」』）"),
+        ("he said: “no.”’] But", "he said: “no.”’]"),
+        ("non.» Si", "non.»"),
+        ("天。“地", "天。"),  # a quote that opens belongs to what follows
+        ("क्या। हाँ", "क्या।"),
+        ("天地玄黄", "天地玄黄"),
+    ],
+)
+@pytest.mark.parametrize("vocab_size", [257, 400])
+def test_a_sentence_ends_in_byte_tokens_as_in_characters(vocab_size, says, sentence):
+    learnt = "天地玄黄。”宇宙洪荒！？…」』）he said: “no.”’] But\n" * 50
+    by_bytes = Tokenizer.train(TokenizerSettings("bpe", vocab_size), [learnt])
+    by_character = Tokenizer.train(TokenizerSettings("char"), [says])
+    for tokenizer in (by_bytes, by_character):
+        whole = len(tokenizer.encode(says))
+        assert say(Scripted(tokenizer, says), tokenizer, "", max_tokens=whole) == [sentence]
+
+
+def test_bytes_that_make_no_character_end_no_sentence_and_hold_none_up():
+    tokenizer = Tokenizer.train(TokenizerSettings("bpe", 257), ["a"])
+    first, *_ = tokenizer.encode("。")
+    for follows, expected in (([first, first], "."), (tokenizer.encode("b"), ".")):
+        sentence = _Sentence(tokenizer)
+        sentence.add([*tokenizer.encode("."), *follows])
+        assert sentence.ended and tokenizer.decode(sentence.ids) == expected
+    sentence = _Sentence(tokenizer)
+    sentence.add([first, *tokenizer.encode("a.b")])
+    assert sentence.ended and tokenizer.decode(sentence.ids) == "\ufffda."
+    # Cut within a character: no part of it is shown.
+    assert say(Scripted(tokenizer, "天地"), tokenizer, "", max_tokens=4) == ["天"]
 
 
 def test_the_model_reads_the_prompt_and_then_what_it_said(tokenizer):
