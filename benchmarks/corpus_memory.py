@@ -19,6 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
+from lightning_module.checksums import write_checksums
+
 
 def write_text(path: Path, size: int) -> None:
     """Lines of made words; blocks of a megabyte, each another."""
@@ -42,6 +44,7 @@ def write_tokens(folder: Path, size: int) -> None:
     np.array([0, length], np.int64).tofile(folder / "train.begins")
     about["train"] |= {"length": length, "tokens": length - 1, "characters": length - 1}
     (folder / "about.json").write_text(json.dumps(about))
+    write_checksums(folder)
 
 
 def run(cache: Path, text: Path, run_dir: Path, *more: str) -> dict[str, float]:

@@ -2,11 +2,20 @@
 
 import errno
 import os
-import tempfile
+import uuid
 from pathlib import Path
 
 # Errors of a disk that is full, or not to be written to.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def beside(path: Path) -> Path:
+    """A hidden name that no other process uses, in the folder of `path`.
+
+    What is made there by `open` and `mkdir` has the mode that the umask and the folder give; the
+    names of `tempfile` are made for their user alone.
+    """
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
@@ -15,19 +24,13 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
     Raises:
         OSError: the disk refused it; what stood at `path` before is untouched.
     """
-    temporary = None
+    temporary = beside(path)
     try:
-        with tempfile.NamedTemporaryFile(
-            dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as file:
-            temporary = Path(file.name)
+        with open(temporary, "xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        # NamedTemporaryFile makes private files; this one is as readable as its folder.
-        temporary.chmod(0o644)
         temporary.replace(path)
     except OSError:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise

@@ -10,7 +10,6 @@ import logging
 import mmap
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -19,14 +18,15 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from lightning_module.checksums import verify, write_checksums
 from lightning_module.corpora import Corpus, DataError, Document
-from lightning_module.disk import NO_ROOM
+from lightning_module.disk import NO_ROOM, beside
 from lightning_module.tokenizers import Tokenizer, TokenizerSettings
 from triton_gru.cache import cache_directory
 
 log = logging.getLogger(__name__)
 
-CACHE_FORMAT = 1  # to be raised when the files or the tokens of the same settings change
+CACHE_FORMAT = 2  # to be raised when the files or the tokens of the same settings change
 NOT_WHOLE = (OSError, ValueError, KeyError, TypeError)  # what opening a damaged folder raises
 
 # What a disk that cannot be written to reports.
@@ -161,7 +161,8 @@ class TokenCache:
 
     Its name holds a digest of the text's fingerprint and the tokenizer's settings. It is written
     under another name and renamed when whole, so runs that write it at once do not disturb each
-    other, and what is cut short by a kill or a full disk is never taken for the tokens.
+    other, and what is cut short by a kill or a full disk is never taken for the tokens. Checksums
+    tell whether its bytes are those that were written (`checksums.py`).
     """
 
     def __init__(self, corpus: Corpus, settings: TokenizerSettings):
@@ -195,7 +196,8 @@ class TokenCache:
         try:
             parent.mkdir(parents=True, exist_ok=True)
             self._sweep()
-            new = Path(tempfile.mkdtemp(prefix=f".{self.folder.name}-", dir=parent))
+            new = beside(self.folder)
+            new.mkdir()
             try:
                 self._write(new)
                 self._replace_with(new)
@@ -215,6 +217,7 @@ class TokenCache:
         if not self.folder.exists():
             return False
         try:
+            verify(self.folder)
             self.open()
         except NOT_WHOLE as error:
             log.warning("The tokens in %s are damaged (%s): made anew", self.folder, error)
@@ -233,9 +236,9 @@ class TokenCache:
         with open(folder / "about.json", "w", encoding="utf-8") as file:
             json.dump(about, file, indent=1, ensure_ascii=False)
             _flush(file)
+        write_checksums(folder)
 
     def _replace_with(self, new: Path) -> None:
-        new.chmod(0o755)  # mkdtemp makes it for its user alone
         try:
             os.rename(new, self.folder)  # refused where a folder lies that is not empty
             return

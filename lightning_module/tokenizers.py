@@ -14,19 +14,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import tokenizers as huggingface
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
 from lightning_module.corpora import DataError
+from lightning_module.disk import write_atomically
 
 DOC = "<doc>"
 UNK = "<unk>"
@@ -191,11 +190,7 @@ class Tokenizer:
 
     def save(self, path: str | Path) -> None:
         """Writes `tokenizer.json`, which `tokenizers.Tokenizer.from_file` reads too."""
-        path = Path(path)
-        with TemporaryDirectory(prefix=".tokenizer-", dir=path.parent) as folder:
-            whole = Path(folder) / path.name
-            whole.write_text(self._tokenizer.to_str(pretty=True), encoding="utf-8")
-            os.replace(whole, path)
+        write_atomically(Path(path), self._tokenizer.to_str(pretty=True).encode())
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text whose every token must be known, such as a prompt.

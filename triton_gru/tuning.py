@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import statistics
-import tempfile
+import uuid
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -177,11 +177,10 @@ def _remember(problem: Problem, device: Device, plan: Plan) -> None:
     _read.cache_clear()  # what another process has added since
     plans = {**_read(path), _key(problem, device): _choice(plan)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, prefix=".plans-", delete=False, encoding="utf-8"
-    ) as file:
-        json.dump(plans, file, indent=1)
-    os.replace(file.name, path)
+    # Not with tempfile, which makes files for their user alone whatever the umask.
+    whole = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
+    whole.write_text(json.dumps(plans, indent=1), encoding="utf-8")
+    os.replace(whole, path)
     _read.cache_clear()
 
 

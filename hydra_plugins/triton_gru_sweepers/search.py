@@ -57,8 +57,10 @@ class OptunaSweeper(NamedSweeper):
             for o in overrides
             if not o.is_sweep_override()
         ]
+        database = (self.directory / STUDY).absolute()
+        database.touch()  # SQLite would let the group read it and no more, whatever the umask
         study = optuna.create_study(
-            storage=f"sqlite:///{(self.directory / STUDY).absolute()}",
+            storage=f"sqlite:///{database}",
             study_name=self.study,
             direction=self.direction,
             load_if_exists=True,

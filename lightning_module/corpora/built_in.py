@@ -6,7 +6,6 @@ import hashlib
 import html
 import json
 import logging
-import os
 import re
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lightning_module.corpora.corpus import Corpus, DataError, Document, digest
+from lightning_module.disk import write_atomically
 from triton_gru.cache import cache_directory
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,8 @@ class Wheel(NamedTuple):
             elif not self._matches(fetched):
                 reason = f"what came has not the sha256 {self.sha256}"
             else:
-                os.replace(fetched, path)
+                # Not moved: what is made in a TemporaryDirectory may be for its user alone.
+                write_atomically(path, fetched.read_bytes())
                 return path
         there = f" The file that lies there has not the sha256 {self.sha256}." * path.exists()
         raise DataError(

@@ -18,7 +18,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_module import ranks, token_cache
+from lightning_module import checksums, ranks, token_cache
+from lightning_module.checksums import CHECKED, SUMS
 from lightning_module.chunks import IGNORE, LaneChunks
 from lightning_module.corpora import Corpus, DataError, Document, text_files
 from lightning_module.data import SentenceDataModule
@@ -320,7 +321,8 @@ MAKE = (
 
 
 def files_of(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    """All but what holds the times of the others."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != CHECKED}
 
 
 def test_made_once_and_found_again(monkeypatch):
@@ -329,7 +331,7 @@ def test_made_once_and_found_again(monkeypatch):
     monkeypatch.setattr(TokenCache, "_write", lambda *_: pytest.fail("made again"))
     TokenCache(made_corpus(), CHAR).make()
     assert os.listdir(cache.folder.parent) == [cache.folder.name]
-    names = {"about.json", "tokenizer.json"} | {
+    names = {"about.json", "tokenizer.json", SUMS} | {
         f"{split}.{kind}" for split in ("train", "val") for kind in ("tokens", "begins")
     }
     assert set(files_of(cache.folder)) == names
@@ -367,6 +369,50 @@ def test_damaged_files_are_made_anew(name, how, caplog):
     assert files_of(cache.folder) == whole
     assert "are damaged" in caplog.text
     assert os.listdir(cache.folder.parent) == [cache.folder.name]
+
+
+@pytest.mark.parametrize(
+    "name", ["about.json", "tokenizer.json", "train.tokens", "train.begins", "val.begins", SUMS]
+)
+def test_a_byte_that_changed_anywhere_is_noticed(name, caplog):
+    cache = TokenCache(made_corpus(), CHAR)
+    cache.make()
+    whole = files_of(cache.folder)
+    file = cache.folder / name
+    for place in range(0, len(whole[name]), max(1, len(whole[name]) // 7)):
+        stat = file.stat()
+        file.write_bytes(_with_other_byte(whole[name], place))
+        os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # as if nothing had been written
+        caplog.clear()
+        cache.make()
+        assert "are damaged" in caplog.text, place
+        assert files_of(cache.folder) == whole
+
+
+def _with_other_byte(content, place):
+    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+
+
+def test_files_found_right_are_not_read_again_until_they_change(monkeypatch):
+    cache = TokenCache(made_corpus(), CHAR)
+    cache.make()
+    read = []
+    crc32 = checksums._crc32
+    monkeypatch.setattr(checksums, "_crc32", lambda path: read.append(path.name) or crc32(path))
+    cache.make()
+    assert len(read) == 6  # so young that a change in the same tick of the clock would not show
+    monkeypatch.setattr(checksums, "_TICK_NS", -(10**12))
+    read.clear()
+    cache.make()
+    assert not read
+    (cache.folder / "train.tokens").touch()
+    cache.make()
+    assert read == ["train.tokens"]
+    cache.make()
+    assert read == ["train.tokens"]
+    (cache.folder / CHECKED).write_bytes(b"damaged")
+    cache.make()
+    assert len(read) == 7
 
 
 def test_full_disk_leaves_nothing(monkeypatch):
