@@ -16,8 +16,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from lightning_module.checkpoints import CONFIG
 from lightning_module.reports import SAMPLES, SUMMARY
+from lightning_module.run_files import CONFIG
 
 NAMES = {"gru": "GRU", "gru_reset_before": "GRU, reset before", "lstm": "LSTM", "rnn": "RNN"}
 TEXTS = {"shakespeare": "Shakespeare", "sanguo": "三国演义"}

@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from lightning_module.chunks import LaneChunks, padded_share
-from lightning_module.train import CONFIGS
+from lightning_module.commands import CONFIGS
 
 
 def main() -> None:

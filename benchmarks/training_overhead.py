@@ -26,9 +26,10 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from lightning_module.chunks import Chunk
+from lightning_module.commands import CONFIGS
 from lightning_module.data import SentenceDataModule
 from lightning_module.predictor import SentencePredictor
-from lightning_module.train import CONFIGS, quiet
+from lightning_module.train import quiet
 
 # Steps in which loggers open their files and allocators grow; a training has thousands.
 WARM_UP = 20

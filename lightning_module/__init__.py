@@ -1,5 +1,30 @@
 """Train and sample sentence prediction models with Lightning and Hydra."""
 
-from lightning_module.use_triton_gru import UseTritonGRU
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["UseTritonGRU"]
+if TYPE_CHECKING:
+    from lightning_module.data import SentenceDataModule
+    from lightning_module.predictor import SentencePredictor
+    from lightning_module.use_triton_gru import UseTritonGRU
+
+__all__ = ["SentenceDataModule", "SentencePredictor", "UseTritonGRU"]
+
+_MODULES = {
+    "SentenceDataModule": "data",
+    "SentencePredictor": "predictor",
+    "UseTritonGRU": "use_triton_gru",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when they are asked for: they import torch, which the commands do after they have
+    # read their arguments (see commands.py).
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

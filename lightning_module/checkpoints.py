@@ -11,15 +11,8 @@ from lightning.fabric.plugins import TorchCheckpointIO
 
 from lightning_module.disk import write_atomically
 from lightning_module.predictor import SentencePredictor
+from lightning_module.run_files import BEST, CHECKPOINTS, LAST, TOKENIZER
 from lightning_module.tokenizers import Tokenizer
-
-# A run directory holds CONFIG and CHECKPOINTS/; CHECKPOINTS holds BEST, LAST and the tokenizer they
-# were trained with.
-CONFIG = "config.yaml"
-CHECKPOINTS = "checkpoints"
-BEST = "best.ckpt"
-LAST = "last.ckpt"
-TOKENIZER = "tokenizer.json"
 
 
 class CheckpointError(RuntimeError):

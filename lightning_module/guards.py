@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from lightning_module import ranks
 from lightning_module.budget import budget_used
-from lightning_module.checkpoints import LAST
+from lightning_module.run_files import LAST
 
 
 class Diverged(RuntimeError):

@@ -1,14 +1,19 @@
 """The command `triton-gru-inspect`: what a trained GRU keeps and forgets while it reads a text."""
 
+if __name__ == "__main__":  # python -m, before the imports below, see commands.py
+    from lightning_module.commands import inspect
+
+    raise SystemExit(inspect())
+
 import math
 import sys
 from pathlib import Path
 
-import hydra
 import numpy as np
 from omegaconf import DictConfig
 
 from lightning_module.checkpoints import CheckpointError, find_checkpoint, load_predictor
+from lightning_module.commands import inspect as main  # noqa: F401 - console scripts installed earlier
 from lightning_module.corpora import DataError
 from lightning_module.inspection import (
     MAX_CANDIDATES,
@@ -18,9 +23,7 @@ from lightning_module.inspection import (
 )
 from lightning_module.inspection_figure import draw_inspection
 from lightning_module.inspection_page import page, page_data
-from lightning_module.overrides import quote_arguments, take_argument
 from lightning_module.predict import UsageError, check_number, find_device
-from lightning_module.train import CONFIGS
 
 # For each number its type, least and largest value.
 LIMITS = {"layer": (int, 1, math.inf), "k": (int, 1, MAX_CANDIDATES)}
@@ -91,21 +94,10 @@ def inspect(config: DictConfig, text: str | None) -> None:
     print(f"Picture, page and numbers: {png}, {html}, {npz}")
 
 
-def main() -> None:
-    """Entry point of `triton-gru-inspect`."""
-    text = take_argument("text")
-    quote_arguments()
-
-    @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="inspect")
-    def task(config: DictConfig) -> None:
-        try:
-            inspect(config, text)
-        except (UsageError, DataError, CheckpointError, InspectionError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            raise SystemExit(1) from None
-
-    task()
-
-
-if __name__ == "__main__":
-    main()
+def run(config: DictConfig, text: str | None) -> None:
+    """What `triton-gru-inspect` does; leaves with SystemExit where that failed."""
+    try:
+        inspect(config, text)
+    except (UsageError, DataError, CheckpointError, InspectionError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None

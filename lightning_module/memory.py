@@ -4,6 +4,11 @@ Every pair of task and core is a study (`memory_study.py`) in a process of its o
 so that the figures depend on neither the number of processes nor their order.
 """
 
+if __name__ == "__main__":  # python -m, before the imports below, see commands.py
+    from lightning_module.commands import memory
+
+    raise SystemExit(memory())
+
 import json
 import multiprocessing
 import os
@@ -20,7 +25,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import hydra
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -28,13 +32,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from lightning_module.checkpoints import write_atomically
+from lightning_module.commands import memory as main  # noqa: F401 - console scripts installed earlier
 from lightning_module.corpora import DataError
 from lightning_module.memory_plots import GRADIENT, NAMES, SUCCESS, draw_gradients, draw_success
 from lightning_module.memory_study import Study, read_text, remember
 from lightning_module.memory_tasks import TASKS
-from lightning_module.overrides import quote_arguments
 from lightning_module.predictor import CORES
-from lightning_module.train import CONFIGS, quiet
+from lightning_module.train import quiet
 
 RESULTS = "memory.json"
 TEXT = "text"
@@ -249,21 +253,11 @@ def _signals() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-@hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="memory")
-def _task(config: DictConfig) -> None:
+def run(config: DictConfig) -> None:
+    """What `triton-gru-memory` does with its config; leaves with SystemExit where that failed."""
     try:
         if not measure(config):
             raise SystemExit(128 + signal.SIGINT)
     except (UsageError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
-
-
-def main() -> None:
-    """Entry point of `triton-gru-memory`."""
-    quote_arguments()
-    _task()
-
-
-if __name__ == "__main__":
-    main()

@@ -3,12 +3,16 @@
 With `--serve`, short for `format=web`, as a page that answers while one types, see `serve`.
 """
 
+if __name__ == "__main__":  # python -m, before the imports below, see commands.py
+    from lightning_module.commands import predict
+
+    raise SystemExit(predict())
+
 import json
 import math
 import sys
 from collections.abc import Iterator
 
-import hydra
 import torch
 from omegaconf import DictConfig
 from rich.console import Console
@@ -16,14 +20,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from lightning_module.checkpoints import CheckpointError, find_checkpoint, load_predictor
+from lightning_module.commands import predict as main  # noqa: F401 - console scripts installed earlier
 from lightning_module.corpora import DataError
 from lightning_module.generation import NextToken, continue_prompt, next_tokens
 from lightning_module.inspection import MAX_CANDIDATES, InspectionError
-from lightning_module.overrides import quote_arguments, take_argument
 from lightning_module.predictor import SentencePredictor
 from lightning_module.serve import InspectionServer, serve
 from lightning_module.tokenizers import Tokenizer
-from lightning_module.train import CONFIGS
 
 FORMATS = ("text", "json", "web")
 
@@ -165,27 +168,14 @@ def predict(config: DictConfig, prompt: str | None) -> bool:
     return all_answered
 
 
-def main() -> None:
-    """Entry point of `triton-gru-predict`."""
-    prompt = take_argument("prompt")
-    # Hydra has no flags of a program's own; this one is short for a setting.
-    sys.argv = ["format=web" if argument == "--serve" else argument for argument in sys.argv]
-    quote_arguments()
-
-    @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="predict")
-    def task(config: DictConfig) -> None:
-        try:
-            if not predict(config, prompt):
-                raise SystemExit(1)
-        except (UsageError, DataError, CheckpointError, InspectionError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            raise SystemExit(1) from None
-        except BrokenPipeError:  # the reader, such as head, has seen enough
-            sys.stdout = None
-            raise SystemExit(0) from None
-
-    task()
-
-
-if __name__ == "__main__":
-    main()
+def run(config: DictConfig, prompt: str | None) -> None:
+    """What `triton-gru-predict` does; leaves with SystemExit where that failed."""
+    try:
+        if not predict(config, prompt):
+            raise SystemExit(1)
+    except (UsageError, DataError, CheckpointError, InspectionError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        sys.stdout = None
+        raise SystemExit(0) from None

@@ -1,6 +1,5 @@
 """What a run leaves for people to read: samples.txt, curves.png, summary.json."""
 
-import csv
 import json
 import platform
 import time
@@ -13,9 +12,9 @@ import torch
 
 from lightning_module.generation import continue_prompt
 from lightning_module.progress import Throughput
+from lightning_module.run_files import METRICS, read_metrics, summarize
 from lightning_module.tokenizers import Tokenizer
 
-METRICS = "metrics.csv"
 SAMPLES = "samples.txt"
 CURVES = "curves.png"
 SUMMARY = "summary.json"
@@ -130,35 +129,6 @@ class RunReport(L.Callback):
         for logger in trainer.loggers:
             logger.save()
         return read_metrics(self.run_dir / METRICS)
-
-
-def read_metrics(path: Path, up_to_step: float = float("inf")) -> list[dict[str, float]]:
-    """The rows of a `metrics.csv`, without the empty cells; none if there is no such file."""
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        # A process killed while writing leaves a line without its end.
-        lines = [line for line in file if line.endswith("\n")]
-    rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(lines)]
-    return [row for row in rows if row["step"] <= up_to_step]
-
-
-def summarize(rows: list[dict[str, float]]) -> dict[str, Any]:
-    """Every validation metric at the step with the lowest `val_loss`, and that step.
-
-    Args:
-        rows: as `read_metrics` returns them.
-    """
-    validated = [row for row in rows if "val_loss" in row]
-    if not validated:
-        return {}
-    best = min(validated, key=lambda row: row["val_loss"])
-    return {
-        **{name: value for name, value in best.items() if name.startswith("val_")},
-        # The logger counts steps from 0: the row of step 99 holds what was known after 100 steps.
-        "best_step": int(best["step"]) + 1,
-        "last_val_loss": validated[-1]["val_loss"],
-    }
 
 
 def draw_curves(rows: list[dict[str, float]], path: Path) -> None:

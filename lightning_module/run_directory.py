@@ -8,18 +8,11 @@ from typing import Any
 import lightning as L
 from omegaconf import DictConfig, OmegaConf
 
-from lightning_module.checkpoints import (
-    CHECKPOINTS,
-    CONFIG,
-    LAST,
-    TOKENIZER,
-    CheckpointError,
-    find_checkpoint,
-)
+from lightning_module.checkpoints import CheckpointError, find_checkpoint
 from lightning_module.disk import write_atomically
 from lightning_module.metrics_log import MetricsLogger
 from lightning_module.ranks import RunError
-from lightning_module.reports import METRICS, read_metrics
+from lightning_module.run_files import CHECKPOINTS, CONFIG, LAST, METRICS, TOKENIZER, read_metrics
 
 
 def check_run_dir(run_dir: Path) -> None:

@@ -8,6 +8,7 @@ no form of another page can send without asking first.
 
 import json
 import os
+import signal
 import sys
 import threading
 from http import HTTPStatus
@@ -23,6 +24,7 @@ from lightning_module.inspection import (
 )
 from lightning_module.inspection_page import page, page_data
 from lightning_module.predictor import SentencePredictor
+from lightning_module.signals import Interrupted
 from lightning_module.tokenizers import Tokenizer
 
 ADDRESS = "127.0.0.1"
@@ -191,10 +193,12 @@ _EXPECTED = 'expected {"text": "...", "layer": 1}'
 
 
 def serve(server: InspectionServer) -> None:
-    """Answer until Ctrl-C."""
+    """Answer until Ctrl-C, which is how it ends as it should; SIGTERM passes."""
     with server:
         print(f"{server.url} shows the model as you type; Ctrl-C ends it.", flush=True)
         try:
             server.serve_forever()
-        except KeyboardInterrupt:
+        except Interrupted as interrupted:
+            if interrupted.signal != signal.SIGINT:
+                raise
             print("\nStopped.")

@@ -37,9 +37,15 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from lightning_module.checkpoints import CHECKPOINTS, CONFIG, LAST
 from lightning_module.disk import write_atomically
-from lightning_module.reports import METRICS, read_metrics, summarize
+from lightning_module.run_files import (
+    CHECKPOINTS,
+    CONFIG,
+    LAST,
+    METRICS,
+    read_metrics,
+    summarize,
+)
 
 log = logging.getLogger(__name__)
 

@@ -4,7 +4,11 @@ Everything is made from the records of the jobs (see sweep_jobs.py), so the repo
 still runs, or was killed, shows what is known by then.
 """
 
-import argparse
+if __name__ == "__main__":  # python -m, before the imports below, see commands.py
+    from lightning_module.commands import sweep_report
+
+    raise SystemExit(sweep_report())
+
 import csv
 import dataclasses
 import json
@@ -17,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lightning_module.commands import sweep_report as main  # noqa: F401 - console scripts installed earlier
 from lightning_module.sweep_jobs import COMPLETE, FAILED, JOBS, Job, read_jobs
 
 SWEEP = "sweep.json"
@@ -192,19 +197,10 @@ def _are_numbers(values: list[str]) -> bool:
         return False
 
 
-def main() -> None:
-    """Entry point of `triton-gru-sweep-report`."""
-    parser = argparse.ArgumentParser(
-        prog="triton-gru-sweep-report",
-        description="Show the jobs of a sweep, the best one's command line, and what mattered.",
-    )
-    parser.add_argument("directory", type=Path, help="of the sweep, such as multirun/quick")
+def run(directory: Path) -> None:
+    """What `triton-gru-sweep-report` does; leaves with SystemExit where that failed."""
     try:
-        report(parser.parse_args().directory)
+        report(directory)
     except NoSweep as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
-
-
-if __name__ == "__main__":
-    main()

@@ -1,20 +1,22 @@
 """The command `triton-gru-train`: from a Hydra config to a run directory."""
 
+if __name__ == "__main__":  # python -m, before the imports below, see commands.py
+    from lightning_module.commands import train
+
+    raise SystemExit(train())
+
 import logging
 import os
 import shutil
-import signal
 import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
-import hydra
 import lightning as L
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
-from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning.fabric.plugins.environments import LightningEnvironment
 from omegaconf import DictConfig, OmegaConf
@@ -30,23 +32,19 @@ from lightning_module.checkpoints import (
     read_checkpoint,
     tokenizer_fingerprint,
 )
+from lightning_module.commands import CONFIGS  # noqa: F401
+from lightning_module.commands import train as main  # noqa: F401 - console scripts installed earlier
 from lightning_module.corpora import DataError
 from lightning_module.disk import NO_ROOM
 from lightning_module.guards import Diverged, Stopped
 from lightning_module.launch import RankFailed, launch
-from lightning_module.overrides import quote_arguments
 from lightning_module.predictor import SentencePredictor
 from lightning_module.ranks import RunError, World, make_strategy
-from lightning_module.reports import METRICS, read_metrics, summarize
 from lightning_module.run_directory import check_run_dir, go_on_in_run_dir, make_run_dir, resumed
-from lightning_module.sweep_jobs import Job, end_with_sweep, refuse_missing_launcher, run_job
+from lightning_module.run_files import METRICS, read_metrics, summarize
+from lightning_module.signals import Interrupted, exit_code
 
 log = logging.getLogger(__name__)
-
-# In a checkout the configs lie at its top; a wheel carries them inside the package (see
-# pyproject.toml).
-_PACKAGE = Path(__file__).parent
-CONFIGS = next(p for p in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if p.is_dir())
 
 
 def train_on_all_ranks(
@@ -211,17 +209,14 @@ def _model(config: DictConfig, data: Any, device: torch.device) -> SentencePredi
     return model
 
 
-@hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")
-def _task(config: DictConfig) -> Job | None:
-    job = HydraConfig.get()
-    if job.mode == RunMode.MULTIRUN:
-        return run_job()
+def run(config: DictConfig) -> None:
+    """What `triton-gru-train` does with its config; leaves with SystemExit where that failed."""
     go_on = config.resume is not None
     checkpoint = None
     try:
         quiet()
         if go_on:
-            config, checkpoint = resumed(config.resume, list(job.overrides.task))
+            config, checkpoint = resumed(config.resume, list(HydraConfig.get().overrides.task))
         else:
             config.run_dir = os.path.abspath(config.run_dir)
         metrics = train_on_all_ranks(config, checkpoint, go_on=go_on)
@@ -229,10 +224,10 @@ def _task(config: DictConfig) -> Job | None:
         if ranks.rank() == 0:
             again = f"Go on with: triton-gru-train resume={config.run_dir}"
             print(f"\n{stopped}\n{again}", file=sys.stderr)
-        raise SystemExit(128 + stopped.signal) from None
-    except KeyboardInterrupt:
-        print("\ninterrupted before the first step; nothing to resume", file=sys.stderr)
-        raise SystemExit(128 + signal.SIGINT) from None
+        raise SystemExit(exit_code(stopped.signal)) from None
+    except Interrupted as interrupted:
+        print(f"\n{interrupted} before the first step; nothing to resume", file=sys.stderr)
+        raise SystemExit(exit_code(interrupted.signal)) from None
     except (DataError, RunError, CheckpointError, Diverged, RankFailed) as error:
         if ranks.rank() == 0:
             print(f"error: {error}", file=sys.stderr)
@@ -240,7 +235,6 @@ def _task(config: DictConfig) -> Job | None:
     if ranks.rank() == 0:
         _show(metrics, Path(config.run_dir))
     ranks.leave()
-    return None
 
 
 def quiet() -> None:
@@ -268,15 +262,3 @@ def _show(metrics: dict[str, Any], run_dir: Path) -> None:
         table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
     Console().print(table)
     print(f"Curves, samples and summary are in {run_dir}")
-
-
-def main() -> None:
-    """Entry point of `triton-gru-train`."""
-    end_with_sweep()
-    quote_arguments()
-    refuse_missing_launcher()
-    _task()
-
-
-if __name__ == "__main__":
-    main()

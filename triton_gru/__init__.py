@@ -5,5 +5,6 @@ from triton_gru.functional import gru, gru_cell
 from triton_gru.layer import GRU
 from triton_gru.replace import replace_gru
 from triton_gru.tuning import tune
+from triton_gru.version import __version__
 
-__all__ = ["GRU", "GRUCell", "gru", "gru_cell", "replace_gru", "tune"]
+__all__ = ["GRU", "GRUCell", "__version__", "gru", "gru_cell", "replace_gru", "tune"]

@@ -56,6 +56,7 @@ class NamedSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         """Run all jobs and write the report; leaves with SystemExit where that is not 0."""
+        from lightning_module.signals import Interrupted, exit_code
         from lightning_module.sweep_report import report
 
         try:
@@ -67,13 +68,13 @@ class NamedSweeper(Sweeper):
         except SweepError as error:
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(1) from None
-        except KeyboardInterrupt:
+        except Interrupted as interrupted:
             print(
                 "\nThe sweep was stopped. To go on with it, run the same command again with "
                 f"hydra.sweeper.study={self.study}",
                 file=sys.stderr,
             )
-            raise SystemExit(130) from None
+            raise SystemExit(exit_code(interrupted.signal)) from None
         if self._exit_code([job.state == "complete" for job in jobs]):
             raise SystemExit(1)
 

@@ -6,7 +6,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from benchmarks.compare_cores import runs, table
-from lightning_module.train import CONFIGS
+from lightning_module.commands import CONFIGS
 
 
 def made_run(folder, number, core, parameters=1000, seconds=60.0):

@@ -9,7 +9,7 @@ import hypothesis
 import pytest
 import torch
 
-from lightning_module.checkpoints import BEST, CHECKPOINTS
+from lightning_module.run_files import BEST, CHECKPOINTS
 
 # A busy machine is no failure: what is slow shows in the durations.
 hypothesis.settings.register_profile("no deadline", deadline=None)

@@ -8,16 +8,13 @@ import pytest
 import torch
 
 from lightning_module.checkpoints import (
-    BEST,
-    CHECKPOINTS,
-    LAST,
-    TOKENIZER,
     AtomicCheckpointIO,
     CheckpointError,
     find_checkpoint,
     load_predictor,
     read_checkpoint,
 )
+from lightning_module.run_files import BEST, CHECKPOINTS, LAST, TOKENIZER
 
 
 def test_written_and_read_back(tmp_path):

@@ -13,9 +13,9 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from lightning_module import predict
-from lightning_module.checkpoints import BEST, CHECKPOINTS, LAST, TOKENIZER
-from lightning_module.train import CONFIGS
+from lightning_module import commands
+from lightning_module.commands import CONFIGS
+from lightning_module.run_files import BEST, CHECKPOINTS, LAST, TOKENIZER
 from tests.lightning_module.conftest import TINY, made_text
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -312,7 +312,7 @@ def test_a_diverging_run_stops_and_names_the_step(command, text_file, tmp_path):
 def test_predict_refuses_bad_settings(fails, trained, arguments, expected):
     if not any(a.startswith(("checkpoint", "runs")) for a in arguments):
         arguments = [*arguments, f"checkpoint={trained}"]
-    assert expected in fails(predict.main, *arguments)
+    assert expected in fails(commands.predict, *arguments)
 
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in CONFIGS.glob("experiment/*.yaml")))

@@ -10,8 +10,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from lightning_module.checkpoints import CHECKPOINTS, LAST
-from lightning_module.reports import METRICS, read_metrics
+from lightning_module.run_files import CHECKPOINTS, LAST, METRICS, read_metrics
 from tests.lightning_module.conftest import TINY, made_text
 
 # 60 steps of 4 lanes: long enough for a wrong mean or a wrong lane to show.

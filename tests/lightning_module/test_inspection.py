@@ -18,7 +18,8 @@ from matplotlib.text import Text
 from omegaconf import OmegaConf
 
 from lightning_module import inspection_figure
-from lightning_module.checkpoints import TOKENIZER, CheckpointError
+from lightning_module.checkpoints import CheckpointError
+from lightning_module.commands import CONFIGS
 from lightning_module.corpora import DataError
 from lightning_module.generation import next_tokens
 from lightning_module.inspect_command import inspect
@@ -33,8 +34,8 @@ from lightning_module.inspection_figure import draw_inspection, fonts_for
 from lightning_module.inspection_page import page, page_data
 from lightning_module.predict import UsageError
 from lightning_module.predictor import SentencePredictor
+from lightning_module.run_files import TOKENIZER
 from lightning_module.tokenizers import Tokenizer, TokenizerSettings
-from lightning_module.train import CONFIGS
 from tests.tolerances import assert_close
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>&amp;${policy}\"'"

@@ -8,8 +8,7 @@ import sys
 import pytest
 import torch
 
-from lightning_module.checkpoints import CHECKPOINTS, LAST
-from lightning_module.reports import METRICS, read_metrics
+from lightning_module.run_files import CHECKPOINTS, LAST, METRICS, read_metrics
 from tests.lightning_module.conftest import TINY
 
 # Everything in here is gone when the outer namespace's last process is.

@@ -13,12 +13,12 @@ from hydra import compose, initialize_config_dir
 
 from lightning_module import memory_study
 from lightning_module.chunks import IGNORE
+from lightning_module.commands import CONFIGS
 from lightning_module.memory import UsageError, measure
 from lightning_module.memory_plots import GRADIENT, SUCCESS, draw_gradients, draw_success
 from lightning_module.memory_study import Study, gradient_norms, remember
 from lightning_module.memory_tasks import COPIED, DIGITS, SYMBOLS, TASKS, Sequences
 from lightning_module.predictor import CORES, SentencePredictor
-from lightning_module.train import CONFIGS
 from tests.lightning_module.conftest import made_text
 from triton_gru import equations
 

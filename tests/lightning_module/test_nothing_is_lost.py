@@ -14,9 +14,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from lightning_module.checkpoints import CHECKPOINTS, LAST
 from lightning_module.metrics_log import MetricsLogger
-from lightning_module.reports import METRICS, read_metrics
+from lightning_module.run_files import CHECKPOINTS, LAST, METRICS, read_metrics
 from tests.lightning_module.conftest import TINY, made_text
 from tests.lightning_module.torture import FAILED, HOW, STOPPED, TORN_WRITES
 

@@ -10,12 +10,13 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from lightning_module.checkpoints import CHECKPOINTS, LAST, CheckpointError, load_predictor
+from lightning_module.checkpoints import CheckpointError, load_predictor
+from lightning_module.commands import CONFIGS
 from lightning_module.guards import Stopped
 from lightning_module.ranks import RunError
-from lightning_module.reports import METRICS, read_metrics
 from lightning_module.run_directory import resumed
-from lightning_module.train import CONFIGS, quiet, train
+from lightning_module.run_files import CHECKPOINTS, LAST, METRICS, read_metrics
+from lightning_module.train import quiet, train
 from tests.lightning_module.conftest import TINY, made_text
 
 WEIGHTS = []  # after each batch, as `Recorder` saw them

@@ -16,8 +16,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from lightning_module import train
-from lightning_module.checkpoints import CHECKPOINTS, LAST
+from lightning_module import commands
+from lightning_module.run_files import CHECKPOINTS, LAST
 from lightning_module.sweep_jobs import COMPLETE, FAILED, LAUNCHERS, WORST, Job, read_jobs
 from tests.lightning_module.conftest import TINY
 
@@ -75,7 +75,7 @@ def refused(fails, tmp_path):
     """Runs a sweep that is to be refused before it writes anything, and returns the errors."""
 
     def run(*command_line):
-        errors = fails(train.main, "-m", *command_line)
+        errors = fails(commands.train, "-m", *command_line)
         assert not list(tmp_path.iterdir())
         return errors
 
@@ -89,7 +89,7 @@ def test_refused_before_anything_is_written(refused, text_file, case):
     assert re.search(expected, refused(*arguments(text_file, *more)))
 
 
-@pytest.mark.parametrize("name", sorted(p.stem for p in train.CONFIGS.glob("launcher/*.yaml")))
+@pytest.mark.parametrize("name", sorted(p.stem for p in commands.CONFIGS.glob("launcher/*.yaml")))
 def test_a_launcher_that_is_not_installed_is_named_with_its_extra(refused, monkeypatch, name):
     plugin, extra = LAUNCHERS[name]
     monkeypatch.setitem(LAUNCHERS, name, (f"{plugin}_not_here", extra))

@@ -24,11 +24,11 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from lightning_module import checkpoints, train
-from lightning_module.checkpoints import CHECKPOINTS, CONFIG, LAST
+from lightning_module.commands import CONFIGS
 from lightning_module.disk import write_atomically
 from lightning_module.guards import Stopped
-from lightning_module.reports import METRICS, read_metrics
 from lightning_module.run_directory import resumed
+from lightning_module.run_files import CHECKPOINTS, CONFIG, LAST, METRICS, read_metrics
 from tests.lightning_module.conftest import TINY
 
 assert matplotlib.figure  # imported here, or every attempt would
@@ -80,7 +80,7 @@ class Attempt:
             if go_on:
                 config, checkpoint = resumed(str(run_dir), [])
             else:
-                with initialize_config_dir(str(train.CONFIGS), version_base="1.3"):
+                with initialize_config_dir(str(CONFIGS), version_base="1.3"):
                     strategy = ["strategy=ddp", f"trainer.devices={ranks}"] if ranks > 1 else []
                     places = [f"data.paths=[{text}]", f"run_dir={run_dir}"]
                     config = compose("train", [*SETTINGS, *places, *strategy])

@@ -1,0 +1,205 @@
+"""The commands' entry points, and what they do before torch is imported.
+
+`triton-gru-train` and `python -m lightning_module.train` both begin here. To import torch and
+Lightning takes about four seconds of CPU time. So --help and --version are answered, the arguments
+read and typing errors in them refused before; a test checks that torch is not imported by then.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning_module.signals import Interrupted, exit_code, handled_by, interrupt
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+# In a checkout the configs lie at its top; a wheel carries them inside the package (see
+# pyproject.toml).
+_PACKAGE = Path(__file__).parent
+CONFIGS = next(p for p in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if p.is_dir())
+
+# The modules that each extra of pyproject.toml brings.
+EXTRAS = {
+    "train": (
+        *("lightning", "hydra", "omegaconf", "torchmetrics", "tokenizers", "rich", "matplotlib"),
+        *("tensorboard", "numpy"),
+    ),
+    "hf": ("datasets",),
+    "sweep": ("optuna", "sklearn", "joblib"),
+    "slurm": ("submitit",),
+    "ray": ("ray",),
+}
+
+# What runs a config; imported after the arguments were read.
+Run = Callable[["DictConfig"], Any]
+
+
+def train() -> None:
+    """Entry point of `triton-gru-train`."""
+    with _command("triton-gru-train"):
+        from lightning_module.overrides import quote_arguments
+        from lightning_module.sweep_jobs import end_with_sweep, refuse_missing_launcher
+
+        end_with_sweep()
+        quote_arguments()
+        refuse_missing_launcher()
+        _compose_and_run("train", _train)
+
+
+def _train() -> Run:
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        from lightning_module.sweep_jobs import run_job
+
+        return lambda config: run_job()
+    from lightning_module.train import run
+
+    return run
+
+
+def predict() -> None:
+    """Entry point of `triton-gru-predict`."""
+    with _command("triton-gru-predict"):
+        from lightning_module.overrides import quote_arguments, take_argument
+
+        prompt = take_argument("prompt")
+        # Hydra has no flags of a program's own; this one is short for a setting.
+        sys.argv = ["format=web" if argument == "--serve" else argument for argument in sys.argv]
+        quote_arguments()
+
+        def load() -> Run:
+            from lightning_module.predict import run
+
+            return lambda config: run(config, prompt)
+
+        _compose_and_run("predict", load)
+
+
+def inspect() -> None:
+    """Entry point of `triton-gru-inspect`."""
+    with _command("triton-gru-inspect"):
+        from lightning_module.overrides import quote_arguments, take_argument
+
+        text = take_argument("text")
+        quote_arguments()
+
+        def load() -> Run:
+            from lightning_module.inspect_command import run
+
+            return lambda config: run(config, text)
+
+        _compose_and_run("inspect", load)
+
+
+def memory() -> None:
+    """Entry point of `triton-gru-memory`."""
+    with _command("triton-gru-memory"):
+        from lightning_module.overrides import quote_arguments
+
+        quote_arguments()
+
+        def load() -> Run:
+            from lightning_module.memory import run
+
+            return run
+
+        _compose_and_run("memory", load)
+
+
+def sweep_report() -> None:
+    """Entry point of `triton-gru-sweep-report`."""
+    with _command("triton-gru-sweep-report"):
+        import argparse
+
+        parser = argparse.ArgumentParser(
+            prog="triton-gru-sweep-report",
+            description="Show the jobs of a sweep, the best one's command line, and what mattered.",
+        )
+        parser.add_argument("directory", type=Path, help="of the sweep, such as multirun/quick")
+        directory = parser.parse_args().directory
+        from lightning_module.sweep_report import run
+
+        with handled_by(interrupt):
+            run(directory)
+
+
+def version() -> str:
+    """The version of this project, from triton_gru/version.py, whose package imports torch."""
+    import runpy
+
+    package = Path(find_spec("triton_gru").origin).parent
+    return runpy.run_path(str(package / "version.py"))["__version__"]
+
+
+@contextmanager
+def _command(program: str) -> Iterator[None]:
+    """What holds for every command, from its first line to its last."""
+    sys.argv = [program, *sys.argv[1:]]  # python -m gives the name of a file
+    with handled_by(_exit_at_once), _errors_in_one_line():
+        if "--version" in sys.argv[1:]:
+            print(f"{program} {version()}")
+            raise SystemExit(0)
+        yield
+
+
+def _compose_and_run(config_name: str, load: Callable[[], Run]) -> None:
+    """Have Hydra read the arguments, and only then `load` and call what does the work."""
+    import hydra
+
+    @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)
+    def task(config: DictConfig) -> Any:
+        with _errors_in_one_line():  # here as well: what passes here, Hydra prints as a traceback
+            run = load()
+            with handled_by(interrupt):
+                return run(config)
+
+    task()
+
+
+def _exit_at_once(number: int, frame: Any) -> None:
+    """The signal handler for as long as modules are imported, when there is nothing to save.
+
+    An exception would not do: code that imports a module where it can (NumPy's, for one) takes it
+    for a failed import.
+    """
+    os.write(2, f"\n{Interrupted(number)} while starting\n".encode())
+    os._exit(exit_code(number))
+
+
+@contextmanager
+def _errors_in_one_line() -> Iterator[None]:
+    """Turns what is no fault of the program into one line and an exit code."""
+    try:
+        yield
+    except Interrupted as interrupted:
+        print(f"\n{interrupted}", file=sys.stderr)
+        raise SystemExit(exit_code(interrupted.signal)) from None
+    except ModuleNotFoundError as error:
+        needed = _how_to_install(error)
+        if needed is None:
+            raise
+        print(f"error: {needed}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+def _how_to_install(error: ModuleNotFoundError) -> str | None:
+    """Which package is missing and the command that brings it; None if none is missing."""
+    name = (error.name or "").partition(".")[0]
+    try:
+        if not name or find_spec(name) is not None:
+            return None  # a module that is missing in a package that is there
+    except (ImportError, ValueError):
+        pass
+    for extra, modules in EXTRAS.items():
+        if name in modules:
+            return f"the module {name} is not installed: pip install 'triton-gru[{extra}]'"
+    return f"the module {name} is not installed: pip install {name}"

@@ -1,0 +1,43 @@
+"""What lies in a run directory, by name, and its metrics as numbers; read without torch."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+# A run directory holds CONFIG and CHECKPOINTS/; CHECKPOINTS holds BEST, LAST and the tokenizer they
+# were trained with.
+CONFIG = "config.yaml"
+CHECKPOINTS = "checkpoints"
+BEST = "best.ckpt"
+LAST = "last.ckpt"
+TOKENIZER = "tokenizer.json"
+METRICS = "metrics.csv"
+
+
+def read_metrics(path: Path, up_to_step: float = float("inf")) -> list[dict[str, float]]:
+    """The rows of a `metrics.csv`, without the empty cells; none if there is no such file."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        # A process killed while writing leaves a line without its end.
+        lines = [line for line in file if line.endswith("\n")]
+    rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(lines)]
+    return [row for row in rows if row["step"] <= up_to_step]
+
+
+def summarize(rows: list[dict[str, float]]) -> dict[str, Any]:
+    """Every validation metric at the step with the lowest `val_loss`, and that step.
+
+    Args:
+        rows: as `read_metrics` returns them.
+    """
+    validated = [row for row in rows if "val_loss" in row]
+    if not validated:
+        return {}
+    best = min(validated, key=lambda row: row["val_loss"])
+    return {
+        **{name: value for name, value in best.items() if name.startswith("val_")},
+        # The logger counts steps from 0: the row of step 99 holds what was known after 100 steps.
+        "best_step": int(best["step"]) + 1,
+        "last_val_loss": validated[-1]["val_loss"],
+    }

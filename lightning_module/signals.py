@@ -1,0 +1,59 @@
+"""Ctrl-C and SIGTERM: the exception that they raise and the exit code that they lead to."""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+Handler = Callable[[int, FrameType | None], None]
+
+
+class Interrupted(BaseException):
+    """SIGINT or SIGTERM asks the process to end now.
+
+    Not a KeyboardInterrupt, because Lightning ends the process with exit code 1 at one; and not an
+    Exception, so that code that handles errors lets it pass.
+
+    Attributes:
+        signal: the signal's number.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.signal = number
+
+
+def exit_code(number: int) -> int:
+    """The exit code of a process that a signal ended, by the shells' convention."""
+    return 128 + number
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """A signal handler that raises `Interrupted`."""
+    raise Interrupted(number)
+
+
+@contextmanager
+def handled_by(handler: Handler) -> Iterator[None]:
+    """SIGINT and SIGTERM go to `handler` for as long as this context lasts.
+
+    A signal that is ignored stays so (a shell ignores SIGINT for what it runs in the background),
+    and a handler that other software set stays as well (submitit has its own use of SIGTERM).
+    Outside of the main thread, where Python sets no handlers, nothing changes.
+    """
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            present = signal.getsignal(number)
+            replaceable = present in (signal.SIG_DFL, signal.default_int_handler)
+            if replaceable or getattr(present, "__module__", "").startswith("lightning_module."):
+                before[number] = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, present in before.items():
+            signal.signal(number, present)

@@ -1,0 +1,139 @@
+"""What the commands answer or refuse before torch is imported."""
+
+import json
+import re
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import lightning_module
+import triton_gru
+from lightning_module import commands
+
+ROOT = Path(__file__).parents[2]
+MODULES = {  # of the commands, for python -m
+    "train": "train",
+    "predict": "predict",
+    "memory": "memory",
+    "inspect": "inspect_command",
+    "sweep_report": "sweep_report",
+}
+# Calls commands one after another in a process whose `torch` cannot be imported, and prints each
+# one's exit code. A module in HIDDEN is as good as not installed.
+CHILD = """
+import json, sys
+from lightning_module import commands
+
+calls, hidden = json.loads(sys.argv[1])
+sys.modules.update(dict.fromkeys(hidden))
+codes = []
+for name, *arguments in calls:
+    sys.argv = [name, *arguments]
+    try:
+        getattr(commands, name)()
+        codes.append(0)
+    except SystemExit as ended:
+        codes.append(ended.code)
+print("codes", json.dumps(codes))
+"""
+
+
+def run_without(modules, calls, cwd):
+    """The exit codes of commands that run without some modules, and what they printed."""
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, json.dumps([calls, modules])],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={"PYTHONPATH": str(ROOT), "PATH": ""},
+    )
+    assert done.returncode == 0, done.stderr
+    output, _, codes = done.stdout.rpartition("codes ")
+    return json.loads(codes), output, done.stderr
+
+
+def test_arguments_are_answered_or_refused_without_torch(tmp_path):
+    answered = [[name, flag] for name in MODULES for flag in ("--help", "--version")]
+    refused = [[name, "--hepl"] for name in MODULES]
+    refused += [[name, "no.such=1"] for name in MODULES if name != "sweep_report"]
+    refused += [
+        ["train", "experiment=quikstart"],
+        ["train", "triner.max_steps=3"],
+        ["train", "model/core=gru,mamba", "-m"],
+        ["train", "-m", "optimizer.lrr=1,2"],
+        ["train", "--cfg", "jb"],
+        ["memory", "tokenizer=chr"],
+        ["sweep_report", "nowhere"],
+    ]
+    hidden = ["torch", "lightning", "triton", "torchmetrics"]
+    codes, output, errors = run_without(hidden, answered + refused, tmp_path)
+    assert codes[: len(answered)] == [0] * len(answered)
+    assert set(codes[len(answered) :]) <= {1, 2}, errors
+    assert output.count(f" {triton_gru.__version__}\n") == len(MODULES)
+    for expected in ("quikstart", "triner", "mamba", "optimizer.lr", "chr", "nowhere holds no"):
+        assert expected in errors
+    assert "Traceback" not in errors
+    assert "not installed" not in errors
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_python_m_is_the_same_as_the_console_script():
+    scripts = (ROOT / "pyproject.toml").read_text().partition("[project.scripts]")[2]
+    for name, module in MODULES.items():
+        program = f"triton-gru-{name.replace('_', '-')}"
+        assert f'{program} = "lightning_module.commands:{name}"' in scripts
+        done = subprocess.run(
+            [sys.executable, "-m", f"lightning_module.{module}", "--version"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
+        assert done.stdout == f"{program} {triton_gru.__version__}\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "calls"),
+    [
+        ("hydra", [[name, "--help"] for name in MODULES if name != "sweep_report"]),
+        ("lightning", [["train"]]),
+        ("rich", [["sweep_report", "."]]),
+    ],
+)
+def test_without_the_extra_it_is_named(tmp_path, module, calls):
+    codes, _, errors = run_without([module], calls, tmp_path)
+    assert codes == [1] * len(calls)
+    line = f"error: the module {module} is not installed: pip install 'triton-gru[train]'"
+    assert errors.splitlines() == [line] * len(calls)
+
+
+def test_the_extras_are_those_of_the_project():
+    """Each requirement of an extra brings a module that the table names."""
+    module_of = {"hydra-core": "hydra", "scikit-learn": "sklearn"}
+    text = (ROOT / "pyproject.toml").read_text()
+    for extra, modules in commands.EXTRAS.items():
+        (listed,) = re.findall(rf"^{extra} = \[(.*?)\]$", text, re.M | re.S)
+        for requirement in re.findall(r'"([\w-]+)', listed):
+            if not requirement.startswith("hydra-") or requirement in module_of:
+                assert module_of.get(requirement, requirement) in modules
+
+
+def test_a_module_that_is_missing_inside_a_package_is_no_missing_package():
+    for name in ("json.no_such", "lightning_module.no_such"):
+        with pytest.raises(ModuleNotFoundError) as raised:
+            import_module(name)
+        assert commands._how_to_install(raised.value) is None
+    with pytest.raises(ModuleNotFoundError) as raised:
+        import_module("no_such_package.part")
+    assert "pip install no_such_package" in commands._how_to_install(raised.value)
+
+
+def test_what_the_package_exports_is_imported_when_it_is_asked_for():
+    for name in lightning_module.__all__:
+        assert getattr(lightning_module, name).__name__ == name
+        assert name in dir(lightning_module)
+    with pytest.raises(AttributeError, match="no_such"):
+        _ = lightning_module.no_such
