@@ -2,7 +2,7 @@
 
 import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -161,9 +161,15 @@ def _torch_obstacle(
     return None
 
 
+def _constant_for_dynamo(function: Callable) -> Callable:
+    """torch.compiler.assume_constant_result, without its import of torch._dynamo, half a second."""
+    function._dynamo_marked_constant = True  # all that the decorator does, in torch 2.11 to 2.14
+    return function
+
+
 # Constant for Dynamo, which need not trace how a plan is made: none of it depends on the sizes of a
 # batch, as more rows are more groups, in further launches if need be.
-@torch.compiler.assume_constant_result
+@_constant_for_dynamo
 def _triton_obstacle(
     device: torch.device, dtype: torch.dtype, hidden_size: int, reset_after: bool, directions: int
 ) -> str | None:
@@ -183,7 +189,7 @@ def _triton_obstacle(
     )
 
 
-@torch.compiler.assume_constant_result
+@_constant_for_dynamo
 def _unmeasured(device: torch.device) -> str | None:
     if device.type != "cuda" or torch.cuda.get_device_capability(device) in MEASURED_ON:
         return None

@@ -12,7 +12,7 @@ from triton_gru import GRU, backends, equations, recurrence
 from triton_gru.backends import choose_backend
 
 WITHOUT_TRITON = """
-import importlib.abc, sys
+import importlib.abc, runpy, sys
 
 class Refuse(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
@@ -21,11 +21,16 @@ class Refuse(importlib.abc.MetaPathFinder):
 
 sys.meta_path.insert(0, Refuse())
 import torch
+before = set(sys.modules)
 import triton_gru
+# Dynamo takes as long to import as torch itself.
+new = {name for name in set(sys.modules) - before if not name.startswith("triton_gru")}
+assert not any(name.startswith(("torch._dynamo", "torch._inductor")) for name in new), new
 for reset_after in (True, False):
     layer = triton_gru.GRU(3, 4, reset_after=reset_after)
     layer(torch.randn(2, 1, 3))[0].sum().backward()
-assert not any(name.split(".")[0] == "triton" for name in sys.modules)
+assert not any(name.split(".")[0] in ("triton", "lightning") for name in sys.modules)
+assert triton_gru.__version__ == runpy.run_path(triton_gru.version.__file__)["__version__"]
 print("ran")
 """
 
