@@ -4,6 +4,7 @@ The Triton at hand compiles, the wheel's own cuobjdump takes apart. The instruct
 those of the loop over time.
 """
 
+import collections
 import dataclasses
 import os
 import re
@@ -32,9 +33,8 @@ KERNELS = {
 }
 # Argument types of the kernels; what is not named here is a pointer to the tensors' dtype.
 INTEGERS = {"steps", "batch", "hidden", "padded", "y_row", "polls", "first_group"}
-INT32_POINTERS = {"lengths", "counters", "error"}
+INT32_POINTERS = {"lengths", "resets", "counters", "error"}
 FLOAT32_POINTERS = {"dh0", "d_reset_rows", "update"}
-INT8_POINTERS = {"resets"}
 TRITON_TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 MATRIX = ("HMMA", "HGMMA", "UTCHMMA", "UTCQMMA")
 
@@ -51,6 +51,7 @@ class Compiled:
     loop_instructions: int
     loop_barriers: int
     loop_weight_loads: int
+    lost_operands: tuple[str, ...]
 
 
 def _type_of(name: str, dtype: torch.dtype) -> str:
@@ -60,12 +61,10 @@ def _type_of(name: str, dtype: torch.dtype) -> str:
         return "*i32"
     if name in FLOAT32_POINTERS:
         return "*fp32"
-    if name in INT8_POINTERS:
-        return "*i8"
     return "*" + TRITON_TYPES[dtype]
 
 
-def compile_kernel(
+def assemble(
     kernel,
     constants: dict,
     dtype: torch.dtype,
@@ -73,8 +72,8 @@ def compile_kernel(
     warps: int,
     aligned: bool,
     stages: int = 1,
-) -> Compiled:
-    """Compiles for compute capability `arch`; `aligned` says that H is a multiple of 16."""
+):
+    """Triton's result for compute capability `arch`; `aligned` says that H is a multiple of 16."""
     names = [name for name in kernel.arg_names if name not in constants]
     signature = {name: _type_of(name, dtype) for name in names}
     signature |= dict.fromkeys(constants, "constexpr")
@@ -92,7 +91,12 @@ def compile_kernel(
     options = {"num_warps": warps, "num_stages": stages}
     if stages == 1:
         options["maxnreg"] = MAX_REGISTERS
-    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+
+
+def compile_kernel(*arguments, **options) -> Compiled:
+    """What becomes of a kernel; arguments as for `assemble`."""
+    compiled = assemble(*arguments, **options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
@@ -108,6 +112,7 @@ def compile_kernel(
         loop_instructions=len(loop),
         loop_barriers=sum(op.startswith("BAR") for op in loop),
         loop_weight_loads=weight_loads_in_loop(compiled.asm["ttgir"]),
+        lost_operands=lost_operands(compiled),
     )
 
 
@@ -170,6 +175,45 @@ def weight_loads_in_loop(ttgir: str) -> int:
             if depth[-1] < 0:
                 depth.pop()
     return count
+
+
+# Triton picks for each operand of a matrix product how many consecutive elements of K a thread
+# holds (kWidth), four threads of a warp side by side. Where a warp has fewer elements of K than
+# that, part of what was loaded reaches no matrix instruction, and the result is silently wrong
+# (tile.load_flags has a case). Two traces of it: the layout itself in TTGIR, and in PTX the
+# shuffles that move such words between threads, whose results no instruction reads.
+THREADS_ALONG_K = 4
+OPERAND = re.compile(r"tensor<([\dx]+)x(\w+), #ttg\.dot_op<\{opIdx = (\d), [^}]*kWidth = (\d+)\}>")
+
+
+def wide_operands(ttgir: str) -> tuple[str, ...]:
+    """The matrix operands of which a warp holds less of K than its layout spreads over threads."""
+    found = set()
+    for shape, element, index, width in OPERAND.findall(ttgir):
+        *_, rows, columns = map(int, shape.split("x"))
+        k = columns if index == "0" else rows
+        if THREADS_ALONG_K * int(width) > k:
+            found.add(f"{shape}x{element} with kWidth {width}")
+    return tuple(sorted(found))
+
+
+def unread_shuffles(ptx: str) -> int:
+    """Shuffles between threads whose result no instruction reads."""
+    code = ptx.split(".section")[0]
+    uses = collections.Counter(re.findall(r"%\w+", code))
+    moved = re.findall(r"\bshfl\.sync\.\w+\.b32\s+(%\w+)", code)
+    return sum(uses[register] == 1 for register in moved)
+
+
+def lost_operands(compiled) -> tuple[str, ...]:
+    """What of matrix operands is lost in a kernel that `assemble` returned; empty if nothing is."""
+    found = [
+        f"an operand wider than a warp's K: {one}" for one in wide_operands(compiled.asm["ttgir"])
+    ]
+    shuffles = unread_shuffles(compiled.asm["ptx"])
+    if shuffles:
+        found.append(f"{shuffles} words moved between threads and not read")
+    return tuple(found)
 
 
 def scan_constants(plan: Plan, problem: Problem, uneven: bool = False) -> dict:

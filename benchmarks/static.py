@@ -2,11 +2,14 @@
 
     python -m benchmarks.static --arch 80 86 89 90 100 --json table.json
     python -m benchmarks.static --sizes 650 768 1000 1500
+    python -m benchmarks.static --every-plan --arch 90
 
 Plans a grid of shapes for each architecture, compiles the kernel of each plan with the Triton at
 hand and reads the wheel's own cuobjdump. A row falls short when it spills inside the time loop,
 needs more shared memory than the architecture has, loads weights inside the time loop, issues no
-matrix instruction, or spans more programs than can be resident. Exits 1 if any row does.
+matrix instruction, loses part of a matrix operand (operands.py), or spans more programs than can be
+resident. Exits 1 if any row does. `--every-plan` looks for lost operands alone, in every plan that
+`tune` may take.
 
 Times are the arithmetic of `triton_gru.costs` (bytes and operations over the rates of the table of
 devices), not measurements.
@@ -22,6 +25,7 @@ import time
 
 import torch
 
+from benchmarks import operands
 from benchmarks.machine_code import (
     KERNELS,
     TRITON_VERSION,
@@ -93,6 +97,7 @@ def shortcomings(row: dict, device: Device) -> list[str]:
         found.append("keeps more weights in registers than planned, where they crowd out the rest")
     if row["loop_weight_loads"]:
         found.append(f"loads weights {row['loop_weight_loads']} times a step")
+    found += row["lost_operands"]
     if not row["loop_matrix"] and row["tensor_cores"]:
         found.append("issues no matrix instruction")
     resident = row["group"] * row["groups_a_launch"]
@@ -117,7 +122,7 @@ def examine_step(arch: int, dtype: str) -> list[dict]:
         )
         row = {"arch": arch, "kernel": "step", "dtype": dtype, "phase": phase}
         row |= dataclasses.asdict(tiles) | dataclasses.asdict(compiled)
-        row["short"] = []
+        row["short"] = list(compiled.lost_operands)
         if compiled.spill_bytes:
             row["short"].append(f"spills {compiled.spill_bytes} B")
         if compiled.shared > DEVICES[arch].shared_bytes:
@@ -274,12 +279,19 @@ def main() -> int:
     parser.add_argument(
         "--sizes", type=int, nargs="+", help="only what these hidden sizes cost, at B=16 in bf16"
     )
+    parser.add_argument(
+        "--every-plan",
+        action="store_true",
+        help="only whether any plan loses part of an operand; 2,000 kernels an architecture",
+    )
     arguments = parser.parse_args()
     started = time.time()
     print(f"triton {TRITON_VERSION}")
     if arguments.sizes:
         rows = [row for arch in arguments.arch for row in sizes(arch, arguments.sizes)]
         print(sizes_table(rows))
+    elif arguments.every_plan:
+        rows = operands.report(arguments.arch, arguments.processes)
     else:
         rows = report(arguments.arch, arguments.short, arguments.processes)
         print(table(rows))

@@ -11,7 +11,8 @@ import triton.language as tl  # noqa: E402
 
 from benchmarks import machine_code, static  # noqa: E402
 from triton_gru.devices import DEVICES  # noqa: E402
-from triton_gru.plan import Problem  # noqa: E402
+from triton_gru.kernels import scan_forward  # noqa: E402
+from triton_gru.plan import COUNTER, Problem  # noqa: E402
 
 SASS = """
         /*0000*/                   MOV R1, c[0x0][0x28] ;
@@ -67,6 +68,7 @@ def test_one_plan_of_each_scan_has_no_shortcoming_and_would_have():
             row | {"shared": DEVICES[90].shared_bytes + 1},
             row | {"shared": row["shared_weight_bytes"] - 1},
             row | {"groups_a_launch": 10_000},
+            row | {"lost_operands": ("4 words moved between threads and not read",)},
         ]
         for one in broken:
             assert len(static.shortcomings(one, DEVICES[90])) == 1
@@ -78,3 +80,45 @@ def test_what_is_not_planned_says_why_and_is_no_shortcoming():
     row = static.examine(86, Problem(16, 2048, "bfloat16", True, "forward"))
     assert row["kernel"] == "none" and not row["short"]
     assert "has to stay on chip" in row["why"]
+
+
+@triton.jit
+def load_any_flags(pointers, mask):
+    """`tile.load_flags` without its refusal of narrow flags."""
+    return tl.load(pointers, mask=mask, other=0) != 0
+
+
+@pytest.fixture
+def flags_of_eight_bits(monkeypatch):
+    types = machine_code._type_of
+    monkeypatch.setattr(
+        machine_code,
+        "_type_of",
+        lambda name, dtype: "*i8" if name == "resets" else types(name, dtype),
+    )
+
+
+NARROW_TAIL = Problem(3, 160, "bfloat16", True, "forward")  # 16 columns of K a warp
+
+
+def test_a_kernel_refuses_flags_of_eight_bits(flags_of_eight_bits):
+    with pytest.raises(triton.CompilationError) as refused:
+        static.examine(90, NARROW_TAIL, COUNTER, uneven=True)
+    assert "narrower than 32 bits" in str(refused.value.__cause__ or refused.value)
+
+
+@pytest.mark.parametrize("arch", [80, 90, 100])
+def test_an_operand_of_which_a_part_is_lost_is_seen(arch, flags_of_eight_bits, monkeypatch):
+    kernel = scan_forward.scan_forward_kernel
+    monkeypatch.setattr(scan_forward, "load_flags", load_any_flags)
+    monkeypatch.setattr(kernel, "hash", None)  # of its source and of all that it calls
+    row = static.examine(arch, NARROW_TAIL, COUNTER, uneven=True)
+    assert "an operand wider than a warp's K: 4x16x16xbf16 with kWidth 8" in row["short"]
+    assert "4 words moved between threads and not read" in row["short"]
+
+
+@pytest.mark.parametrize("reset_after", [True, False])
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_a_narrow_tail_keeps_its_operands_whole_under_the_counter(direction, reset_after):
+    row = static.examine(90, Problem(3, 160, "bfloat16", reset_after, direction), COUNTER, True)
+    assert row["tail"] // row["split"] == 16 and row["lost_operands"] == ()

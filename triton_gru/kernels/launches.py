@@ -95,8 +95,8 @@ def lengths_argument(lengths: Tensor | None, like: Tensor) -> Tensor:
 
 
 def resets_argument(resets: Tensor | None, like: Tensor) -> Tensor:
-    """As `lengths_argument`."""
-    return like if resets is None else resets.to(like.device, torch.int8).contiguous()
+    """As `lengths_argument`; `tile.load_flags` demands 32 bits a flag, 3 bytes more each."""
+    return like if resets is None else resets.to(like.device, torch.int32).contiguous()
 
 
 def current(device: torch.device):

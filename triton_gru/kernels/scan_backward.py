@@ -17,6 +17,7 @@ from triton_gru.kernels.cell import candidate, reset_gradient, sigmoid, update_g
 from triton_gru.kernels.exchange import announce, publish, receive, report
 from triton_gru.kernels.tile import (
     chunk_rows,
+    load_flags,
     load_weight,
     owned,
     product,
@@ -78,7 +79,7 @@ def scan_backward_kernel(
     dh0,  # [D, B, H] float32, result
     d_reset_rows,  # [D, B, H] float32, result if RESET_TO_ROW
     lengths,  # [B] int32; read if HAS_LENGTHS
-    resets,  # [T, B, D] int8; read if HAS_RESETS
+    resets,  # [T, B, D] int32; read if HAS_RESETS
     reset_rows,  # [D, B, H]; read if RESET_TO_ROW
     counters,  # int32, 32 apart, one a group; used under COUNTER
     error,  # int32[2]
@@ -178,7 +179,7 @@ def scan_backward_kernel(
         h = h_t.to(tl.float32)
         if HAS_RESETS:
             at = resets + (time * batch + row) * DIRECTIONS + direction
-            reset = tl.load(at, mask=row < batch, other=0) != 0
+            reset = load_flags(at, row < batch)
             if HAS_LENGTHS:
                 reset = reset & (time < length)
             h = tl.where(reset, anew, h)

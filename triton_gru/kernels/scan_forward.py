@@ -21,6 +21,7 @@ from triton_gru.kernels.cell import blend, candidate, sigmoid
 from triton_gru.kernels.exchange import announce, publish, receive, report
 from triton_gru.kernels.tile import (
     chunk_rows,
+    load_flags,
     load_weight,
     owned,
     product,
@@ -45,7 +46,7 @@ def scan_forward_kernel(
     gated,  # [T, B, D, HP], exchange of r * h; used if not RESET_AFTER and GROUP > 1
     gates_h,  # [T, B, D, 3H], hidden part of the pre-activations; written if SAVE_GATES
     lengths,  # [B] int32; read if HAS_LENGTHS
-    resets,  # [T, B, D] int8; read if HAS_RESETS
+    resets,  # [T, B, D] int32; read if HAS_RESETS
     counters,  # int32, 32 apart, one a group; used under COUNTER
     error,  # int32[2]
     steps,  # T
@@ -141,7 +142,7 @@ def scan_forward_kernel(
         # The state before this step.
         if HAS_RESETS:
             at = resets + time * batch * DIRECTIONS + direction
-            reset = tl.load(at + row * DIRECTIONS, mask=row < batch, other=0) != 0
+            reset = load_flags(at + row * DIRECTIONS, row < batch)
             if HAS_LENGTHS:
                 reset = reset & (time < length)
             h = tl.where(reset, anew, h)
@@ -153,7 +154,7 @@ def scan_forward_kernel(
                 if HAS_LENGTHS:
                     from_rows = from_rows & (time < tile_length)
                 if HAS_RESETS:
-                    tile_reset = tl.load(at + tile_row * DIRECTIONS, mask=wanted, other=0) != 0
+                    tile_reset = load_flags(at + tile_row * DIRECTIONS, wanted)
                     if RESET_TO_ROW:
                         slots = tl.where(tile_reset, steps + DIRECTIONS, slots)
                     else:

@@ -6,6 +6,9 @@ slice of K for each warp. A tile of 16 rows and 16 or 32 columns is too small to
 or 8 warps (they would repeat each other's work and each read the whole vector from shared
 memory: 288 against 36 matrix instructions a warp at H = 768, 16 columns), but K is long. The
 partial sums meet in one reduction over the warps.
+
+No integer narrower than 32 bits may reach an operand of `tl.dot`, not even in a mask or a condition
+of `tl.where`: `load_flags` below has the reason, and is how a mask is read from memory.
 """
 
 import triton
@@ -38,6 +41,25 @@ def chunk_rows(row0, ROWS: tl.constexpr, SPLIT: tl.constexpr):
         return row0 + tl.arange(0, ROWS)[None, :, None]
     else:
         return row0 + tl.arange(0, ROWS)[:, None]
+
+
+@triton.jit
+def load_flags(pointers, mask):
+    """Where an int32 in memory is not 0, as booleans for a mask or for `tl.where`.
+
+    Triton takes the narrowest load among all that lead to an operand of `tl.dot`, masks and
+    conditions included, for the width of the operand's elements. By int8 flags a 16-bit operand
+    became kWidth 8, for which 16 columns of K a warp are too few: half of them reached no matrix
+    instruction, and the result was silently off by 0.1 to 0.35 (Triton 3.7.1 on sm_80, 90 and
+    100; triton#11691 bounds kWidth by K in later ones). Behind a loop that carries the operand, as
+    a polling loop does, the compiler does not look; nothing else protects. `benchmarks/static.py`
+    refuses a kernel with this fault.
+    """
+    tl.static_assert(
+        pointers.dtype.scalar.element_ty.primitive_bitwidth >= 32,
+        "flags narrower than 32 bits set the width of a matrix operand",
+    )
+    return tl.load(pointers, mask=mask, other=0) != 0
 
 
 @triton.jit

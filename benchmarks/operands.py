@@ -1,0 +1,88 @@
+"""Whether any plan loses part of a matrix operand: `python -m benchmarks.static --every-plan`.
+
+The grid of static.py holds the best plan of each shape; `tune` may take any plan that fits, of any
+hidden_size. Here one plan of each kind is compiled, with and without lengths and resets.
+"""
+
+import concurrent.futures
+import dataclasses
+import itertools
+
+import torch
+
+from benchmarks.machine_code import (
+    KERNELS,
+    TRITON_VERSION,
+    assemble,
+    lost_operands,
+    scan_constants,
+)
+from triton_gru.devices import DEVICES, Device, for_triton
+from triton_gru.plan import ALIGNMENT, ELEMENT_BYTES, Plan, Problem
+from triton_gru.planner import all_plans
+
+BATCHES = (1, 16, 64, 256)
+DTYPES = (("bfloat16", True), ("float32", True), ("float32", False))  # and tensor_cores
+
+
+def kinds_of_plans(device: Device, dtype: str, tensor_cores: bool) -> list[tuple[Problem, Plan]]:
+    """One of each kind of plan that fits, for every hidden_size, both variants and directions.
+
+    Plans that differ in the batch, or only in how many programs and (beyond two) chunks there are,
+    have the same layouts and are of one kind; the smallest hidden_size stands for it.
+    """
+    room = device.resident_programs * device.shared_bytes / (3 * ELEMENT_BYTES[dtype])
+    largest = int((2 * room) ** 0.5)  # nothing fits beyond: part of the weights may be in registers
+    found: dict[tuple, tuple[Problem, Plan]] = {}
+    for reset_after, direction in itertools.product((True, False), ("forward", "backward")):
+        for hidden in range(ALIGNMENT, largest + 1, ALIGNMENT):
+            for batch in BATCHES:
+                problem = Problem(
+                    batch, hidden, dtype, reset_after, direction, tensor_cores=tensor_cores
+                )
+                for plan in all_plans(problem, device):
+                    found.setdefault(_kind(problem, plan), (problem, plan))
+    return list(found.values())
+
+
+def _kind(problem: Problem, plan: Plan) -> tuple:
+    return (
+        *(problem.reset_after, plan.direction, plan.kernel, plan.protocol, plan.by_block),
+        *(plan.rows, plan.columns, plan.warps, plan.split, plan.merge, plan.stage_all),
+        *(plan.chunk, min(plan.chunks, 2), plan.tail, plan.in_registers),
+    )
+
+
+def examine(arch: int, problem: Problem, plan: Plan, uneven: bool) -> dict:
+    """One row, "short" if the plan's kernel loses operands; `uneven`: with lengths and resets."""
+    compiled = assemble(
+        KERNELS[problem.direction],
+        scan_constants(plan, problem, uneven),
+        getattr(torch, problem.dtype),
+        arch,
+        plan.warps,
+        aligned=problem.hidden % 16 == 0,
+    )
+    row = {"arch": arch, "uneven": uneven, **dataclasses.asdict(problem)}
+    return row | dataclasses.asdict(plan) | {"short": list(lost_operands(compiled))}
+
+
+def _job(job: tuple) -> dict:
+    return examine(*job)
+
+
+def report(archs: list[int], processes: int) -> list[dict]:
+    """Every row, with a line on each architecture and dtype as it is done."""
+    rows = []
+    with concurrent.futures.ProcessPoolExecutor(processes) as pool:
+        for arch, (dtype, tensor_cores) in itertools.product(archs, DTYPES):
+            kinds = kinds_of_plans(for_triton(DEVICES[arch], TRITON_VERSION), dtype, tensor_cores)
+            jobs = [(arch, *kind, uneven) for kind in kinds for uneven in (False, True)]
+            done = list(pool.map(_job, jobs, chunksize=4))
+            short = [row for row in done if row["short"]]
+            product = "bfloat16" if dtype == "bfloat16" else "tf32" if tensor_cores else "ieee"
+            print(f"sm_{arch} {product}: {len(done)} kernels, {len(short)} fall short", flush=True)
+            for row in short:
+                print(f"FALLS SHORT: {'; '.join(row['short'])}: {row}")
+            rows += done
+    return rows
