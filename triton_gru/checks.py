@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 
+from triton_gru.autocast import autocasts
+
 
 def check_sequence(
     x: Tensor, hx: Tensor | None, weight_ih: Tensor, packed: bool, batch_first: bool
@@ -191,9 +193,3 @@ def _check_dtypes_and_devices(x: Tensor, hx: Tensor | None, weight_ih: Tensor) -
             "Input and hidden tensors are not at the same device, found input tensor at "
             f"{x.device} and hidden tensor at {hx.device}. Move hx: hx.to({str(x.device)!r})"
         )
-
-
-def autocasts(x: Tensor) -> bool:
-    """Whether products of x run in the dtype of autocast."""
-    kind = x.device.type
-    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)

@@ -9,8 +9,9 @@ from torch import _VF, Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from triton_gru import aten, regularisation, sequences
+from triton_gru.autocast import autocasts
 from triton_gru.backends import choose_backend
-from triton_gru.checks import autocasts, check_cell, check_rows, check_sequence
+from triton_gru.checks import check_cell, check_rows, check_sequence
 from triton_gru.equations import stack
 from triton_gru.recurrence import records, recurrence
 

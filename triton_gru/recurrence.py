@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from triton_gru import equations, onnx, ops, reference_ops
+from triton_gru.autocast import without_autocast
 from triton_gru.backends import for_any_steps, transformed
 
 
@@ -183,10 +184,3 @@ def _engine(backend: str, steps: int | torch.SymInt) -> ModuleType:
     if backend == "triton":
         return ops
     return reference_ops if for_any_steps(steps) else equations
-
-
-def without_autocast(device: torch.device) -> torch.autocast:
-    """Where everything has been cast to one dtype already."""
-    # The caller has cast everything to one dtype. Devices such as "meta" have no autocast.
-    known = torch.amp.is_autocast_available(device.type)
-    return torch.autocast(device.type if known else "cpu", enabled=False)

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from triton_gru import equations
-from triton_gru.recurrence import without_autocast
+from triton_gru.autocast import without_autocast
 
 
 def check_probabilities(**given: float) -> list[float]:

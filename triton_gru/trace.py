@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from triton_gru import equations, functional
+from triton_gru.autocast import without_autocast
 from triton_gru.checks import check_sequence
-from triton_gru.recurrence import without_autocast
 
 if TYPE_CHECKING:
     from triton_gru.layer import GRU
