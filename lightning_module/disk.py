@@ -2,11 +2,14 @@
 
 import errno
 import os
+import re
 import uuid
 from pathlib import Path
 
 # Errors of a disk that is full, or not to be written to.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
+
+_BESIDE = re.compile(r"\..+\.[0-9a-f]{12}")
 
 
 def beside(path: Path) -> Path:
@@ -16,6 +19,13 @@ def beside(path: Path) -> Path:
     names of `tempfile` are made for their user alone.
     """
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
+
+
+def remove_left_over(folder: Path) -> None:
+    """Removes what `write_atomically` leaves in a folder when its process is killed."""
+    for path in folder.iterdir():
+        if _BESIDE.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:

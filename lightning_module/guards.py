@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning_module import ranks
 from lightning_module.budget import budget_used
 from lightning_module.run_files import LAST
+from lightning_module.run_lock import RunLock
 
 
 class Diverged(RuntimeError):
@@ -79,6 +80,19 @@ class StopWhenDiverged(L.Callback):
             f"{what}: training diverged and was stopped; the checkpoints are from before. "
             "Try a lower optimizer.lr, a longer scheduler.warmup or less trainer.gradient_clip_val."
         )
+
+
+class EndWhenTakenOver(L.Callback):
+    """Ends a run that another process has taken over (see run_lock.py) before it writes again."""
+
+    def __init__(self, lock: RunLock) -> None:
+        self.lock = lock
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.lock.check()
+
+    def on_validation_end(self, *_: Any) -> None:
+        self.lock.check()
 
 
 class StopOnSignal(Checkpoint):

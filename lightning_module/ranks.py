@@ -26,15 +26,13 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 from torch import Tensor
 
+from lightning_module.run_files import RunError
+
 STRATEGIES = ("single", "auto", "ddp", "fsdp")  # what conf/strategy/ and trainer.strategy name
 # Making the tokens of a large corpus takes its time, which the other ranks of a machine wait.
 _PATIENCE = timedelta(days=7)
 
 Result = TypeVar("Result")
-
-
-class RunError(RuntimeError):
-    """A run that cannot begin as asked for; the message says why and what to do."""
 
 
 @dataclass(frozen=True)

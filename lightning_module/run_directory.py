@@ -1,7 +1,9 @@
-"""A run's directory: made at once before the first step, and found again to go on with the run."""
+"""A run's directory: made before the first step, and found again to go on with the run."""
 
+import contextlib
+import os
 import shutil
-import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,38 +11,110 @@ import lightning as L
 from omegaconf import DictConfig, OmegaConf
 
 from lightning_module.checkpoints import CheckpointError, find_checkpoint
-from lightning_module.disk import write_atomically
+from lightning_module.disk import remove_left_over, write_atomically
 from lightning_module.metrics_log import MetricsLogger
 from lightning_module.ranks import RunError
 from lightning_module.run_files import CHECKPOINTS, CONFIG, LAST, METRICS, TOKENIZER, read_metrics
+from lightning_module.run_lock import LOCK, RunLock, read_holder
+
+# What the root of a file system holds that was just made.
+_OF_THE_DISK = ("lost+found",)
+_BEING_WRITTEN = (f".{CONFIG}.", f".{LOCK}.", f".{TOKENIZER}.")  # see disk.beside
 
 
 def check_run_dir(run_dir: Path) -> None:
-    """Refuses a directory that holds something already.
+    """Refuses a directory that holds something already, or that no run can be in.
 
     Raises:
         RunError: names the way out.
     """
-    if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
-        resumable = (run_dir / CONFIG).is_file()
-        raise RunError(
-            f"run_dir {run_dir} exists and is not empty. Choose another"
-            + f", or go on with the run in it: resume={run_dir}" * resumable
-        )
-
-
-def make_run_dir(run_dir: Path, config: DictConfig, data: Any) -> None:
-    """Everything that a run needs to be resumed, before its first step; all at once."""
-    run_dir.parent.mkdir(parents=True, exist_ok=True)
-    new = Path(tempfile.mkdtemp(prefix=f".{run_dir.name}-", dir=run_dir.parent))
     try:
-        (new / CHECKPOINTS).mkdir()
-        data.tokenizer.save(new / CHECKPOINTS / TOKENIZER)
-        _write_config(new, config)
-        new.chmod(0o755)  # mkdtemp makes it for its user alone
-        new.rename(run_dir)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
+        if run_dir.is_symlink() and not run_dir.exists():
+            raise RunError(f"run_dir {run_dir} is a link to {os.readlink(run_dir)}, which is gone")
+        if not run_dir.exists():
+            return
+        if not run_dir.is_dir():
+            raise RunError(f"run_dir {run_dir} exists and is no directory. Choose another")
+        if read_holder(run_dir) is not None:
+            lock = RunLock(run_dir)
+            lock.take()
+            lock.release()
+        _refuse_used(run_dir)
+    except OSError as error:
+        raise RunError(f"run_dir {run_dir} cannot be used: {error.strerror}") from error
+
+
+def _refuse_used(run_dir: Path) -> None:
+    if all(map(_came_to_nothing, run_dir.iterdir())):
+        return
+    resumable = (run_dir / CONFIG).is_file()
+    raise RunError(
+        f"run_dir {run_dir} exists and is not empty. Choose another"
+        + f", or go on with the run in it: resume={run_dir}" * resumable
+    )
+
+
+def _came_to_nothing(path: Path) -> bool:
+    """Whether it is what a start leaves that was killed before it wrote the config."""
+    if path.name == CHECKPOINTS and path.is_dir() and not path.is_symlink():
+        return all(p.name == TOKENIZER or p.name.startswith(_BEING_WRITTEN) for p in path.iterdir())
+    return path.name in (LOCK, *_OF_THE_DISK) or path.name.startswith(_BEING_WRITTEN)
+
+
+def make_run_dir(run_dir: Path, config: DictConfig, data: Any, lock: RunLock) -> Callable[[], None]:
+    """Everything that a run needs to be resumed, before its first step.
+
+    It goes into the directory itself, which may be an empty one that the user made: its mount, its
+    links and the shells that stand in it stay. The config is written last: a directory with one
+    holds a run, and of two that start in one the lock lets one through.
+
+    Returns:
+        What removes it all again, for a start that comes to nothing: the directory too, unless it
+        was there before.
+
+    Raises:
+        RunError: the directory is in use, or cannot be written to; nothing is left behind.
+    """
+    made: list[Path] = []
+
+    def empty() -> None:
+        for path in run_dir.iterdir():
+            if path.is_dir() and not path.is_symlink() and path.name not in _OF_THE_DISK:
+                shutil.rmtree(path)
+            elif path.name not in (LOCK, *_OF_THE_DISK):
+                path.unlink(missing_ok=True)
+
+    def leave() -> None:
+        lock.release()
+        for folder in reversed(made):
+            with contextlib.suppress(OSError):  # another run is in it by now
+                folder.rmdir()
+
+    def undo() -> None:
+        empty()
+        leave()
+
+    clean_up = leave
+    try:
+        for folder in (*reversed(run_dir.parents), run_dir):
+            if not folder.exists():
+                with contextlib.suppress(FileExistsError):
+                    folder.mkdir()
+                    made.append(folder)
+        lock.take()
+        _refuse_used(run_dir)
+        clean_up = undo
+        empty()  # of what a start left that was killed
+        (run_dir / CHECKPOINTS).mkdir()
+        data.tokenizer.save(run_dir / CHECKPOINTS / TOKENIZER)
+        _write_config(run_dir, config)
+    except OSError as error:
+        clean_up()
+        raise RunError(f"run_dir {run_dir} cannot be made: {error.strerror}") from error
+    except BaseException:
+        clean_up()
+        raise
+    return undo
 
 
 def go_on_in_run_dir(
@@ -48,8 +122,8 @@ def go_on_in_run_dir(
 ) -> None:
     """Clears up after a process that was killed, and forgets what it logged after `steps`."""
     data.tokenizer.save(run_dir / CHECKPOINTS / TOKENIZER)  # should it be lost or another one
-    for left in (run_dir / CHECKPOINTS).glob(".*.ckpt.*"):
-        left.unlink()  # half a checkpoint, of a process that was killed in writing it
+    for folder in (run_dir, run_dir / CHECKPOINTS):
+        remove_left_over(folder)
     _write_config(run_dir, config)
     # What was logged after the checkpoint will be logged again.
     rows = read_metrics(run_dir / METRICS, up_to_step=steps - 1)

@@ -14,6 +14,10 @@ TOKENIZER = "tokenizer.json"
 METRICS = "metrics.csv"
 
 
+class RunError(RuntimeError):
+    """A run that cannot begin as asked for; the message says why and what to do."""
+
+
 def read_metrics(path: Path, up_to_step: float = float("inf")) -> list[dict[str, float]]:
     """The rows of a `metrics.csv`, without the empty cells; none if there is no such file."""
     if not path.is_file():

@@ -7,7 +7,6 @@ if __name__ == "__main__":  # python -m, before the imports below, see commands.
 
 import logging
 import os
-import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -36,12 +35,13 @@ from lightning_module.commands import CONFIGS  # noqa: F401
 from lightning_module.commands import train as main  # noqa: F401 - console scripts installed earlier
 from lightning_module.corpora import DataError
 from lightning_module.disk import NO_ROOM
-from lightning_module.guards import Diverged, Stopped
+from lightning_module.guards import Diverged, EndWhenTakenOver, Stopped
 from lightning_module.launch import RankFailed, launch
 from lightning_module.predictor import SentencePredictor
 from lightning_module.ranks import RunError, World, make_strategy
 from lightning_module.run_directory import check_run_dir, go_on_in_run_dir, make_run_dir, resumed
 from lightning_module.run_files import METRICS, read_metrics, summarize
+from lightning_module.run_lock import RunLock
 from lightning_module.signals import Interrupted, exit_code
 
 log = logging.getLogger(__name__)
@@ -86,9 +86,19 @@ def train(
     ranks.join(world, config.rank_timeout)
     # torchrun's processes each composed a config, and ${now:} may differ.
     config, checkpoint = ranks.from_rank_zero((config, checkpoint))
-    run_dir = Path(config.run_dir)
-    if not go_on:
-        ranks.once(lambda: check_run_dir(run_dir))
+    lock = RunLock(Path(config.run_dir))
+    try:
+        # Before the checkpoint is read: no other process may write it from here on.
+        ranks.once(lock.take if go_on else lambda: check_run_dir(lock.run_dir))
+        return _train(config, checkpoint, world, lock, go_on=go_on)
+    finally:
+        lock.release()
+
+
+def _train(
+    config: DictConfig, checkpoint: Path | None, world: World, lock: RunLock, *, go_on: bool
+) -> dict[str, Any]:
+    run_dir = lock.run_dir
     if config.logger.get("csv") is None:
         raise RunError(
             "logger.csv cannot be left out: curves, summary and resuming are made from metrics.csv"
@@ -102,7 +112,7 @@ def train(
     data.setup("fit")
     if ranks.rank() == 0:
         log.info(data.describe())
-    trainer = _trainer(config, world)
+    trainer = _trainer(config, world, [EndWhenTakenOver(lock)])
     saved = read_checkpoint(checkpoint) if checkpoint is not None else None
     if saved and tokenizer_fingerprint(saved) not in (None, data.tokenizer.fingerprint):
         raise CheckpointError(
@@ -130,14 +140,14 @@ def train(
     if go_on:
         steps = saved["global_step"] if saved else 0
         ranks.once(lambda: go_on_in_run_dir(run_dir, config, data, trainer, steps))
+        undo = None
     else:
-        ranks.once(lambda: make_run_dir(run_dir, config, data))
+        undo = ranks.once(lambda: make_run_dir(run_dir, config, data, lock))
     try:
         trainer.fit(model, datamodule=data, ckpt_path=checkpoint)
-    except Exception as error:
-        if not go_on and trainer.global_step == 0 and ranks.rank() == 0:
-            # Nothing was learnt: the name is free for another try.
-            shutil.rmtree(run_dir)
+    except BaseException as error:
+        if undo and trainer.global_step == 0:
+            undo()  # nothing was learnt: the name is free for another try
         if isinstance(error, OSError) and error.errno in NO_ROOM:
             raise CheckpointError(
                 f"could not write to {run_dir}: {error.strerror}. Free some space, then go on "
@@ -147,8 +157,8 @@ def train(
     return summarize(read_metrics(run_dir / METRICS))
 
 
-def _trainer(config: DictConfig, world: World) -> L.Trainer:
-    callbacks = [_built(f"callbacks.{k}", c) for k, c in config.callbacks.items() if c]
+def _trainer(config: DictConfig, world: World, callbacks: list[L.Callback]) -> L.Trainer:
+    callbacks += [_built(f"callbacks.{k}", c) for k, c in config.callbacks.items() if c]
     if world.size > 1:
         callbacks.append(SharedClock())
     if config.trainer.strategy == "fsdp" and config.callbacks.get("averaging"):

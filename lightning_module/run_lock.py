@@ -1,0 +1,286 @@
+"""One process trains a run at a time: `run.lock` in the run directory says which.
+
+The file names the process that holds the run and is touched every few seconds. Whether a lock still
+counts is decided by three signs, because each is missing somewhere:
+
+- The holder keeps an advisory lock of the system (flock) on the file, which ends with the process.
+  Some network file systems have none, or one that other hosts do not see.
+- On its own machine a process is alive or not; the time it started tells it from a later one with
+  the same number. Containers that share a directory do not see each other's processes, so a
+  machine is a boot and a process namespace, not a host's name.
+- The touches show that a process of another machine lives. They are compared by the clock of the
+  file system, so hosts whose clocks differ agree.
+
+So a lock is taken over at once from a process of this machine that is gone, and after `STALE`
+seconds without a touch from one of another machine. A holder that was only suspended finds another
+name in the file when it wakes, and ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+
+from lightning_module.disk import beside
+from lightning_module.run_files import RunError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+log = logging.getLogger(__name__)
+
+LOCK = "run.lock"
+HEARTBEAT = 10.0  # seconds between touches
+STALE = 120.0  # seconds without a touch after which the holder counts as gone
+
+
+@dataclass(frozen=True)
+class Holder:
+    """The process that holds a run.
+
+    Attributes:
+        host: Name of its machine, for people.
+        machine: What tells its machine from others of that name.
+        pid: Its process id.
+        started: When it started, in the system's own count; None where that is not known.
+        since: When it took the run.
+        token: Tells this holding from all others.
+    """
+
+    host: str
+    machine: str
+    pid: int
+    started: int | None
+    since: str
+    token: str
+
+    @classmethod
+    def here(cls) -> Holder:
+        """This process, from now on."""
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        pid = os.getpid()
+        return cls(socket.gethostname(), _machine(), pid, _started(pid), since, uuid.uuid4().hex)
+
+    def is_gone(self) -> bool:
+        """Whether it is for certain a process of this machine that has ended."""
+        return self.machine == _machine() and _started(self.pid) != self.started
+
+    def __str__(self) -> str:
+        return f"pid {self.pid} on {self.host} since {self.since}"
+
+
+class RunLock:
+    """Holds a run directory between `take` and `release`.
+
+    Args:
+        run_dir: The directory, which exists when the lock is taken.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir, self.file = run_dir, run_dir / LOCK
+        self._me: Holder | None = None
+        self._descriptor = -1
+        self._lost: RunError | None = None
+        self._ended = threading.Event()
+        self._heart: threading.Thread | None = None
+
+    def take(self) -> None:
+        """Takes the run.
+
+        Raises:
+            RunError: Another process holds it, or the directory cannot be written to.
+        """
+        self._me = Holder.here()
+        try:
+            self._acquire()
+        except OSError as error:
+            raise RunError(f"cannot write to {self.run_dir}: {error.strerror}") from error
+        self._ended.clear()
+        self._heart = threading.Thread(target=self._beat, daemon=True, name=LOCK)
+        self._heart.start()
+
+    def check(self) -> None:
+        """Raises what shows that another process has taken the run over meanwhile.
+
+        Raises:
+            RunError: Names it.
+        """
+        if self._lost is not None:
+            raise self._lost
+
+    def release(self) -> None:
+        """Gives the run back; does nothing where it is not held."""
+        self._ended.set()
+        if self._heart is not None:
+            self._heart.join()
+            self._heart = None
+        if self._descriptor < 0:
+            return
+        if self._lost is None:
+            with contextlib.suppress(OSError):
+                self.file.unlink()  # while it is locked: who waits for it sees that it is gone
+        os.close(self._descriptor)
+        self._descriptor = -1
+
+    def _acquire(self) -> None:
+        while True:
+            made = True
+            try:
+                descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+            except FileExistsError:
+                made = False
+                try:
+                    descriptor = os.open(self.file, os.O_RDWR)
+                except FileNotFoundError:
+                    continue  # released just now
+            try:
+                free = _flock(descriptor)
+                self._refuse_if_held(free, made)
+                # Else unlinked meanwhile: whoever comes next makes and locks another file.
+                if _same_file(descriptor, self.file):
+                    self._sign(descriptor)
+                    return
+            except BaseException:
+                os.close(descriptor)
+                raise
+            os.close(descriptor)
+
+    def _sign(self, descriptor: int) -> None:
+        try:
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, json.dumps(asdict(self._me), indent=1).encode())
+            os.fsync(descriptor)
+        except OSError:
+            self.file.unlink()
+            raise
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+        self._descriptor = descriptor
+
+    def _refuse_if_held(self, free: bool | None, made: bool) -> None:
+        """Raises RunError where a sign says that another process holds the file.
+
+        Args:
+            free: Whether this process got the system's lock on it; None where there is none.
+            made: Whether this process has just made it.
+        """
+        if made and free is not False:
+            return
+        holder, silent = read_holder(self.run_dir), _seconds_since_touch(self.file)
+        if free is False or (holder is None and not free and silent <= STALE):
+            raise self._held_by(holder, silent)
+        if holder is None:
+            return  # its maker was killed before it wrote its name, or comes too late for the lock
+        if holder.is_gone() or (free and holder.machine == _machine()):
+            log.info("%s was held by %s, which has ended: taken over", self.run_dir, holder)
+        elif silent > STALE:
+            log.warning(
+                "%s was held by %s, silent for %.0f s: taken over", self.run_dir, holder, silent
+            )
+        else:
+            raise self._held_by(holder, silent)
+
+    def _held_by(self, holder: Holder | None, silent: float) -> RunError:
+        text = (
+            f"{self.run_dir} is held by {holder or 'a process that has just taken it'}, last sign "
+            f"of life {max(0.0, silent):.0f} s ago; one process trains a run at a time. Wait until "
+            "it ends, or stop it"
+        )
+        if holder is None or holder.machine != _machine():
+            text += (
+                f". After {STALE:.0f} s without a sign of life the run is free; where that process "
+                f"is gone for certain, delete {self.file}"
+            )
+        return RunError(text)
+
+    def _beat(self) -> None:
+        wait = 1.0  # two that took a dead lock over at once are soon one
+        while not self._ended.wait(wait):
+            wait = HEARTBEAT
+            try:
+                holder = read_holder(self.run_dir)
+                if holder == self._me:
+                    os.utime(self.file)
+                elif holder is not None:
+                    raise self._held_by(holder, _seconds_since_touch(self.file))
+                elif not self.file.exists():  # deleted by hand
+                    self._acquire()
+            except RunError as error:
+                self._lost = RunError(f"this process lost the run while it was suspended: {error}")
+                return
+            except OSError:
+                pass  # the file system does not answer: it may the next time
+
+
+def read_holder(run_dir: Path) -> Holder | None:
+    """Who holds the run, by its lock file; None where there is none or it cannot be read."""
+    try:
+        return Holder(**json.loads((run_dir / LOCK).read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _flock(descriptor: int) -> bool | None:
+    """Whether this process got the system's lock on the file; None where there is none."""
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            return False
+        return None  # ENOLCK, ENOSYS, EOPNOTSUPP: network file systems without locks
+    return True
+
+
+def _same_file(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _seconds_since_touch(file: Path) -> float:
+    """Age of a file's modification time by the clock of its own file system."""
+    probe = beside(file)
+    try:
+        probe.touch()
+        return probe.stat().st_mtime - file.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+@cache
+def _machine() -> str:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return socket.gethostname()
+
+
+def _started(pid: int) -> int | None:
+    """When a process of this machine started, in the system's own count.
+
+    None for one that has ended, and where this cannot be known.
+    """
+    try:
+        # The name in parentheses may hold anything. After it: state, ..., starttime (man 5 proc).
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else int(fields[19])
