@@ -206,7 +206,7 @@ class RunLock:
         return RunError(text)
 
     def _beat(self) -> None:
-        wait = 1.0  # two that took a dead lock over at once are soon one
+        wait = min(1.0, HEARTBEAT)  # two that took a dead lock over at once are soon one
         while not self._ended.wait(wait):
             wait = HEARTBEAT
             try:

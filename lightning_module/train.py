@@ -146,12 +146,13 @@ def _train(
     try:
         trainer.fit(model, datamodule=data, ckpt_path=checkpoint)
     except BaseException as error:
+        again = f"go on from the last checkpoint: resume={run_dir}"
         if undo and trainer.global_step == 0:
             undo()  # nothing was learnt: the name is free for another try
+            again = "train again"
         if isinstance(error, OSError) and error.errno in NO_ROOM:
             raise CheckpointError(
-                f"could not write to {run_dir}: {error.strerror}. Free some space, then go on "
-                f"from the last checkpoint: resume={run_dir}"
+                f"could not write to {run_dir}: {error.strerror}. Free some space, then {again}"
             ) from error
         raise
     return summarize(read_metrics(run_dir / METRICS))

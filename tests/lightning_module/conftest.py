@@ -59,6 +59,27 @@ def command(tmp_path_factory):
 
 
 @pytest.fixture
+def train_here(monkeypatch, tmp_path, text_file):
+    """Trains in this process, three steps of the smallest model unless told otherwise."""
+    monkeypatch.setenv("TRITON_GRU_CACHE", str(tmp_path / "cache"))
+
+    def run(*overrides, **how):
+        from hydra import compose, initialize_config_dir
+
+        from lightning_module import train
+        from lightning_module.commands import CONFIGS
+
+        train.quiet()
+        small = ["model.hidden_size=8", "model.embedding_size=4", "trainer.max_steps=3"]
+        quick = ["callbacks.samples.max_tokens=3", f"data.paths=[{text_file}]"]
+        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            config = compose("train", [*TINY, *small, *quick, *map(str, overrides)])
+        return train.train(config, **how)
+
+    return run
+
+
+@pytest.fixture
 def fails(monkeypatch, tmp_path, capsys):
     """Runs a command in this process, which has torch started already, and returns its errors."""
     root = logging.getLogger()
