@@ -108,29 +108,37 @@ def draw_inspection(inspection: Inspection, path: Path, title: str) -> None:
         logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
         # A sign that is not printable, such as a control character, may still miss its glyph.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        figure = Figure(figsize=(2.9 + width * columns, 11.5), layout="constrained")
+        figure = Figure(figsize=(3.3 + width * columns, 11.5), layout="constrained")
         grid = figure.add_gridspec(
             6, 2, height_ratios=(1.7, 0.8, 0.9, 0.9, 3.2, 3.2), width_ratios=(width * columns, 1.1)
         )
         rows = [figure.add_subplot(grid[i, 0]) for i in range(6)]
         expected, cost, replaced, remains, keeps, uses = rows
-        memory, legend = (figure.add_subplot(grid[i, 1]) for i in (4, 5))
+        memory = figure.add_subplot(grid[4, 1])
         head = figure.suptitle(label(title), x=0.01, ha="left", fontsize=12, fontweight="bold")
         head.set_fontsize(12 * min(1, 0.98 * figure.bbox.width / head.get_window_extent().width))
         _draw_expected(expected, inspection, label, letters=int(width / 0.045))
         _draw_cost(cost, inspection)
         _draw_replaced(replaced, inspection)
         _draw_remains(remains, inspection)
-        image = _draw_gate(keeps, inspection.z, inspection)
+        gates = (
+            (keeps, inspection.z, "1: keeps", "0: replaces"),
+            (uses, inspection.r, "1: uses", "0: drops"),
+        )
+        for axes, gate, one, zero in gates:
+            image = _draw_gate(axes, gate, inspection)
+            # In the last column, which the gates leave empty: 0.12 inches wide.
+            colours = axes.inset_axes(
+                (len(tokens) - 0.5 + 0.06 / width, 0, 0.12 / width, 1),
+                transform=axes.get_xaxis_transform(),
+            )
+            bar = figure.colorbar(image, cax=colours)
+            bar.set_ticks([0, 0.5, 1], labels=[f"{zero}\nthe past", "0.5", f"{one}\nthe past"])
         keeps.set_title("Update gate z: blue keeps the unit's memory, orange replaces it", **HEAD)
-        _draw_gate(uses, inspection.r, inspection)
         uses.set_title(
             "Reset gate r: blue uses the past for the new content, orange does not", **HEAD
         )
         _draw_memory(memory, inspection)
-        bar = figure.colorbar(image, ax=legend, fraction=1.0, aspect=8, shrink=0.6)
-        bar.set_ticks([0, 0.5, 1], labels=["0: drops\nthe past", "0.5", "1: keeps\nthe past"])
-        legend.axis("off")
         for axes in rows:
             axes.set_xlim(-0.5, columns - 0.5)
             names = [label(token) for token in tokens] if axes in (expected, remains, uses) else []
@@ -238,5 +246,5 @@ def _draw_memory(axes: Axes, inspection: Inspection) -> None:
     axes.set_xlim(left=1)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set_yticks([])
-    axes.set_title("Remembers for\n… tokens, mean 1/(1 − z)", **HEAD)
+    axes.set_title("Remembers for\n… tokens, mean\nof 1/(1 − z)", **HEAD)
     axes.spines[["top", "right"]].set_visible(False)

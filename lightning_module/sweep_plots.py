@@ -126,7 +126,9 @@ def draw_parallel(sweep: "Sweep", path: Path) -> list[str]:
         share = (value - lowest) / (highest - lowest)
         return share if up else 1 - share
 
-    figure = Figure(figsize=(2.6 + 1.75 * len(axes), 5.4), layout="constrained")
+    longest = max(len(text) for axis in axes for _, text in [*axis.ticks, (0, axis.name)])
+    apart = max(1.75, 0.6 + 0.085 * longest)  # inches between two axes
+    figure = Figure(figsize=(2.6 + apart * len(axes), 5.4), layout="constrained")
     plot = figure.subplots()
     spread = random.Random(0)
     order = sorted(range(len(jobs)), key=lambda i: -i)  # the best last, on top
@@ -152,8 +154,8 @@ def draw_parallel(sweep: "Sweep", path: Path) -> list[str]:
     labels = _labels(round_numbers, log=False)
     objective = list(zip(map(height, round_numbers), labels, strict=True))
     for x, axis in enumerate(axes):
-        _draw_axis(plot, x, axis.name, axis.ticks)
-    _draw_axis(plot, len(axes), sweep.objective, objective, right=True)
+        _draw_axis(plot, x, axis.name, axis.ticks, "on" if axis.discrete else "left")
+    _draw_axis(plot, len(axes), sweep.objective, objective, "right")
     best = sweep.complete[0]
     plot.annotate(
         f"best {best.value:.4f}\njob {best.number}",
@@ -188,16 +190,20 @@ def _spread(axis: Axis, place: float, spread: random.Random) -> float:
     if not axis.discrete:
         return place
     room = 0.22 / max(1, len(axis.ticks) - 1)
-    return place + spread.uniform(-1, 1) * min(room, 0.05)
+    return place + spread.uniform(-1, 1) * min(room, 0.02)  # about the height of a label
 
 
-def _draw_axis(
-    plot: Any, x: int, name: str, ticks: list[tuple[float, str]], right: bool = False
-) -> None:
+def _draw_axis(plot: Any, x: int, name: str, ticks: list[tuple[float, str]], where: str) -> None:
+    """Draw an axis with its labels above the lines: to its left, to its right, or on it."""
     plot.plot([x, x], [-0.03, 1.03], color="0.25", linewidth=1.1, zorder=3)
-    side, align = (0.035, "left") if right else (-0.035, "right")
+    side, align = {"left": (-0.035, "right"), "right": (0.035, "left"), "on": (0.0, "center")}[
+        where
+    ]
+    # Lines pass behind a label: a choice is a box that they go through, a number hides them.
+    edge = {"edgecolor": "0.25", "linewidth": 0.8} if where == "on" else {"edgecolor": "none"}
+    box = {"boxstyle": "round,pad=0.25" if where == "on" else "square,pad=0.1"}
     for place, label in ticks:
-        plot.plot([x, x + side / 1.6], [place, place], color="0.25", linewidth=1.1, zorder=3)
+        plot.plot([x, x + side / 1.6], [place, place], color="0.25", linewidth=1.1, zorder=6)
         plot.text(
             x + side,
             place,
@@ -205,8 +211,8 @@ def _draw_axis(
             ha=align,
             va="center",
             fontsize=9,
-            zorder=6,
-            bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.8},
+            zorder=7,
+            bbox={"facecolor": "white", **edge, **box},
         )
     # optimizer.lr: the group small above the name
     group, mark, last = name.rpartition("." if "." in name else "/")

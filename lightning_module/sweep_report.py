@@ -12,7 +12,10 @@ if __name__ == "__main__":  # python -m, before the imports below, see commands.
 import csv
 import dataclasses
 import json
+import re
 import sys
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,7 @@ PARALLEL = "parallel.png"
 IMPORTANCE = "importance.png"
 # Rows that a terminal shows; results.csv has all.
 ROWS = 40
+FOLDED = 10  # characters a line of text values that are folded
 
 
 @dataclasses.dataclass
@@ -109,7 +113,13 @@ def report(directory: Path) -> list[Job]:
     states = [job.state for job in sweep.jobs]
     counts = [f"{states.count(s)} {s}" for s in dict.fromkeys((COMPLETE, FAILED, *states))]
     print(f"{directory}: {', '.join(counts)}")
-    console.print(table(sweep))
+    anything = console.options.update(width=10_000)
+    found = table(sweep)
+    if console.measure(found, options=anything).maximum > console.width:
+        found = table(sweep, fold=True)
+        # A line longer than the terminal rather than a header or number cut short.
+        console.width = max(console.width, console.measure(found, options=anything).maximum)
+    console.print(found)
     if len(sweep.jobs) > ROWS:
         console.print(f"and {len(sweep.jobs) - ROWS} more in {directory / RESULTS}")
     for reason, jobs in failures(sweep).items():
@@ -126,17 +136,20 @@ def report(directory: Path) -> list[Job]:
     return sweep.jobs
 
 
-def table(sweep: Sweep) -> Table:
-    """The jobs, best first, at most `ROWS`."""
-    found = Table(box=box.SIMPLE_HEAD)
-    found.add_column("job", justify="right")
-    found.add_column(sweep.objective, justify="right", overflow="fold")
-    for parameter, described in sweep.parameters.items():
-        text = "choices" in described and not _are_numbers(described["choices"])
-        header = parameter.replace(".", ".\n").replace("/", "/\n")
-        found.add_column(header, justify="left" if text else "right", overflow="fold")
-    found.add_column("steps", justify="right")
-    found.add_column("seconds", justify="right")
+def table(sweep: Sweep, fold: bool = False) -> Table:
+    """The jobs, best first, at most `ROWS`; with `fold`, text values broken over lines."""
+    found = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    found.add_column("job", justify="right", no_wrap=True)
+    found.add_column(sweep.objective, justify="right", no_wrap=True)
+    for parameter, header in short_names(sweep.parameters).items():
+        described = sweep.parameters[parameter]
+        if "choices" in described and not _are_numbers(described["choices"]):
+            width = max(len(header), FOLDED) if fold else None
+            found.add_column(header, overflow="fold", width=width, no_wrap=not fold)
+        else:
+            found.add_column(header, justify="right", no_wrap=True)
+    found.add_column("steps", justify="right", no_wrap=True)
+    found.add_column("seconds", justify="right", no_wrap=True)
     for place, job in enumerate(sweep.jobs[:ROWS]):
         complete = job.state == COMPLETE
         result = f"{job.value:.4f}" if complete else job.state
@@ -150,6 +163,13 @@ def table(sweep: Sweep) -> Table:
         )
         found.add_row(*map(Text, cells), style=style)
     return found
+
+
+def short_names(parameters: Iterable[str]) -> dict[str, str]:
+    """Each parameter's last name (`lr` of `optimizer.lr`), or all of it where two share that."""
+    last = {parameter: re.split(r"[./]", parameter)[-1] for parameter in parameters}
+    shared = {name for name, count in Counter(last.values()).items() if count > 1}
+    return {parameter: parameter if name in shared else name for parameter, name in last.items()}
 
 
 def failures(sweep: Sweep) -> dict[str, list[Job]]:

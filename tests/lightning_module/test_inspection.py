@@ -206,21 +206,25 @@ def test_the_maps_on_the_page_are_the_gates(tokenizer):
 
 
 @pytest.fixture
-def drawn(monkeypatch):
-    """The texts of the last figure that was saved."""
-    texts = []
+def figures(monkeypatch):
+    """The figures that were saved."""
+    saved = []
     original = matplotlib.figure.Figure.savefig
 
     def savefig(figure, *arguments, **options):
-        texts[:] = [text.get_text() for text in figure.findobj(Text)]
         original(figure, *arguments, **options)
+        saved.append(figure)
 
     monkeypatch.setattr(matplotlib.figure.Figure, "savefig", savefig)
-    return texts
+    return saved
+
+
+def texts(figure):
+    return [text.get_text() for text in figure.findobj(Text)]
 
 
 def test_the_picture_without_a_font_shows_code_points_and_says_so(
-    tokenizer, tmp_path, monkeypatch, capsys, drawn, recwarn
+    tokenizer, tmp_path, monkeypatch, capsys, figures, recwarn
 ):
     monkeypatch.setattr(font_manager, "findSystemFonts", list)
     found = inspect_text(made_model(tokenizer), tokenizer, TEXT)
@@ -229,6 +233,7 @@ def test_the_picture_without_a_font_shows_code_points_and_says_so(
     warning = capsys.readouterr().err
     assert "却" in warning
     assert "fonts-noto-cjk" in warning
+    drawn = texts(figures[0])
     assert "U+5374U+8BF4" in drawn  # the title
     assert "U+5374" in drawn  # the token
     assert "␣" in drawn
@@ -252,13 +257,26 @@ def test_a_font_of_the_machine_is_found_for_what_the_first_one_lacks(monkeypatch
     assert fonts_for("abc") == ([inspection_figure.DEFAULT_FONT], set())
 
 
-def test_the_picture_of_words(tmp_path, drawn):
+def test_the_picture_of_words(tmp_path, figures):
     words = " wherefore art thou Romeo?" * 12
     tokenizer = Tokenizer.train(TokenizerSettings("word"), [words])
     found = inspect_text(made_model(tokenizer), tokenizer, words)
     draw_inspection(found, tmp_path / "picture.png", "words")
-    assert "␣thou" in drawn
+    draw_inspection(inspect_text(made_model(tokenizer), tokenizer, " art thou"),
+                    tmp_path / "short.png", "words")  # fmt: skip
+    assert "␣thou" in texts(figures[0])
     assert (tmp_path / "picture.png").read_bytes().startswith(PNG)
+    # Each gate's colours stand beside it, whether the text is long or short, and no title is cut.
+    for figure in figures:
+        gates = [axes for axes in figure.axes if axes.images]
+        assert len(gates) == 2
+        for gate in gates:
+            (bar,) = gate.child_axes
+            place, right = bar.get_window_extent(), gate.images[0].get_window_extent().x1
+            assert 0 < (place.x0 - right) / figure.dpi < 0.2  # inches
+            assert place.height == pytest.approx(gate.get_window_extent().height)
+        for axes in figure.axes:
+            assert axes._left_title.get_window_extent().x1 <= figure.bbox.x1
 
 
 def test_the_command(command, tokenizer, tmp_path):

@@ -4,8 +4,10 @@ import csv
 import json
 import math
 import random
+import re
 import sys
 
+import matplotlib.figure
 import numpy as np
 import pytest
 
@@ -150,3 +152,48 @@ def test_sweeps_with_little_to_show(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "Failed, job 0: ended by SIGKILL" in said and "The best" not in said
     assert not (dead.directory / "parallel.png").exists()
+
+
+@pytest.mark.parametrize("columns", [40, 80, 140])
+def test_no_header_or_number_of_the_table_is_broken(tmp_path, capsys, monkeypatch, columns):
+    names = {"choices": ["a_rather_long_name_of_a_choice", "b"]}
+    sweep = make(tmp_path / "s", 4, space={**SPACE, "data.lanes": names, "data.val.lanes": names})
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    sweep_report.report(sweep.directory)
+    lines = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out).splitlines()
+    header = next(line for line in lines if line.split()[:1] == ["job"])
+    # By its last name where that says which it is, else in full.
+    assert header.split() == [
+        "job", "val_loss", "lr", "dropout", "num_layers", "hidden_size", "core", "data.lanes",
+        "data.val.lanes", "steps", "seconds",
+    ]  # fmt: skip
+    for job in sweep.complete:
+        row = next(line for line in lines if line.split()[:1] == [str(job.number)])
+        expected = [sweep_report.short(sweep.value(job, name)) for name in list(SPACE)[:4]]
+        assert row.split()[1:6] == [f"{job.value:.4f}", *expected]
+
+
+def test_no_line_runs_over_a_label(tmp_path, monkeypatch):
+    figures = []
+    save = matplotlib.figure.Figure.savefig
+    monkeypatch.setattr(
+        matplotlib.figure.Figure,
+        "savefig",
+        lambda figure, *a, **k: (save(figure, *a, **k), figures.append(figure)),
+    )
+    long = {"choices": ["a_rather_long_name_of_a_choice", "another_name_as_long_as_that"]}
+    sweep = make(tmp_path / "s", space={"a.long": long, **SPACE, "b.long": long})
+    sweep_plots.draw_parallel(sweep, tmp_path / "parallel.png")
+    (plot,) = figures[0].axes
+    labels = [text for text in plot.texts if text.get_bbox_patch() is not None]
+    drawn = {text.get_text() for text in labels}
+    assert {"64", "gru", "another_name_as_long_as_that"} <= drawn
+    for text in labels:
+        assert text.zorder > max(line.zorder for line in plot.lines)
+        assert text.get_bbox_patch().get_facecolor() == (1, 1, 1, 1)
+    # The texts have room beside each other: names, labels, the note of the best.
+    boxes = [(text.get_text(), text.get_window_extent()) for text in plot.texts if text.get_text()]
+    for i, (name, box) in enumerate(boxes):
+        for other, other_box in boxes[:i]:
+            assert not box.overlaps(other_box), (name, other)
