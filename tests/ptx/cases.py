@@ -1,0 +1,148 @@
+"""A scan or a step through the machine, with a plan that fits a test, against float64."""
+
+import dataclasses
+
+import torch
+
+from tests.interpreter.cases import NAMES, error, make_case
+from tests.ptx import launching
+from tests.tolerances import PTX_TOLERANCE
+from triton_gru import equations
+from triton_gru.devices import DEVICES
+from triton_gru.kernels import launch_backward, launch_forward, support
+from triton_gru.plan import Problem
+from triton_gru.planner import all_plans
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "ieee": torch.float32,
+          "tf32": torch.float32}  # fmt: skip
+PRECISIONS = tuple(DTYPES)
+POLLS = 3000  # more than any order of the machine's takes, and soon over
+
+
+@dataclasses.dataclass
+class Outcome:
+    """What a run yielded: its launches, its plans, and the error of each result."""
+
+    launches: list
+    plans: list
+    errors: dict
+    tolerance: float
+
+    def wrong(self) -> dict:
+        return {name: e for name, e in self.errors.items() if not e <= self.tolerance}
+
+
+def plan_of(case, direction, launch, arch, precision, wanted):
+    """The smallest plan with these values, or None; launch "best" is what the planner takes."""
+    gates_x, h0 = case.arguments[:2]
+    problem = Problem(
+        batch=gates_x.shape[1], hidden=h0.shape[-1], dtype=support.DTYPES[gates_x.dtype],
+        reset_after=case.options["reset_after"], direction=direction, directions=h0.shape[0],
+        tensor_cores=precision != "ieee",
+    )  # fmt: skip
+    plans = all_plans(problem, DEVICES[arch])
+    if launch == "best":
+        return plans[0]
+    if direction == "forward":
+        wanted = {name: value for name, value in wanted.items() if name != "by_block"}
+    plans = [
+        p for p in plans
+        if (p.kernel == launch if launch == "single" else p.protocol == launch and p.group > 1)
+        and all(getattr(p, name) == value for name, value in wanted.items())
+    ]  # fmt: skip
+    return min(plans, key=lambda p: (p.group * p.groups, p.estimate_us), default=None)
+
+
+def run_scan(shape, precision, launch, arch, reset_after, *, lengths=False, resets=None, bias=True,
+             save_gates=False, wanted=None, force=None, pieces=None, not_finite=False,
+             case=None, polls=POLLS, data=0, **machine):  # fmt: skip
+    """Forward and backward of one layer, or None where no plan is as wanted.
+
+    Args:
+        shape: T, B, H and, for both directions, 2.
+        precision: of PRECISIONS.
+        launch: "single", "sentinel", "counter" or "best".
+        arch: to compile for.
+        reset_after: the variant.
+        lengths, resets, bias, save_gates: as `tests.interpreter.cases.make_case` has them.
+        wanted: values of the plan to look for.
+        force: values of the plan to set.
+        pieces: steps of a piece of time in the backward.
+        not_finite: puts NaN and infinities among the inputs.
+        case: to run instead of a random one.
+        polls: looks after which a wait gives up.
+        data: seed of the inputs.
+        machine: of `launching.emulated`.
+    """
+    if case is None:
+        case = make_case(*shape, reset_after=reset_after, dtype=DTYPES[precision], bias=bias,
+                         lengths=lengths, resets=resets, seed=data)  # fmt: skip
+        if not_finite:
+            spoil(case)
+    plans = [
+        plan_of(case, d, launch, arch, precision, wanted or {}) for d in ("forward", "backward")
+    ]
+    if None in plans:
+        return None
+    plans = [dataclasses.replace(p, **(force or {})) for p in plans]
+    with _settings(precision, pieces), launching.emulated(arch, **machine) as launches:
+        y = launch_forward.scan_forward(
+            *case.arguments, **case.options, save_gates=save_gates, plan=plans[0], polls=polls
+        )
+        y, gates_h = y if save_gates else (y, None)
+        grads = launch_backward.scan_backward(
+            case.dy, y, *case.arguments, **case.options, gates_h=gates_h, plan=plans[1], polls=polls
+        )
+        launch_forward.launches.check_errors(y.device)
+    exact_y, exact = case.exact()
+    results = dict(zip([*NAMES, "reset_state"], grads, strict=False))
+    errors = {"y": compared(y, exact_y)}
+    errors |= {name: compared(results[name], exact[name]) for name in exact}
+    return Outcome(launches, plans, errors, PTX_TOLERANCE[precision])
+
+
+def run_step(B, H, precision, arch, reset_after, *, bias=True, data=0, **machine):
+    """One step of a cell."""
+    g = torch.Generator().manual_seed(data)
+    shapes = ((B, 3 * H), (B, H), (3 * H, H), (3 * H,))
+    gates_x, h, weight, b = (torch.randn(*s, generator=g).to(DTYPES[precision]) for s in shapes)
+    arguments = [gates_x, h, (weight * H**-0.5).to(weight.dtype), b if bias else None]
+    with _settings(precision, None), launching.emulated(arch, **machine) as launches:
+        out = launch_forward.step(*arguments, reset_after=reset_after)
+    exact = equations.step(*(None if a is None else a.double() for a in arguments), reset_after)
+    return Outcome(launches, [], {"h": compared(out, exact)}, PTX_TOLERANCE[precision])
+
+
+def spoil(case):
+    """NaN in one row and infinities in another, where there are so many; the others stay finite."""
+    gates_x, h0 = case.arguments[:2]
+    T, B, _, H3 = gates_x.shape
+    gates_x[T // 2, B - 1, 0, H3 // 2] = float("nan")
+    if B > 1:
+        gates_x[0, 0, 0, H3 - 1] = float("inf")
+        h0[0, 1 % B, 0] = float("-inf")
+    if B > 2:
+        h0[0, 2, 1].view(torch.int16 if h0.element_size() == 2 else torch.int32).fill_(-1)
+
+
+def compared(result, exact) -> float:
+    """Largest error of what is finite, as a share of the largest value; not finite must agree."""
+    finite = exact.isfinite()
+    if not torch.equal(result.isfinite(), finite):
+        return float("inf")
+    return error(result.where(finite, 0), exact.where(finite, 0))
+
+
+class _settings:
+    """Precision of float32 products, and steps of a piece of time, as a test wants them."""
+
+    def __init__(self, precision, pieces):
+        self.tf32, self.pieces = precision == "tf32", pieces
+
+    def __enter__(self):
+        self.before = torch.backends.cudnn.allow_tf32, launch_backward.PIECE_STEPS
+        torch.backends.cudnn.allow_tf32 = self.tf32
+        launch_backward.PIECE_STEPS = self.pieces or self.before[1]
+
+    def __exit__(self, *error):
+        torch.backends.cudnn.allow_tf32, launch_backward.PIECE_STEPS = self.before
