@@ -21,7 +21,6 @@ def assert_close(actual, expected, *, dtype: torch.dtype | None = None) -> None:
 
 
 # Compiled kernels in the machine of tests/ptx, by precision: largest error as a share of the
-# largest value of the exact result. A third of what the interpreter's tests allow 16-bit results, as the
-# largest error of 1,000 cases is a third of that again; float32 adds the error that ex2.approx and
-# div.full may have.
+# largest value of the exact result. 16-bit: a third of what the interpreter's tests allow; the
+# largest error seen is a third of that again. float32: the error of ex2.approx and div.full too.
 PTX_TOLERANCE = {"bf16": 1e-2, "fp16": 1.3e-3, "tf32": 1.3e-3, "ieee": 5e-6}
