@@ -1,6 +1,7 @@
 """What ends a run early, and how: a diverged loss, Ctrl-C, a terminated process."""
 
 import math
+import os
 import signal
 import threading
 import time
@@ -16,6 +17,12 @@ from lightning_module import ranks
 from lightning_module.budget import budget_used
 from lightning_module.run_files import LAST
 from lightning_module.run_lock import RunLock
+from lightning_module.signals import SIGNALS, Interrupted
+
+_UNTIL_SAVED = (
+    "the step, or the validation, under way ends first; then the run is saved. "
+    "Ctrl-C ends it at once, without saving"
+)
 
 
 class Diverged(RuntimeError):
@@ -29,8 +36,6 @@ class Stopped(RuntimeError):
         signal: the signal's number; a process that dies of it by convention exits with 128 plus
             that.
     """
-
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(self, number: int, message: str) -> None:
         super().__init__(message)
@@ -100,8 +105,8 @@ class StopOnSignal(Checkpoint):
 
     A signal during a validation or just before one waits for its end, because a run that goes on
     does not make up for a validation. Several ranks ask each other after each and every
-    `log_every_n_steps` whether a signal came, and stop after the same step. A second SIGINT ends at
-    once.
+    `log_every_n_steps` whether a signal came, and stop after the same step. A SIGINT after another
+    signal raises `Interrupted` at once.
 
     A `Checkpoint`, as `LastCheckpoint` is: all other callbacks have seen the step or the validation
     that it ends the run after.
@@ -114,7 +119,7 @@ class StopOnSignal(Checkpoint):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if threading.current_thread() is threading.main_thread():
-            self._before = {s: signal.signal(s, self._receive) for s in Stopped.SIGNALS}
+            self._before = {s: signal.signal(s, self._receive) for s in SIGNALS}
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         alone = trainer.world_size == 1
@@ -145,7 +150,11 @@ class StopOnSignal(Checkpoint):
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self._received is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
+            raise Interrupted(number)
+        if self._received is None and ranks.rank() == 0:
+            name = signal.Signals(number).name
+            # print could find its buffer in use by what the signal interrupted.
+            os.write(2, f"\n{name}: {_UNTIL_SAVED}\n".encode())
         self._received = number
 
 
