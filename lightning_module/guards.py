@@ -12,6 +12,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
 
 from lightning_module import ranks
 from lightning_module.budget import budget_used
@@ -164,6 +165,34 @@ class ValidateAtEnd(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         if budget_used(trainer) >= 1:
             trainer.should_stop = True  # Lightning validates once more before it stops
+
+
+class EarlyStopping(LightningEarlyStopping):
+    """Ends a run whose validation loss no longer falls; see `callbacks=early_stopping`.
+
+    What it has seen is in the checkpoints: a run that goes on from one ends where it would have.
+
+    Args:
+        patience: validations one after the other without a new lowest `val_loss` that end the run.
+        min_delta: by how many nats a token lower a loss must be to count as lower.
+
+    Raises:
+        ValueError: one of them is out of range.
+    """
+
+    def __init__(self, patience: int = 3, min_delta: float = 0.0) -> None:
+        if isinstance(patience, bool) or not isinstance(patience, int) or patience < 1:
+            raise ValueError(f"patience must be a whole number of at least 1; got {patience!r}")
+        if isinstance(min_delta, bool) or not isinstance(min_delta, (int, float)) or min_delta < 0:
+            raise ValueError(f"min_delta must be a number of at least 0; got {min_delta!r}")
+        # After each validation, wherever it comes: before the checkpoint that follows it.
+        super().__init__(
+            "val_loss", min_delta, patience, check_finite=False, check_on_train_epoch_end=False
+        )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # The patience is today's setting, which may be another one, and not the checkpoint's.
+        super().load_state_dict({**state_dict, "patience": self.patience})
 
 
 class LastCheckpoint(Checkpoint):

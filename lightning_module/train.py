@@ -7,6 +7,7 @@ if __name__ == "__main__":  # python -m, before the imports below, see commands.
 
 import logging
 import os
+import shlex
 import sys
 import warnings
 from pathlib import Path
@@ -20,12 +21,11 @@ from hydra.utils import instantiate
 from lightning.fabric.plugins.environments import LightningEnvironment
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from rich.console import Console
-from rich.table import Table
 
 from lightning_module import ranks
 from lightning_module.budget import SharedClock
 from lightning_module.checkpoints import (
+    BEST,
     AtomicCheckpointIO,
     CheckpointError,
     read_checkpoint,
@@ -279,8 +279,10 @@ def quiet() -> None:
 
 
 def _show(metrics: dict[str, Any], run_dir: Path) -> None:
-    table = Table(title=f"{run_dir}", title_justify="left", show_header=False)
-    for name, value in metrics.items():
-        table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
-    Console().print(table)
-    print(f"Curves, samples and summary are in {run_dir}")
+    """What the last validation, printed before, leaves to be said."""
+    if metrics and metrics["val_loss"] < metrics["last_val_loss"]:
+        print(f"{BEST} is of step {metrics['best_step']}: {metrics['val_loss']:.4f} nats a token")
+    elif metrics:
+        print(f"{BEST} is of step {metrics['best_step']}, the last validation")
+    print(f"Checkpoints, curves, samples and summary are in {run_dir}")
+    print(f"Predict with: triton-gru-predict {shlex.quote(f'checkpoint={run_dir}')}")

@@ -188,6 +188,32 @@ def test_a_signal_is_heard_whatever_is_validated_when(run, tmp_path, interval):
     assert judged[0] == judged[1]
 
 
+def test_early_stopping_ends_a_resumed_run_where_it_would_have_ended(run, tmp_path):
+    """A rate so low that no validation is 0.1 nats better than the first one."""
+    settings = ["callbacks=early_stopping", "callbacks.early_stopping.min_delta=0.1",
+                "optimizer.lr=1e-6", "trainer.val_check_interval=2",
+                "trainer.max_steps=100"]  # fmt: skip
+    whole = run("whole", *settings)
+    assert whole["global_step"] == 2 * (1 + 3)
+    config = ["callbacks.killer._target_=tests.lightning_module.test_options.Killer"]
+    with pytest.raises(Stopped):
+        run("stopped", *settings, *(f"+{c}" for c in config))
+    config, checkpoint = resumed(str(tmp_path / "stopped"), [])
+    config.callbacks.killer = None
+    train(config, checkpoint, go_on=True)
+    last = torch.load(tmp_path / "stopped" / CHECKPOINTS / LAST, weights_only=True)
+    assert last["global_step"] == 8
+    assert all(torch.equal(last["state_dict"][k], w) for k, w in whole["state_dict"].items())
+    # Today's patience is what counts, and not the checkpoint's.
+    config, checkpoint = resumed(str(tmp_path / "stopped"), ["callbacks.early_stopping.patience=5"])
+    config.callbacks.killer = None
+    train(config, checkpoint, go_on=True)
+    last = torch.load(tmp_path / "stopped" / CHECKPOINTS / LAST, weights_only=True)
+    assert last["global_step"] == 2 * (1 + 5)
+    with pytest.raises(RunError, match="patience must be a whole number of at least 1; got 0"):
+        run("none", "callbacks=early_stopping", "callbacks.early_stopping.patience=0")
+
+
 def test_averaging_and_fsdp_are_refused_together(run):
     with pytest.raises(RunError, match="set strategy=ddp or averaging=null"):
         run("run", "averaging=ema", "strategy=fsdp", "trainer.devices=1")
