@@ -94,9 +94,18 @@ def assemble(
     return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
 
 
+_read: dict[str, Compiled] = {}  # by Triton's hash of what was compiled
+
+
 def compile_kernel(*arguments, **options) -> Compiled:
     """What becomes of a kernel; arguments as for `assemble`."""
     compiled = assemble(*arguments, **options)
+    if compiled.hash not in _read:  # problems of all batch sizes share a kernel
+        _read[compiled.hash] = _read_code(compiled)
+    return _read[compiled.hash]
+
+
+def _read_code(compiled) -> Compiled:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()

@@ -1,0 +1,147 @@
+"""What one time step costs, counted while the compiled kernels are executed on the CPU.
+
+    python -m benchmarks.counts --arch 90
+    python -m benchmarks.counts --arch 80 --hidden 256 768 --variants after
+
+Runs forward and backward by the planner's first plan in the machine of `tests/ptx` (it stands with
+the tests, whose tool it is; run this from the repository's root, where `tests` can be imported),
+checks the results against float64, and prints a Markdown table of what one program executes in a
+step: instructions a warp by class, barriers, wavefronts of shared memory with the least that would
+move the same words, sectors of global memory. What is executed in looks that found a vector
+incomplete is left out: how often that happens is a matter of time, and there is none here.
+Instructions are those of PTX: ptxas removes moves and adds arithmetic of its own.
+"""
+
+import argparse
+import dataclasses
+import os
+import sys
+from collections.abc import Iterator
+
+os.environ.pop("TRITON_INTERPRET", None)  # read by triton as it is imported
+
+from tests.ptx.cases import PRECISIONS, Outcome, run_scan
+from tests.ptx.machine import Launch
+from triton_gru.devices import DEVICES
+
+HIDDEN = (128, 256, 512, 650, 768)
+STEPS = 3
+# Classes of PTX operations by prefix, the first that fits; what is left is arithmetic.
+CLASSES = {
+    "mma": ("mma.", "wgmma."),
+    "shared": ("ld.shared", "st.shared", "ldmatrix", "stmatrix"),
+    "global": ("ld.", "st.", "cp.async", "atom.", "red."),
+    "barriers": ("bar.",),
+    "shuffles": ("shfl", "redux", "vote"),
+    "functions": ("ex2", "div.full", "rcp", "lg2", "tanh"),
+    "moves": ("mov",),
+    "branches": ("bra", "ret", "exit"),
+}
+ARITHMETIC = ("float", "integer")
+FLOATS = {"f32", "f32x2", "bf16", "f16", "bf16x2", "f16x2"}
+COLUMNS = ("mma", "shared", "global", "functions", *ARITHMETIC, "shuffles", "moves", "branches")
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """Of one program in one step, looks that found a vector incomplete left out.
+
+    Attributes:
+        classes: instructions a warp, by class.
+        wavefronts: accesses of shared memory as they are served, 128 bytes at most each.
+        least: as few as could serve them, without bank conflicts.
+        sectors: of 32 bytes of global memory, each warp's and instruction's for themselves.
+    """
+
+    classes: dict[str, float]
+    wavefronts: float
+    least: float
+    sectors: float
+
+    @property
+    def instructions(self) -> float:
+        return sum(self.classes.values())
+
+
+def class_of(operation: str) -> str:
+    """The class of a PTX operation."""
+    for name, prefixes in CLASSES.items():
+        if operation.startswith(prefixes):
+            return name
+    return ARITHMETIC[not FLOATS & set(operation.split("."))]
+
+
+def counts(launch: Launch, steps: int) -> Counts:
+    """What a launch that was counted (`counting=True`) did in its loop, a step."""
+    program = launch.program
+    classes, wavefronts, least, sectors = {}, 0.0, 0.0, 0.0
+    for number in program.loop - program.polls:
+        times = launch.executed[number] / (launch.warps * launch.programs * steps)
+        for i in program.segments[number].instructions:
+            name = class_of(i.op)
+            classes[name] = classes.get(name, 0) + times
+            if i.at in launch.banks:
+                warps, taken, fewest = launch.banks[i.at]
+                wavefronts += times * launch.warps * taken / warps
+                least += times * launch.warps * fewest / warps
+            if i.at in launch.sectors:
+                sectors += launch.sectors[i.at][1] / (launch.programs * steps)
+    return Counts(classes, wavefronts, least, sectors)
+
+
+def scans(
+    arch: int, precision: str, batch: int, hidden: int, reset_after: bool
+) -> Iterator[tuple[str, str, Counts]]:
+    """Direction, plan in short, and counts, of forward and backward.
+
+    Raises:
+        RuntimeError: A result is wrong, and so are the counts.
+    """
+    outcome: Outcome = run_scan(
+        (STEPS, batch, hidden), precision, "best", arch, reset_after, weak=False, counting=True
+    )
+    if outcome.wrong():
+        raise RuntimeError(f"wrong results at H={hidden} on sm_{arch}: {outcome.wrong()}")
+    for plan, launch in zip(outcome.plans, outcome.launches, strict=True):
+        exchange = f" {plan.protocol}" if plan.group > 1 else ""
+        shape = f"{plan.group} x {plan.columns}, {plan.warps} warps{exchange}"
+        yield plan.direction, shape, counts(launch, STEPS)
+
+
+def heading() -> str:
+    names = ["H", "scan", "reset", "programs x columns", "instructions", "barriers", *COLUMNS]
+    names += ["wavefronts (least)", "sectors"]
+    return f"| {' | '.join(names)} |\n|{'---|' * len(names)}"
+
+
+def row(hidden: int, direction: str, reset_after: bool, shape: str, found: Counts) -> str:
+    """One line of the table."""
+    classes = [f"{found.classes.get(name, 0):.0f}" for name in ("barriers", *COLUMNS)]
+    cells = [str(hidden), direction, "after" if reset_after else "before", shape]
+    cells += [f"{found.instructions:.0f}", *classes]
+    cells += [f"{found.wavefronts:.0f} ({found.least:.0f})", f"{found.sectors:.0f}"]
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--arch", type=int, default=90, choices=DEVICES)
+    parser.add_argument("--precision", default="bf16", choices=PRECISIONS)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--hidden", type=int, nargs="+", default=HIDDEN)
+    parser.add_argument(
+        "--variants", nargs="+", default=["after", "before"], choices=["after", "before"]
+    )
+    arguments = parser.parse_args()
+    print(heading())
+    for hidden in arguments.hidden:
+        for variant in arguments.variants:
+            after = variant == "after"
+            found = scans(arguments.arch, arguments.precision, arguments.batch, hidden, after)
+            for direction, shape, one in found:
+                print(row(hidden, direction, after, shape, one), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
