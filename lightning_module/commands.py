@@ -8,6 +8,7 @@ read and typing errors in them refused before; a test checks that torch is not i
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_module.signals import Interrupted, exit_code, handled_by, interrupt
+from lightning_module.signals import SIGNALS, Interrupted, exit_code, handled_by, interrupt
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -132,6 +133,15 @@ def sweep_report() -> None:
             run(directory)
 
 
+def rank() -> None:
+    """Entry point of the processes that `launch.py` starts, which says what there is to say."""
+    with handled_by(lambda number, frame: os._exit(exit_code(number))):
+        from lightning_module.rank import run
+
+        with handled_by(interrupt):
+            run()
+
+
 def version() -> str:
     """The version of this project, from triton_gru/version.py, whose package imports torch."""
     import runpy
@@ -144,11 +154,17 @@ def version() -> str:
 def _command(program: str) -> Iterator[None]:
     """What holds for every command, from its first line to its last."""
     sys.argv = [program, *sys.argv[1:]]  # python -m gives the name of a file
-    with handled_by(_exit_at_once), _errors_in_one_line():
-        if "--version" in sys.argv[1:]:
-            print(f"{program} {version()}")
-            raise SystemExit(0)
-        yield
+    try:
+        with handled_by(_exit_at_once), _errors_in_one_line():
+            if "--version" in sys.argv[1:]:
+                print(f"{program} {version()}")
+                raise SystemExit(0)
+            yield
+    except SystemExit as ended:
+        if ended.code in map(exit_code, SIGNALS):
+            for number in SIGNALS:  # a further Ctrl-C shall not change how the process ends
+                signal.signal(number, signal.SIG_IGN)
+        raise
 
 
 def _compose_and_run(config_name: str, load: Callable[[], Run]) -> None:
@@ -171,7 +187,7 @@ def _exit_at_once(number: int, frame: Any) -> None:
     An exception would not do: code that imports a module where it can (NumPy's, for one) takes it
     for a failed import.
     """
-    os.write(2, f"\n{Interrupted(number)} while starting\n".encode())
+    os.write(2, f"\n{Interrupted(number)}\n".encode())
     os._exit(exit_code(number))
 
 

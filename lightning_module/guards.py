@@ -1,6 +1,7 @@
 """What ends a run early, and how: a diverged loss, Ctrl-C, a terminated process."""
 
 import math
+import os
 import signal
 import threading
 import time
@@ -11,11 +12,18 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
 
 from lightning_module import ranks
 from lightning_module.budget import budget_used
 from lightning_module.run_files import LAST
 from lightning_module.run_lock import RunLock
+from lightning_module.signals import SIGNALS, Interrupted
+
+_UNTIL_SAVED = (
+    "the step, or the validation, under way ends first; then the run is saved. "
+    "Ctrl-C ends it at once, without saving"
+)
 
 
 class Diverged(RuntimeError):
@@ -29,8 +37,6 @@ class Stopped(RuntimeError):
         signal: the signal's number; a process that dies of it by convention exits with 128 plus
             that.
     """
-
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(self, number: int, message: str) -> None:
         super().__init__(message)
@@ -100,8 +106,8 @@ class StopOnSignal(Checkpoint):
 
     A signal during a validation or just before one waits for its end, because a run that goes on
     does not make up for a validation. Several ranks ask each other after each and every
-    `log_every_n_steps` whether a signal came, and stop after the same step. A second SIGINT ends at
-    once.
+    `log_every_n_steps` whether a signal came, and stop after the same step. A SIGINT after another
+    signal raises `Interrupted` at once.
 
     A `Checkpoint`, as `LastCheckpoint` is: all other callbacks have seen the step or the validation
     that it ends the run after.
@@ -114,7 +120,7 @@ class StopOnSignal(Checkpoint):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if threading.current_thread() is threading.main_thread():
-            self._before = {s: signal.signal(s, self._receive) for s in Stopped.SIGNALS}
+            self._before = {s: signal.signal(s, self._receive) for s in SIGNALS}
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         alone = trainer.world_size == 1
@@ -145,7 +151,11 @@ class StopOnSignal(Checkpoint):
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self._received is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
+            raise Interrupted(number)
+        if self._received is None and ranks.rank() == 0:
+            name = signal.Signals(number).name
+            # print could find its buffer in use by what the signal interrupted.
+            os.write(2, f"\n{name}: {_UNTIL_SAVED}\n".encode())
         self._received = number
 
 
@@ -155,6 +165,34 @@ class ValidateAtEnd(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         if budget_used(trainer) >= 1:
             trainer.should_stop = True  # Lightning validates once more before it stops
+
+
+class EarlyStopping(LightningEarlyStopping):
+    """Ends a run whose validation loss no longer falls; see `callbacks=early_stopping`.
+
+    What it has seen is in the checkpoints: a run that goes on from one ends where it would have.
+
+    Args:
+        patience: validations one after the other without a new lowest `val_loss` that end the run.
+        min_delta: by how many nats a token lower a loss must be to count as lower.
+
+    Raises:
+        ValueError: one of them is out of range.
+    """
+
+    def __init__(self, patience: int = 3, min_delta: float = 0.0) -> None:
+        if isinstance(patience, bool) or not isinstance(patience, int) or patience < 1:
+            raise ValueError(f"patience must be a whole number of at least 1; got {patience!r}")
+        if isinstance(min_delta, bool) or not isinstance(min_delta, (int, float)) or min_delta < 0:
+            raise ValueError(f"min_delta must be a number of at least 0; got {min_delta!r}")
+        # After each validation, wherever it comes: before the checkpoint that follows it.
+        super().__init__(
+            "val_loss", min_delta, patience, check_finite=False, check_on_train_epoch_end=False
+        )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # The patience is today's setting, which may be another one, and not the checkpoint's.
+        super().load_state_dict({**state_dict, "patience": self.patience})
 
 
 class LastCheckpoint(Checkpoint):

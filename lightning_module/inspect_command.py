@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from lightning_module.checkpoints import CheckpointError, find_checkpoint, load_predictor
 from lightning_module.commands import inspect as main  # noqa: F401 - console scripts installed earlier
 from lightning_module.corpora import DataError
+from lightning_module.corpora.text import from_argument, read_lines
 from lightning_module.inspection import (
     MAX_CANDIDATES,
     Inspection,
@@ -31,10 +32,15 @@ LIMITS = {"layer": (int, 1, math.inf), "k": (int, 1, MAX_CANDIDATES)}
 
 def _text(text: str | None) -> str:
     if text is not None:
-        return text
+        return from_argument(text)
     if sys.stdin.isatty():
         raise UsageError('no text: give text="...", or a text on standard input')
-    return sys.stdin.read().rstrip("\r\n")
+    lines = []
+    for number, line, error in read_lines(sys.stdin.buffer, "standard input"):
+        if error is not None:
+            raise DataError(f"line {number}: {error}")
+        lines.append(line)
+    return "\n".join(lines).rstrip("\n")
 
 
 def _save(inspection: Inspection, path: Path) -> None:

@@ -245,6 +245,7 @@ def _draw_memory(axes: Axes, inspection: Inspection) -> None:
     axes.set_xscale("log")
     axes.set_xlim(left=1)
     axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.tick_params(axis="x", labelsize=7)
     axes.set_yticks([])
     axes.set_title("Remembers for\n… tokens, mean\nof 1/(1 − z)", **HEAD)
     axes.spines[["top", "right"]].set_visible(False)

@@ -14,7 +14,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from lightning_module.checkpoints import CheckpointError
 from lightning_module.corpora import DataError
 from lightning_module.guards import Diverged, Stopped
 from lightning_module.ranks import RunError
+from lightning_module.signals import Interrupted, handled_by
 
 log = logging.getLogger(__name__)
 
@@ -70,19 +70,18 @@ def launch(config: DictConfig, checkpoint: Path | None, ranks: int, go_on: bool)
         started = [_Rank(Path(folder), number, ranks, store.port) for number in range(ranks)]
         try:
             with _forwarding_signals(started) as received:
-                _wait(started)
+                _wait(started, received)
         finally:
             for rank in started:
                 rank.kill()
-        failed = [rank for rank in started if rank.process.returncode != 0 and not rank.killed]
-        if failed:
+        if any(rank.process.returncode != 0 for rank in started):
+            failed = [rank for rank in started if rank.process.returncode != 0 and not rank.killed]
             # One that wrote nothing down was killed; the others' errors are what came of it.
-            error = min(failed, key=lambda rank: rank.outcome().get("time", 0)).error()
+            first = min(failed, key=lambda rank: rank.outcome().get("time", 0), default=None)
+            error = first and first.error()
             if received and not isinstance(error, Stopped):
                 number = received[0]
-                raise Stopped(
-                    number, f"stopped by {signal.Signals(number).name}; nothing was saved"
-                )
+                raise Interrupted(number)
             raise error
         return started[0].outcome()["metrics"]
 
@@ -135,11 +134,13 @@ class _Rank:
         path = outcome_file(self.folder, self.number)
         return json.loads(path.read_text()) if path.is_file() else {}
 
-    def error(self) -> Exception:
+    def error(self) -> BaseException:
         outcome = self.outcome()
         kind, text = outcome.get("kind"), outcome.get("text")
         if kind == Stopped.__name__:
             return Stopped(outcome["signal"], text)
+        if kind == Interrupted.__name__:
+            return Interrupted(outcome["signal"])
         if kind in EXPECTED:
             return EXPECTED[kind](text)
         code = self.process.returncode
@@ -157,11 +158,16 @@ def outcome_file(folder: Path, number: int) -> Path:
     return folder / f"rank-{number}.json"
 
 
-def _wait(ranks: list[_Rank]) -> None:
-    """Until all have ended well, or one has not and the time of grace for the others is over."""
+def _wait(ranks: list[_Rank], received: list[int]) -> None:
+    """Until all have ended well, or the time of grace is over.
+
+    It begins when one has ended otherwise or, because a rank that waits for another one in torch
+    hears no signal, at the Ctrl-C that is to end the run at once.
+    """
     give_up = None
     while any(rank.process.poll() is None for rank in ranks):
-        if give_up is None and any(rank.process.poll() for rank in ranks):
+        at_once = signal.SIGINT in received[1:]
+        if give_up is None and (at_once or any(rank.process.poll() for rank in ranks)):
             give_up = time.monotonic() + _GRACE
         if give_up is not None and time.monotonic() > give_up:
             return
@@ -179,12 +185,5 @@ def _forwarding_signals(ranks: list[_Rank]) -> Iterator[list[int]]:
             if rank.process.poll() is None:
                 rank.process.send_signal(number)
 
-    if threading.current_thread() is not threading.main_thread():
+    with handled_by(forward):
         yield received
-        return
-    before = {number: signal.signal(number, forward) for number in Stopped.SIGNALS}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

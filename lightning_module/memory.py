@@ -13,7 +13,6 @@ import json
 import multiprocessing
 import os
 import queue
-import signal
 import sys
 import threading
 import time
@@ -38,6 +37,7 @@ from lightning_module.memory_plots import GRADIENT, NAMES, SUCCESS, draw_gradien
 from lightning_module.memory_study import Study, read_text, remember
 from lightning_module.memory_tasks import TASKS
 from lightning_module.predictor import CORES
+from lightning_module.signals import Interrupted, exit_code, handled_by, without_ctrl_c
 from lightning_module.train import quiet
 
 RESULTS = "memory.json"
@@ -48,8 +48,8 @@ class UsageError(ValueError):
     """A setting that cannot be used; the message says which and what is allowed."""
 
 
-def measure(config: DictConfig) -> bool:
-    """Run all studies of `config` and fill its run directory; whether all came to their end.
+def measure(config: DictConfig) -> None:
+    """Run all studies of `config` and fill its run directory.
 
     After each delay the results so far are in `memory.json`; the figures are drawn at the end,
     also at one that Ctrl-C or SIGTERM brings about.
@@ -57,6 +57,7 @@ def measure(config: DictConfig) -> bool:
     Raises:
         UsageError: a setting is out of range, or the run directory is in use.
         DataError: the text cannot be used.
+        SystemExit: a signal ended it before all studies came to their end.
     """
     studies = _studies(config)
     run_dir = Path(config.run_dir)
@@ -82,7 +83,7 @@ def measure(config: DictConfig) -> bool:
         text = json.dumps(record, indent=1, ensure_ascii=False)
         write_atomically(run_dir / RESULTS, (text + "\n").encode())
 
-    with _signals() as stop:
+    with _stop_at_signals() as (stop, received):
         for study, found in _run(studies, data, config.workers, stop):
             results[study.task][study.core] = found
             save(False)
@@ -98,7 +99,8 @@ def measure(config: DictConfig) -> bool:
         draw_success(shown, run_dir / SUCCESS)
         draw_gradients(shown, run_dir / GRADIENT)
         print(f"{RESULTS}, {SUCCESS} and {GRADIENT} are in {run_dir}")
-    return finished
+    if not finished:
+        raise SystemExit(exit_code(received[0]))
 
 
 def _studies(config: DictConfig) -> list[Study]:
@@ -157,7 +159,8 @@ def _run(
                 progress.add_task("", total=1.0, name=f"{s.task}, {NAMES[s.core]}", start=False)
                 for s in studies
             ]
-            running = [executor.submit(_study, i, s, data) for i, s in enumerate(studies)]
+            with without_ctrl_c():  # a terminal's comes to the new processes too
+                running = [executor.submit(_study, i, s, data) for i, s in enumerate(studies)]
             for number, kind, content in _told(told, running, stop):
                 study, bar = studies[number], bars[number]
                 if kind == "found":
@@ -204,10 +207,9 @@ _told_by_worker: Any = None
 
 
 def _begin(told: Any) -> None:
-    """In each new process: one thread, silence, and no ear for the Ctrl-C that the parent hears."""
+    """In each new process: one thread, quiet logging."""
     global _told_by_worker
     _told_by_worker = told
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     quiet()
 
@@ -237,27 +239,25 @@ def _data(data: dict[str, Any]) -> Any:
 
 
 @contextmanager
-def _signals() -> Iterator[threading.Event]:
-    """An event that Ctrl-C and SIGTERM set; a second one ends the process as ever."""
+def _stop_at_signals() -> Iterator[tuple[threading.Event, list[int]]]:
+    """An event that Ctrl-C and SIGTERM set, and which of them came; a second one ends at once."""
     stop = threading.Event()
+    received: list[int] = []
 
     def receive(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        if stop.is_set():
+            raise Interrupted(number)
         stop.set()
-        signal.signal(number, before[number])
 
-    before = {s: signal.signal(s, receive) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with handled_by(receive):
+        yield stop, received
 
 
 def run(config: DictConfig) -> None:
     """What `triton-gru-memory` does with its config; leaves with SystemExit where that failed."""
     try:
-        if not measure(config):
-            raise SystemExit(128 + signal.SIGINT)
+        measure(config)
     except (UsageError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None

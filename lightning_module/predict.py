@@ -22,6 +22,7 @@ from rich.table import Table
 from lightning_module.checkpoints import CheckpointError, find_checkpoint, load_predictor
 from lightning_module.commands import predict as main  # noqa: F401 - console scripts installed earlier
 from lightning_module.corpora import DataError
+from lightning_module.corpora.text import from_argument, read_lines
 from lightning_module.generation import NextToken, continue_prompt, next_tokens
 from lightning_module.inspection import MAX_CANDIDATES, InspectionError
 from lightning_module.predictor import SentencePredictor
@@ -69,16 +70,16 @@ def check_number(name: str, value: object, kind: type, least: float, most: float
         raise UsageError(f"{name} must be {number} {bounds}; got {value!r}")
 
 
-def _prompts(prompt: str | None) -> Iterator[tuple[str, str]]:
-    """Prompts, and where each came from."""
+def _prompts(prompt: str | None) -> Iterator[tuple[str, str, DataError | None]]:
+    """Prompts, where each came from, and what is wrong with it."""
     if prompt is not None:
-        yield prompt, "prompt"
+        yield from_argument(prompt), "prompt", None
         return
     if sys.stdin.isatty():
         raise UsageError('no prompt: give prompt="...", or prompts on standard input, one a line')
-    for number, line in enumerate(sys.stdin, 1):
+    for number, line, error in read_lines(sys.stdin.buffer, "standard input"):
         if line.strip():
-            yield line.rstrip("\r\n"), f"line {number}"
+            yield line, f"line {number}", error
 
 
 def find_device(name: str) -> torch.device:
@@ -141,13 +142,18 @@ def predict(config: DictConfig, prompt: str | None) -> bool:
     model, tokenizer = load_predictor(checkpoint)
     model = model.to(find_device(str(config.device)))
     if config.format == "web":
-        _serve(config, model, tokenizer, prompt or "", str(checkpoint))
+        _serve(config, model, tokenizer, from_argument(prompt or ""), str(checkpoint))
         return True
+    # JSON is UTF-8 (RFC 8259) whatever the locale; a terminal shows what it can.
+    as_json = config.format == "json"
+    sys.stdout.reconfigure(encoding="utf-8" if as_json else None, errors="replace")
     console = Console(highlight=False)
     settings = {name: config[name] for name in LIMITS if name not in ("k", "port")}
     all_answered = True
-    for text, origin in _prompts(prompt):
+    for text, origin, unreadable in _prompts(prompt):
         try:
+            if unreadable is not None:
+                raise unreadable
             candidates = next_tokens(model, tokenizer, text, config.k) if config.k else []
             sentences = continue_prompt(model, tokenizer, text, **settings)
         except DataError as error:  # the other prompts can still be answered

@@ -8,8 +8,9 @@ from typing import Any
 import lightning as L
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import Progress, TaskID
 
+from lightning_module.bars import progress_bars
 from lightning_module.budget import budget_used
 from lightning_module.chunks import Chunk
 
@@ -82,7 +83,9 @@ class RunProgress(L.Callback):
     def __init__(self, every_seconds: float = 10.0) -> None:
         self.every_seconds = every_seconds
         self.console = Console(file=sys.stdout, highlight=False)
-        self._bar: Progress | None = None
+        self._bars: Progress | None = None
+        self._run: TaskID | None = None
+        self._validation: TaskID | None = None
         self._next_line = 0.0
         self._begun = (0.0, 0.0)
 
@@ -90,29 +93,45 @@ class RunProgress(L.Callback):
         self._begun = (time.monotonic(), budget_used(trainer))
         self._next_line = time.monotonic() + self.every_seconds
         if self.console.is_terminal and trainer.is_global_zero:
-            columns = (
-                BarColumn(),
-                TextColumn("{task.percentage:>3.0f}%"),
-                TextColumn("{task.description}"),
-            )
-            self._bar = Progress(*columns, console=self.console)
-            self._bar.add_task("", total=1.0)
-            self._bar.start()
+            self._bars = progress_bars(self.console)
+            self._run = self._bars.add_task("", total=1.0)
+            self._bars.start()
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         if trainer.global_step % trainer.log_every_n_steps and not trainer.should_stop:
             return
-        if self._bar is not None:
-            self._bar.update(
-                self._bar.task_ids[0],
-                completed=budget_used(trainer),
-                description=self._status(trainer),
-            )
-        elif time.monotonic() >= self._next_line:
-            self._next_line = time.monotonic() + self.every_seconds
-            self._say(trainer, f"{budget_used(trainer):4.0%} {self._status(trainer)}")
+        self._show(trainer, budget_used(trainer), self._status(trainer))
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.sanity_checking or self._bars is None:
+            return
+        # The run's own bar stands still meanwhile, and says why.
+        self._show(trainer, budget_used(trainer), f"step {trainer.global_step}  validating")
+        self._validation = self._bars.add_task("validation", total=sum(trainer.num_val_batches))
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Chunk,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if trainer.sanity_checking:
+            return
+        done, of = batch_idx + 1, sum(trainer.num_val_batches)
+        status = f"validation: chunk {done:,} of {of:,}"
+        if self._validation is not None:
+            self._bars.update(self._validation, completed=done, description=status)
+        elif self._line_is_due():
+            self._say(trainer, f"{budget_used(trainer):4.0%} step {trainer.global_step}  {status}")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._validation is not None:
+            self._bars.remove_task(self._validation)
+            self._validation = None
+            self._show(trainer, budget_used(trainer), self._status(trainer))
         m = {name: value.item() for name, value in trainer.callback_metrics.items()}
         if trainer.sanity_checking or "val_loss" not in m:
             return
@@ -123,15 +142,35 @@ class RunProgress(L.Callback):
             f"next token right {m['val_top1']:.1%} (top 5: {m['val_top5']:.1%})",
         )
 
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        early = trainer.early_stopping_callback
+        if early is not None and early.wait_count >= early.patience:
+            self._say(trainer, f"ended early: no lower loss in {early.wait_count} validations")
+        # The whole run, also where something else than its budget ended it.
+        self._next_line = 0.0
+        self._show(trainer, 1.0, self._status(trainer, 1.0))
 
-    def _status(self, trainer: L.Trainer) -> str:
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+            self._bars = None
+
+    def _show(self, trainer: L.Trainer, used: float, status: str) -> None:
+        if self._bars is not None:
+            self._bars.update(self._run, completed=used, description=status)
+        elif self._line_is_due():
+            self._say(trainer, f"{used:4.0%} {status}")
+
+    def _line_is_due(self) -> bool:
+        due = time.monotonic() >= self._next_line
+        if due:
+            self._next_line = time.monotonic() + self.every_seconds
+        return due
+
+    def _status(self, trainer: L.Trainer, used: float | None = None) -> str:
         m = trainer.callback_metrics
         begun, used_then = self._begun
-        used = budget_used(trainer)
+        used = budget_used(trainer) if used is None else used
         left = (time.monotonic() - begun) * (1 - used) / max(used - used_then, 1e-9)
         shown: list[tuple[str, Callable[[torch.Tensor], str]]] = [
             ("train_loss", lambda v: f"loss {v:.3f}"),

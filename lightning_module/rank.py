@@ -1,5 +1,10 @@
 """One of the processes that `launch.py` starts; not for users."""
 
+if __name__ == "__main__":  # python -m, before the imports below, see commands.py
+    from lightning_module.commands import rank
+
+    raise SystemExit(rank())
+
 import json
 import logging
 import os
@@ -17,6 +22,7 @@ from lightning_module import ranks
 from lightning_module.disk import write_atomically
 from lightning_module.guards import Stopped
 from lightning_module.launch import EXPECTED, JOB, outcome_file
+from lightning_module.signals import Interrupted
 from lightning_module.train import quiet, train
 
 
@@ -29,12 +35,12 @@ def _end_with_parent() -> None:
 
 def _describe(error: BaseException) -> dict[str, Any]:
     kind = type(error).__name__
-    plain = isinstance(error, (Stopped, *EXPECTED.values()))
+    plain = isinstance(error, (Stopped, Interrupted, *EXPECTED.values()))
     text = str(error) if plain else "".join(traceback.format_exception(error)).rstrip()
     return {"kind": kind, "text": text, "signal": getattr(error, "signal", None)}
 
 
-def main() -> None:
+def run() -> None:
     """Train as the job says and write down how it ended."""
     folder, number = Path(sys.argv[1]), int(os.environ["RANK"])
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -58,7 +64,3 @@ def main() -> None:
         sys.stdout.flush()
         os._exit(1)
     ranks.leave()
-
-
-if __name__ == "__main__":
-    main()

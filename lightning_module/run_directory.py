@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -172,6 +173,20 @@ def resumed(where: str, overrides: list[str]) -> tuple[DictConfig, Path | None]:
             )
     config.merge_with_dotlist(changes)
     return _moved(config, Path(config.run_dir), run_dir), checkpoint
+
+
+def how_to_resume(run_dir: Path) -> str:
+    """What a run that ended at once has left, and the command that goes on from there."""
+    if not (run_dir / CONFIG).is_file():
+        return "It had made no step: there is nothing to resume"
+    last = run_dir / CHECKPOINTS / LAST
+    found = f"The last checkpoint is {last}" if last.is_file() else "There is no checkpoint yet"
+    return f"{found}\nGo on with: {resume_command(run_dir)}"
+
+
+def resume_command(run_dir: Path) -> str:
+    """The command that goes on with a run, ready for a shell."""
+    return shlex.join(["triton-gru-train", f"resume={run_dir}"])
 
 
 def _moved(config: DictConfig, old: Path, new: Path) -> DictConfig:

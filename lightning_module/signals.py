@@ -38,6 +38,19 @@ def interrupt(number: int, frame: FrameType | None) -> None:
 
 
 @contextmanager
+def without_ctrl_c() -> Iterator[None]:
+    """Processes that are started in this context never receive SIGINT; this one does afterwards."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
 def handled_by(handler: Handler) -> Iterator[None]:
     """SIGINT and SIGTERM go to `handler` for as long as this context lasts.
 

@@ -11,13 +11,14 @@ import mmap
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from lightning_module.bars import reading
 from lightning_module.checksums import verify, write_checksums
 from lightning_module.corpora import Corpus, DataError, Document
 from lightning_module.disk import NO_ROOM, beside
@@ -74,16 +75,26 @@ class SplitTokens:
 
 
 def write_split(
-    folder: Path, split: str, documents: Iterator[Document], tokenizer: Tokenizer
+    folder: Path,
+    split: str,
+    documents: Iterator[Document],
+    tokenizer: Tokenizer,
+    advance: Callable[[int], None] = lambda characters: None,
 ) -> dict[str, Any]:
     """Writes the tokens of documents to `folder`, never holding more than a part of them.
+
+    Args:
+        folder: Where the files go.
+        split: Their names.
+        documents: What to write.
+        tokenizer: Makes the tokens.
+        advance: Called with the number of characters of each piece that was written.
 
     Returns:
         What `read_split` needs to know of the files.
     """
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
     begins, written, characters, unknown = [0], 0, 0, 0
-    next_line = time.monotonic() + 5
     with open(folder / f"{split}.tokens", "wb") as file:
         for document in documents:
             begun = written
@@ -91,8 +102,9 @@ def write_split(
             def counted(pieces: Iterable[str] = document.pieces()) -> Iterator[str]:
                 nonlocal characters
                 for piece in pieces:
-                    characters += len(piece)
                     yield piece
+                    characters += len(piece)
+                    advance(len(piece))
 
             for ids in tokenizer.encode_corpus(counted()):
                 if written == begun:
@@ -102,9 +114,6 @@ def write_split(
                 written += len(ids)
                 if tokenizer.unk_id is not None:
                     unknown += int((ids == tokenizer.unk_id).sum())
-                if time.monotonic() > next_line:
-                    next_line += 5
-                    log.info("%s: %s tokens so far, in %s", split, f"{written:,}", document.name)
             if written > begun:
                 begins.append(written)
         _flush(file)
@@ -225,12 +234,26 @@ class TokenCache:
         return True
 
     def _write(self, folder: Path) -> None:
-        texts = (piece for document in self.corpus.train() for piece in document.pieces())
-        tokenizer = Tokenizer.train(self.settings, texts)
+        characters = 0
+
+        def texts(advance: Callable[[int], None]) -> Iterator[str]:
+            nonlocal characters
+            for document in self.corpus.train():
+                for piece in document.pieces():
+                    yield piece
+                    characters += len(piece)
+                    advance(len(piece))
+
+        with reading("Finding the tokens of the training text", None, log) as advance:
+            tokenizer = Tokenizer.train(self.settings, texts(advance))
         tokenizer.save(folder / "tokenizer.json")
         about: dict[str, Any] = {"corpus": self.corpus.description, **asdict(self.settings)}
-        for split, documents in (("train", self.corpus.train), ("val", self.corpus.val)):
-            about[split] = write_split(folder, split, documents(), tokenizer)
+        for split, documents, what, total in (
+            ("train", self.corpus.train, "training", characters),
+            ("val", self.corpus.val, "validation", None),
+        ):
+            with reading(f"Tokenising the {what} text", total, log) as advance:
+                about[split] = write_split(folder, split, documents(), tokenizer, advance)
             if not about[split]["tokens"]:
                 raise DataError(f"{self.corpus.description}: the {split} split holds no text.")
         with open(folder / "about.json", "w", encoding="utf-8") as file:

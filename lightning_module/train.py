@@ -7,6 +7,7 @@ if __name__ == "__main__":  # python -m, before the imports below, see commands.
 
 import logging
 import os
+import shlex
 import sys
 import warnings
 from pathlib import Path
@@ -20,12 +21,11 @@ from hydra.utils import instantiate
 from lightning.fabric.plugins.environments import LightningEnvironment
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from rich.console import Console
-from rich.table import Table
 
 from lightning_module import ranks
 from lightning_module.budget import SharedClock
 from lightning_module.checkpoints import (
+    BEST,
     AtomicCheckpointIO,
     CheckpointError,
     read_checkpoint,
@@ -39,8 +39,15 @@ from lightning_module.guards import Diverged, EndWhenTakenOver, Stopped
 from lightning_module.launch import RankFailed, launch
 from lightning_module.predictor import SentencePredictor
 from lightning_module.ranks import RunError, World, make_strategy
-from lightning_module.run_directory import check_run_dir, go_on_in_run_dir, make_run_dir, resumed
-from lightning_module.run_files import METRICS, read_metrics, summarize
+from lightning_module.run_directory import (
+    check_run_dir,
+    go_on_in_run_dir,
+    how_to_resume,
+    make_run_dir,
+    resume_command,
+    resumed,
+)
+from lightning_module.run_files import CONFIG, METRICS, read_metrics, summarize
 from lightning_module.run_lock import RunLock
 from lightning_module.signals import Interrupted, exit_code
 
@@ -224,20 +231,24 @@ def run(config: DictConfig) -> None:
     """What `triton-gru-train` does with its config; leaves with SystemExit where that failed."""
     go_on = config.resume is not None
     checkpoint = None
+    run_dir = Path(config.resume if go_on else config.run_dir).absolute()
+    another_run = not go_on and (run_dir / CONFIG).is_file()  # which will be refused
     try:
         quiet()
         if go_on:
             config, checkpoint = resumed(config.resume, list(HydraConfig.get().overrides.task))
+            run_dir = Path(config.run_dir)
         else:
-            config.run_dir = os.path.abspath(config.run_dir)
+            config.run_dir = str(run_dir)
         metrics = train_on_all_ranks(config, checkpoint, go_on=go_on)
     except Stopped as stopped:
         if ranks.rank() == 0:
-            again = f"Go on with: triton-gru-train resume={config.run_dir}"
-            print(f"\n{stopped}\n{again}", file=sys.stderr)
+            print(f"\n{stopped}\nGo on with: {resume_command(run_dir)}", file=sys.stderr)
         raise SystemExit(exit_code(stopped.signal)) from None
     except Interrupted as interrupted:
-        print(f"\n{interrupted} before the first step; nothing to resume", file=sys.stderr)
+        if ranks.rank() == 0:
+            left = "There is nothing to resume" if another_run else how_to_resume(run_dir)
+            print(f"\n{interrupted}\n{left}", file=sys.stderr)
         raise SystemExit(exit_code(interrupted.signal)) from None
     except (DataError, RunError, CheckpointError, Diverged, RankFailed) as error:
         if ranks.rank() == 0:
@@ -268,8 +279,10 @@ def quiet() -> None:
 
 
 def _show(metrics: dict[str, Any], run_dir: Path) -> None:
-    table = Table(title=f"{run_dir}", title_justify="left", show_header=False)
-    for name, value in metrics.items():
-        table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
-    Console().print(table)
-    print(f"Curves, samples and summary are in {run_dir}")
+    """What the last validation, printed before, leaves to be said."""
+    if metrics and metrics["val_loss"] < metrics["last_val_loss"]:
+        print(f"{BEST} is of step {metrics['best_step']}: {metrics['val_loss']:.4f} nats a token")
+    elif metrics:
+        print(f"{BEST} is of step {metrics['best_step']}, the last validation")
+    print(f"Checkpoints, curves, samples and summary are in {run_dir}")
+    print(f"Predict with: triton-gru-predict {shlex.quote(f'checkpoint={run_dir}')}")

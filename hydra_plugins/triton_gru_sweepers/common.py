@@ -56,15 +56,16 @@ class NamedSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         """Run all jobs and write the report; leaves with SystemExit where that is not 0."""
-        from lightning_module.signals import Interrupted, exit_code
+        from lightning_module.signals import Interrupted, exit_code, handled_by, interrupt
         from lightning_module.sweep_report import report
 
         try:
             overrides = self._overrides(arguments)
             self._compose_each(overrides)
-            with self._directory_of(overrides):
-                self._run(overrides)
-            jobs = report(self.directory)
+            with handled_by(interrupt):
+                with self._directory_of(overrides):
+                    self._run(overrides)
+                jobs = report(self.directory)
         except SweepError as error:
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(1) from None

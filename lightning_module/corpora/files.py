@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import codecs
 import glob
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
 from lightning_module.corpora.corpus import Corpus, DataError, Document, beginning, digest
+from lightning_module.corpora.text import read_utf8
 
 
 def text_files(paths: str | Iterable[str], val_fraction: float = 0.1) -> Corpus:
@@ -89,57 +89,3 @@ def _rest(pieces: Iterable[str], characters: int) -> Iterator[str]:
         if len(piece) > characters:
             yield piece[characters:]
         characters = max(0, characters - len(piece))
-
-
-def read_utf8(path: Path, size: int = 2**20, longest: int = 2**24) -> Iterator[str]:
-    r"""The text of a file, without a byte order mark, its line ends turned to `\n`, in pieces.
-
-    Args:
-        path: The file.
-        size: Characters a piece, about; it ends as those of `Document` do.
-        longest: A piece without such an end is cut here, if need be within a token.
-
-    Raises:
-        DataError: The file cannot be read, or is not UTF-8 (names the byte and where it is).
-    """
-    text = ""
-    try:
-        with open(path, encoding="utf-8-sig", newline=None) as file:
-            while block := file.read(size):
-                text += block
-                # The last newline but those at the very end, which more of them may follow.
-                end = text.rstrip("\n").rfind("\n") + 1
-                end = len(text) if not end and len(text) >= longest else end
-                if end:
-                    yield text[:end]
-                    text = text[end:]
-    except UnicodeDecodeError as error:
-        raise DataError(_not_utf8(path)) from error
-    except OSError as error:
-        raise DataError(f"Cannot read {path}: {error.strerror}.") from error
-    if text:
-        yield text
-
-
-def _not_utf8(path: Path) -> str:
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    begin, lines, content = 0, 1, b""
-    with open(path, "rb") as file:
-        utf16 = file.peek(2)[:2] in (b"\xff\xfe", b"\xfe\xff")
-        while True:
-            waiting = decoder.getstate()[0]  # the beginning of a character
-            begin += len(content) - len(waiting)
-            block = file.read(2**20)
-            content = waiting + block
-            try:
-                decoder.decode(block, final=not block)
-            except UnicodeDecodeError as error:
-                line = lines + content.count(b"\n", 0, error.start)
-                return (
-                    f"{path} is not UTF-8: byte 0x{content[error.start]:02x} at offset "
-                    f"{begin + error.start} (line {line}). Convert it, for example: "
-                    f"iconv -f {'UTF-16' if utf16 else 'ISO-8859-1'} -t UTF-8 {path} > {path}.utf8"
-                )
-            if not block:
-                return f"{path} changed while it was read."
-            lines += content.count(b"\n")

@@ -50,6 +50,7 @@ def command(tmp_path_factory):
             input=stdin,
             capture_output=True,
             text=True,
+            errors="surrogateescape",  # "\udcff" in stdin is the byte 0xff
             timeout=240,
             env={**os.environ, "TRITON_GRU_CACHE": str(home / "cache"), **environment},
         )

@@ -79,15 +79,17 @@ def test_predict_reads_prompts_from_standard_input_and_writes_json(command, trai
         f"runs={trained.parent}",
         "num_sentences=1",
         "temperature=0",
-        stdin="The cat \n\n${x}\nA dog \n",
+        stdin="\ufeffThe cat \r\n\n${é}\nno \udcff\nA dog \n",
+        PYTHONIOENCODING="ascii",
     )
-    # A line that cannot be answered is named, and the others are answered.
+    # A line that cannot be answered is named, and the others are answered; JSON is UTF-8.
     assert done.returncode == 1
     assert "error: line 3: The tokenizer does not know" in done.stderr
+    assert "error: line 4: not UTF-8: byte 0xff is byte 4 of it" in done.stderr
     found = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [f["prompt"] for f in found] == ["The cat ", "${x}", "A dog "]
-    assert "does not know" in found[1]["error"]
-    for f in (found[0], found[2]):
+    assert [f["prompt"] for f in found] == ["The cat ", "${é}", "no \ufffd", "A dog "]
+    assert "does not know" in found[1]["error"] and "not UTF-8" in found[2]["error"]
+    for f in (found[0], found[3]):
         assert [t["probability"] for t in f["next"]] == sorted(
             (t["probability"] for t in f["next"]), reverse=True
         )

@@ -1,6 +1,7 @@
 """The corpora: what is trained on, what is held out, and how bad input is refused."""
 
 import hashlib
+import io
 import itertools
 import os
 import subprocess
@@ -23,8 +24,8 @@ from lightning_module.corpora.built_in import (
     plain_chapter,
     plain_play,
 )
-from lightning_module.corpora.files import read_utf8
 from lightning_module.corpora.hub import HUB_TIMEOUT
+from lightning_module.corpora.text import from_argument, read_lines, read_utf8
 from lightning_module.tokenizers import Tokenizer, TokenizerSettings
 from triton_gru.cache import cache_directory
 
@@ -273,6 +274,44 @@ def test_utf16_is_named(tmp_path):
     (tmp_path / "wide.txt").write_text("abc", encoding="utf-16")
     with pytest.raises(DataError, match="iconv -f UTF-16"):
         list(read_utf8(tmp_path / "wide.txt"))
+
+
+def test_a_nul_is_no_text(tmp_path):
+    (tmp_path / "wide.txt").write_text("one\ntwo", encoding="utf-16-le")
+    with pytest.raises(DataError, match=r"byte NUL at offset 1 \(line 1\).*iconv -f UTF-16LE"):
+        list(read_utf8(tmp_path / "wide.txt"))
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
+@given(
+    lines=st.lists(st.text(st.sampled_from("ab é三\ufeff"), max_size=5), min_size=1, max_size=6),
+    end=st.sampled_from(["\n", "\r\n", "\r"]),
+    mark=st.booleans(),
+)
+def test_lines_are_those_of_a_file_to_train_on(tmp_path, lines, end, mark):
+    raw = b"\xef\xbb\xbf" * mark + end.join(lines).encode()
+    (tmp_path / "a.txt").write_bytes(raw)
+    found = list(read_lines(io.BytesIO(raw), "it"))
+    whole = "".join(read_utf8(tmp_path / "a.txt"))
+    assert "\n".join(text for _, text, _ in found) == whole.removesuffix("\n" * (lines[-1] == ""))
+    assert [number for number, _, _ in found] == list(range(1, len(found) + 1))
+    assert not any(error for _, _, error in found)
+    assert from_argument(("\ufeff" * mark) + end.join(lines)) == whole
+
+
+def test_a_line_that_is_no_text_is_named_and_the_others_come():
+    raw = b"one\n\xff two\nthree\r\xe4\xb8\nfour \0\nfive"
+    found = list(read_lines(io.BytesIO(raw), "it"))
+    assert [text for _, text, error in found if not error] == ["one", "three", "five"]
+    assert [(number, str(error)) for number, _, error in found if error] == [
+        (2, "not UTF-8: byte 0xff is byte 1 of it"),
+        (4, "not UTF-8: byte 0xe4 is byte 1 of it"),
+        (5, "not UTF-8: byte NUL is byte 6 of it"),
+    ]
+    with pytest.raises(DataError, match="it is UTF-16, not UTF-8"):
+        list(read_lines(io.BytesIO("one\ntwo".encode("utf-16")), "it"))
+    with pytest.raises(DataError, match="not UTF-8: byte 0xff at character 2"):
+        from_argument("a\n\udcff")
 
 
 def test_file_that_goes_away(tmp_path):

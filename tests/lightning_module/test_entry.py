@@ -1,7 +1,9 @@
 """What the commands answer or refuse before torch is imported."""
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 from importlib import import_module
@@ -12,6 +14,7 @@ import pytest
 import lightning_module
 import triton_gru
 from lightning_module import commands
+from lightning_module.signals import handled_by, interrupt
 
 ROOT = Path(__file__).parents[2]
 MODULES = {  # of the commands, for python -m
@@ -26,6 +29,7 @@ MODULES = {  # of the commands, for python -m
 CHILD = """
 import json, sys
 from lightning_module import commands
+from lightning_module.signals import handled_by, interrupt
 
 calls, hidden = json.loads(sys.argv[1])
 sys.modules.update(dict.fromkeys(hidden))
@@ -137,3 +141,55 @@ def test_what_the_package_exports_is_imported_when_it_is_asked_for():
         assert name in dir(lightning_module)
     with pytest.raises(AttributeError, match="no_such"):
         _ = lightning_module.no_such
+
+
+# Sends a signal to itself, once while it imports and once while it works.
+INTERRUPTED = """
+import os, sys, time
+from lightning_module import commands
+from lightning_module.signals import handled_by, interrupt
+
+when, number = sys.argv[1], int(sys.argv[2])
+sys.argv = ["predict"]
+
+def interrupted(*_):
+    os.kill(os.getpid(), number)
+    time.sleep(60)
+
+def load():
+    if when == "importing":
+        try:
+            interrupted()
+        except BaseException:  # as numpy does around an import
+            raise ImportError("numpy.core.multiarray failed to import")
+    return interrupted
+
+with commands._command("triton-gru-predict"):
+    commands._compose_and_run("predict", load)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("when", ["importing", "working"])
+def test_a_signal_ends_a_command_in_one_line(tmp_path, when, number):
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, when, str(int(number))],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 128 + number, done.stderr
+    assert done.stderr == f"\nstopped by {number.name}\n"
+
+
+def test_a_signal_that_is_ignored_or_handled_otherwise_stays_so():
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        for present in (signal.SIG_IGN, lambda *_: None):
+            signal.signal(signal.SIGTERM, present)
+            with handled_by(interrupt):
+                assert signal.getsignal(signal.SIGTERM) is present
+    finally:
+        signal.signal(signal.SIGTERM, before)

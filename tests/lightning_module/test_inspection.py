@@ -320,7 +320,7 @@ def settings(**given):
 
 def test_reads_standard_input_as_one_text(tokenizer, tmp_path, monkeypatch):
     checkpoint = save(made_model(tokenizer), tokenizer, tmp_path)
-    monkeypatch.setattr("sys.stdin", io.StringIO("or\nnot\n"))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"or\nnot\n")))
     inspect(settings(checkpoint=str(checkpoint), output=str(tmp_path / "look")), None)
     with np.load(tmp_path / "look.npz") as numbers:
         assert "".join(numbers["tokens"]) == "or\nnot"

@@ -14,8 +14,9 @@ from lightning_module.checkpoints import CheckpointError, load_predictor
 from lightning_module.commands import CONFIGS
 from lightning_module.guards import Stopped
 from lightning_module.ranks import RunError
-from lightning_module.run_directory import resumed
+from lightning_module.run_directory import how_to_resume, resumed
 from lightning_module.run_files import CHECKPOINTS, LAST, METRICS, read_metrics
+from lightning_module.signals import Interrupted
 from lightning_module.train import quiet, train
 from tests.lightning_module.conftest import TINY, made_text
 
@@ -187,6 +188,32 @@ def test_a_signal_is_heard_whatever_is_validated_when(run, tmp_path, interval):
     assert judged[0] == judged[1]
 
 
+def test_early_stopping_ends_a_resumed_run_where_it_would_have_ended(run, tmp_path):
+    """A rate so low that no validation is 0.1 nats better than the first one."""
+    settings = ["callbacks=early_stopping", "callbacks.early_stopping.min_delta=0.1",
+                "optimizer.lr=1e-6", "trainer.val_check_interval=2",
+                "trainer.max_steps=100"]  # fmt: skip
+    whole = run("whole", *settings)
+    assert whole["global_step"] == 2 * (1 + 3)
+    config = ["callbacks.killer._target_=tests.lightning_module.test_options.Killer"]
+    with pytest.raises(Stopped):
+        run("stopped", *settings, *(f"+{c}" for c in config))
+    config, checkpoint = resumed(str(tmp_path / "stopped"), [])
+    config.callbacks.killer = None
+    train(config, checkpoint, go_on=True)
+    last = torch.load(tmp_path / "stopped" / CHECKPOINTS / LAST, weights_only=True)
+    assert last["global_step"] == 8
+    assert all(torch.equal(last["state_dict"][k], w) for k, w in whole["state_dict"].items())
+    # Today's patience is what counts, and not the checkpoint's.
+    config, checkpoint = resumed(str(tmp_path / "stopped"), ["callbacks.early_stopping.patience=5"])
+    config.callbacks.killer = None
+    train(config, checkpoint, go_on=True)
+    last = torch.load(tmp_path / "stopped" / CHECKPOINTS / LAST, weights_only=True)
+    assert last["global_step"] == 2 * (1 + 5)
+    with pytest.raises(RunError, match="patience must be a whole number of at least 1; got 0"):
+        run("none", "callbacks=early_stopping", "callbacks.early_stopping.patience=0")
+
+
 def test_averaging_and_fsdp_are_refused_together(run):
     with pytest.raises(RunError, match="set strategy=ddp or averaging=null"):
         run("run", "averaging=ema", "strategy=fsdp", "trainer.devices=1")
@@ -221,3 +248,30 @@ def test_a_checkpoint_of_another_tokenizer_is_refused(run, tmp_path):
     )
     with pytest.raises(CheckpointError, match="is another run's tokenizer"):
         load_predictor(checkpoint)
+
+
+class TwiceInterrupter(L.Callback):
+    """Sends SIGINT to this process twice in the fourth step."""
+
+    def on_train_batch_start(self, trainer, *_):
+        if trainer.global_step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("interval", [2, 5])
+def test_a_second_ctrl_c_ends_at_once(run, tmp_path, capfd, interval):
+    """With a checkpoint, and before there is one; the run says so and goes on from there."""
+    twice = "tests.lightning_module.test_options.TwiceInterrupter"
+    with pytest.raises(Interrupted, match="stopped by SIGINT"):
+        run("run", f"trainer.val_check_interval={interval}", f"+callbacks.twice._target_={twice}")
+    assert "Ctrl-C ends it at once" in capfd.readouterr().err
+    said = how_to_resume(tmp_path / "run")
+    last = tmp_path / "run" / CHECKPOINTS / LAST
+    assert (f"The last checkpoint is {last}" if interval == 2 else "There is no checkpoint") in said
+    assert said.endswith(f"\nGo on with: triton-gru-train resume={tmp_path / 'run'}")
+    config, checkpoint = resumed(str(tmp_path / "run"), [])
+    assert (checkpoint is None) == (interval == 5)
+    config.callbacks.twice = None
+    train(config, checkpoint, go_on=True)
+    assert torch.load(last, weights_only=True)["global_step"] == 8

@@ -155,7 +155,9 @@ def test_of_starts_at_once_in_one_directory_one_wins(tmp_path, any_file_system):
         assert all("is held by" in error or "is not empty" in error for error in lost)
         assert {p.name for p in run_dir.iterdir()} == {LOCK, CHECKPOINTS, CONFIG}
         won[0][1]()
-        assert run_dir.exists() == bool(number % 2)
+        # One of the refused may have made the folder: then it stays, empty.
+        assert run_dir.exists() or number % 2 == 0
+        assert not run_dir.exists() or not list(run_dir.iterdir())
 
 
 # --- the lock -------------------------------------------------------------------------------------

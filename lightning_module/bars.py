@@ -1,0 +1,69 @@
+"""Progress bars: what they look like, and one for reading a text."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+EVERY_SECONDS = 5.0  # between two lines where there is no terminal
+
+
+def progress_bars(console: Console, transient: bool = False) -> Progress:
+    """Bars with their percentage and description, a line each; with `transient`, gone at the end.
+
+    A bar whose total is unknown moves to and fro.
+    """
+    percentage = TextColumn("{task.percentage:>3.0f}%")
+    return Progress(
+        BarColumn(),
+        percentage,
+        TextColumn("{task.description}", markup=False),
+        console=console,
+        transient=transient,
+    )
+
+
+@contextmanager
+def reading(what: str, total: int | None, log: logging.Logger) -> Iterator[Callable[[int], None]]:
+    """Shows how much of a text is read: a bar in a terminal, else a line every few seconds.
+
+    Args:
+        what: is done with the text.
+        total: characters; None: unknown.
+        log: prints the lines; where it is silenced there is no bar either.
+
+    Yields:
+        A function to be called with the number of characters of each piece read.
+    """
+    console = Console(file=sys.stdout, highlight=False)
+    read, next_line = 0, time.monotonic() + EVERY_SECONDS
+
+    def said() -> str:
+        return f"{what}: {read:,} characters"
+
+    if console.is_terminal and log.isEnabledFor(logging.INFO):
+        with progress_bars(console, transient=True) as bars:
+            bar = bars.add_task(said(), total=total)
+
+            def advance(characters: int) -> None:
+                nonlocal read
+                read += characters
+                bars.update(bar, completed=read, description=said())
+
+            yield advance
+        return
+
+    def advance(characters: int) -> None:
+        nonlocal read, next_line
+        read += characters
+        if time.monotonic() > next_line:
+            next_line = time.monotonic() + EVERY_SECONDS
+            log.info("%s%s", said(), f" ({read / total:.0%})" if total else "")
+
+    yield advance
