@@ -38,6 +38,14 @@ EXTRAS = {
     "ray": ("ray",),
 }
 
+# How a thread of OpenMP waits for the others: asleep, without spinning before. By default it spins
+# for milliseconds, and beside another process that computes, what the spinning threads wait for has
+# no processor to run on. libgomp (in torch's wheels for Linux) reads the first, LLVM's and Intel's
+# OpenMP (macOS, conda) the second. Figures: python -m benchmarks.contention
+WAITING = {"GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
+# With one of these set, the user has decided.
+_WAITING_OF_THE_USER = (*WAITING, "OMP_WAIT_POLICY", "KMP_LIBRARY")
+
 # What runs a config; imported after the arguments were read.
 Run = Callable[["DictConfig"], Any]
 
@@ -135,6 +143,7 @@ def sweep_report() -> None:
 
 def rank() -> None:
     """Entry point of the processes that `launch.py` starts, which says what there is to say."""
+    _let_waiting_threads_sleep()
     with handled_by(lambda number, frame: os._exit(exit_code(number))):
         from lightning_module.rank import run
 
@@ -154,6 +163,7 @@ def version() -> str:
 def _command(program: str) -> Iterator[None]:
     """What holds for every command, from its first line to its last."""
     sys.argv = [program, *sys.argv[1:]]  # python -m gives the name of a file
+    _let_waiting_threads_sleep()
     try:
         with handled_by(_exit_at_once), _errors_in_one_line():
             if "--version" in sys.argv[1:]:
@@ -179,6 +189,12 @@ def _compose_and_run(config_name: str, load: Callable[[], Run]) -> None:
                 return run(config)
 
     task()
+
+
+def _let_waiting_threads_sleep() -> None:
+    """Sets `WAITING` for this process and those it starts; OpenMP reads it when torch loads it."""
+    if not any(variable in os.environ for variable in _WAITING_OF_THE_USER):
+        os.environ.update(WAITING)
 
 
 def _exit_at_once(number: int, frame: Any) -> None:

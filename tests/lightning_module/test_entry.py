@@ -193,3 +193,18 @@ def test_a_signal_that_is_ignored_or_handled_otherwise_stays_so():
                 assert signal.getsignal(signal.SIGTERM) is present
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize(
+    ("of_the_user", "expected"),
+    [
+        ({}, commands.WAITING),
+        ({"OMP_NUM_THREADS": "3"}, commands.WAITING),
+        *(({name: "1"}, {}) for name in commands._WAITING_OF_THE_USER),
+    ],
+)
+def test_threads_wait_as_the_user_says_or_asleep(monkeypatch, of_the_user, expected):
+    environment = {"HOME": "/", **of_the_user}
+    monkeypatch.setattr(commands.os, "environ", dict(environment))
+    commands._let_waiting_threads_sleep()
+    assert commands.os.environ == environment | expected
