@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
 
 from lightning_module import ranks
 from lightning_module.budget import budget_used
+from lightning_module.rewind import UNLOGGED, unlogged_row
 from lightning_module.run_files import LAST
 from lightning_module.run_lock import RunLock
 from lightning_module.signals import SIGNALS, Interrupted
@@ -235,6 +236,11 @@ class LastCheckpoint(Checkpoint):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._saved_step != trainer.global_step:
             self._save(trainer)
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint[UNLOGGED] = unlogged_row(trainer)
 
     def _save(self, trainer: L.Trainer) -> None:
         for logger in trainer.loggers:  # first: what was logged before the checkpoint is kept

@@ -13,9 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from lightning_module.checkpoints import CheckpointError, find_checkpoint
 from lightning_module.disk import remove_left_over, write_atomically
-from lightning_module.metrics_log import MetricsLogger
 from lightning_module.ranks import RunError
-from lightning_module.run_files import CHECKPOINTS, CONFIG, LAST, METRICS, TOKENIZER, read_metrics
+from lightning_module.rewind import UNLOGGED, rewind
+from lightning_module.run_files import CHECKPOINTS, CONFIG, LAST, TOKENIZER
 from lightning_module.run_lock import LOCK, RunLock, read_holder
 
 # What the root of a file system holds that was just made.
@@ -119,18 +119,24 @@ def make_run_dir(run_dir: Path, config: DictConfig, data: Any, lock: RunLock) ->
 
 
 def go_on_in_run_dir(
-    run_dir: Path, config: DictConfig, data: Any, trainer: L.Trainer, steps: int
+    run_dir: Path, config: DictConfig, data: Any, trainer: L.Trainer, saved: dict[str, Any] | None
 ) -> None:
-    """Clears up after a process that was killed, and forgets what it logged after `steps`."""
+    """Clears up after a process that was killed, and forgets what it logged after its checkpoint.
+
+    Args:
+        run_dir: of the run.
+        config: of the run.
+        data: of the run, set up.
+        trainer: whose loggers will go on.
+        saved: the checkpoint; None for a run that begins anew.
+    """
+    (run_dir / CHECKPOINTS).mkdir(exist_ok=True)
     data.tokenizer.save(run_dir / CHECKPOINTS / TOKENIZER)  # should it be lost or another one
     for folder in (run_dir, run_dir / CHECKPOINTS):
         remove_left_over(folder)
     _write_config(run_dir, config)
-    # What was logged after the checkpoint will be logged again.
-    rows = read_metrics(run_dir / METRICS, up_to_step=steps - 1)
-    for logger in trainer.loggers:
-        if isinstance(logger, MetricsLogger):
-            logger.experiment.keep([row | {"step": int(row["step"])} for row in rows])
+    saved = saved or {"global_step": 0}
+    rewind(run_dir, trainer, saved["global_step"], saved.get(UNLOGGED, {}))
 
 
 def _write_config(folder: Path, config: DictConfig) -> None:

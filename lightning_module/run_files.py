@@ -23,8 +23,8 @@ def read_metrics(path: Path, up_to_step: float = float("inf")) -> list[dict[str,
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as file:
-        # A process killed while writing leaves a line without its end.
-        lines = [line for line in file if line.endswith("\n")]
+        # A process killed while writing leaves a line without its end, a power cut one of NULs.
+        lines = [line for line in file if line.endswith("\n") and "\0" not in line]
     rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(lines)]
     return [row for row in rows if row["step"] <= up_to_step]
 

@@ -145,8 +145,7 @@ def _train(
     if config.compile:
         model.compile()
     if go_on:
-        steps = saved["global_step"] if saved else 0
-        ranks.once(lambda: go_on_in_run_dir(run_dir, config, data, trainer, steps))
+        ranks.once(lambda: go_on_in_run_dir(run_dir, config, data, trainer, saved))
         undo = None
     else:
         undo = ranks.once(lambda: make_run_dir(run_dir, config, data, lock))

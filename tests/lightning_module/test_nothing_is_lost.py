@@ -14,6 +14,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from lightning_module.guards import LastCheckpoint
 from lightning_module.metrics_log import MetricsLogger
 from lightning_module.run_files import CHECKPOINTS, LAST, METRICS, read_metrics
 from tests.lightning_module.conftest import TINY, made_text
@@ -80,6 +81,81 @@ def test_a_run_killed_before_its_first_checkpoint_begins_anew(command, text_file
         torch.equal(a["state_dict"][name], b["state_dict"][name]) for name in a["state_dict"]
     )
     assert 123.0 not in [row.get("train_loss") for row in read_metrics(left / METRICS)]
+
+
+class Killed(BaseException):
+    pass
+
+
+def logged(run_dir):
+    """What a run logged: rows, TensorBoard's scalars, samples; without times."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    rows = {}
+    for row in read_metrics(run_dir / METRICS):
+        assert not (rows.setdefault(row["step"], {}).keys() & row.keys() - {"epoch", "step"}), row
+        rows[row["step"]] |= row
+    board = EventAccumulator(str(run_dir / "tensorboard"), purge_orphaned_data=False).Reload()
+    scalars = {
+        tag: [(event.step, event.value) for event in board.Scalars(tag)]
+        for tag in board.Tags()["scalars"]
+        if tag not in ("tokens_per_second", "hp_metric")
+    }
+    for row in rows.values():
+        row.pop("tokens_per_second", None)
+    return rows, scalars, (run_dir / "samples.txt").read_text()
+
+
+def test_what_was_logged_after_the_checkpoint_is_cut(train_here, tmp_path, monkeypatch):
+    from torch.utils.tensorboard import SummaryWriter
+
+    def run(name, **how):
+        run_dir = tmp_path / name
+        train_here(
+            f"run_dir={run_dir}", "trainer.max_steps=9", "trainer.val_check_interval=4",
+            "trainer.log_every_n_steps=2", "callbacks.last.every_minutes=0", **how,
+        )  # fmt: skip
+        return run_dir
+
+    expected = logged(run("whole"))
+    assert [step for step, _ in expected[1]["train_loss"]] == [1, 3, 5, 7, 8]
+    assert [row for row in expected[0] if "val_loss" in expected[0][row]] == [3, 7, 8]
+
+    save = LastCheckpoint._save
+    # Killed after its third save of the last checkpoint, whose step is not logged yet; after the
+    # second, which follows a validation; before the first.
+    for saves, steps in ((3, 6), (2, 4), (0, 2)):
+        done = []
+
+        def save_and_die(callback, trainer, saves=saves, done=done):
+            if saves:
+                save(callback, trainer)
+            done.append(trainer.global_step)
+            if len(done) >= saves:
+                raise Killed
+
+        with monkeypatch.context() as patched, pytest.raises(Killed):
+            patched.setattr(LastCheckpoint, "_save", save_and_die)
+            run(f"killed-{saves}")
+        assert done[-1] == steps
+        left = tmp_path / f"killed-{saves}"
+        # What a process leaves that goes on after its checkpoint and is killed while it writes.
+        columns = (left / METRICS).read_text().split("\n")[0].count(",")
+        with (left / METRICS).open("a") as file:
+            file.write("8" + ",8" * columns + "\n9,")
+        with (left / "samples.txt").open("a") as file:
+            file.write("== step 8, held-out loss 1.0000 nats a token\n> a|b\n\n== step 9, hel")
+        writer = SummaryWriter(left / "tensorboard")
+        for step in (6, 7, 9):
+            writer.add_scalar("train_loss", 7.0, step)
+        writer.close()
+        torn = max((left / "tensorboard").glob("*tfevents*"), key=lambda path: path.stat().st_mtime)
+        torn.write_bytes(torn.read_bytes()[:-3])
+        run(left.name, go_on=True, checkpoint=left / CHECKPOINTS / LAST if saves else None)
+        found = logged(left)
+        assert found[0] == expected[0]
+        assert found[1] == expected[1]
+        assert found[2] == expected[2]
 
 
 def test_metrics_are_added_to_and_never_rewritten_in_place(tmp_path, monkeypatch):
