@@ -33,6 +33,8 @@ EXTRAS = {
         *("tensorboard", "numpy"),
     ),
     "hf": ("datasets",),
+    "wandb": ("wandb",),
+    "mlflow": ("mlflow",),
     "sweep": ("optuna", "sklearn", "joblib"),
     "slurm": ("submitit",),
     "ray": ("ray",),

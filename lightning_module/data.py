@@ -228,6 +228,14 @@ class SentenceDataModule(lightning.LightningDataModule):
         """A pass over the held-out text."""
         return ChunkLoader(self.val)
 
+    def test_dataloader(self) -> ChunkLoader:
+        """The same: a corpus has one part that is held out."""
+        return self.val_dataloader()
+
+    def predict_dataloader(self) -> ChunkLoader:
+        """The same: `SentencePredictor` says of each of its tokens how likely it was."""
+        return self.val_dataloader()
+
 
 def _ends_line(tokenizer: Tokenizer) -> np.ndarray:
     """Which tokens are line ends, bool [vocab_size]; no token holds one beside other text."""

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import torch
@@ -34,6 +34,18 @@ CORES: dict[str, Callable[..., nn.Module]] = {
 FUSED_LOSS_VOCABULARY = 4000
 
 State = Tensor | tuple[Tensor, ...]
+
+
+class TokenScores(NamedTuple):
+    """What `Trainer.predict` returns of each chunk.
+
+    Attributes:
+        nats: what each target cost, `[T, B]`; NaN where there is nothing to predict.
+        likeliest: id of the likeliest token at each place, int64 `[T, B]`.
+    """
+
+    nats: Tensor
+    likeliest: Tensor
 
 
 class SentencePredictor(L.LightningModule):
@@ -115,7 +127,7 @@ class SentencePredictor(L.LightningModule):
             self.output.weight = self.embedding.weight
         self.optimizer_factory = optimizer
         self.schedule = schedule
-        self.carried: dict[str, State | None] = {"train": None, "val": None}
+        self.carried: dict[str, State | None] = dict.fromkeys(("train", "val", "test", "predict"))
         self._resumed_rng: list[dict[str, Tensor]] = []
         # Tokens of each chunk that waits for its step; never in the middle of it in a checkpoint.
         self._tokens_of_step: list[int] = []
@@ -127,6 +139,25 @@ class SentencePredictor(L.LightningModule):
         """`torch.compile` for what a training or validation step computes; see its arguments."""
         self.features = torch.compile(self.features, *args, **kwargs)
         self._nll = torch.compile(self._nll, *args, **kwargs)
+
+    def describe(self) -> str:
+        """The model in a line for people: its parts, their parameters, the size of all."""
+        own = self.output if not self.hparams.tie_weights else None
+        parts = {
+            "embedding": self.embedding,
+            f"{self.hparams.num_layers} x {self.hparams.core['name']}": self.core,
+            "projection": self.to_embedding,
+            "output": own,
+        }
+        counts = {
+            name: sum(p.numel() for p in part.parameters()) for name, part in parts.items() if part
+        }
+        parameters = list(self.parameters())  # tied ones once
+        size = sum(p.numel() * p.element_size() for p in parameters) / 1e6
+        listed = ", ".join(f"{name} {count:,}" for name, count in counts.items() if count)
+        total = sum(p.numel() for p in parameters)
+        hidden = self.hparams.hidden_size
+        return f"Model of {total:,} parameters ({size:.1f} MB), hidden size {hidden}: {listed}"
 
     @property
     def takes_resets(self) -> bool:
@@ -214,8 +245,22 @@ class SentencePredictor(L.LightningModule):
         self.carried["val"] = None
 
     def validation_step(self, batch: Chunk, batch_idx: int) -> None:
-        logits, state = self(batch.inputs, self._carried("val", batch), batch.resets)
-        self.carried["val"] = state
+        self._judge("val", batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_judged("val")
+
+    def on_test_epoch_start(self) -> None:
+        self.carried["test"] = None
+
+    def test_step(self, batch: Chunk, batch_idx: int) -> None:
+        self._judge("test", batch)
+
+    def on_test_epoch_end(self) -> None:
+        self._log_judged("test")
+
+    def _judge(self, stage: str, batch: Chunk) -> None:
+        logits = self._scores(stage, batch)
         real = batch.targets != IGNORE
         logits, targets = logits[real].float(), batch.targets[real]
         if not len(targets):
@@ -228,20 +273,37 @@ class SentencePredictor(L.LightningModule):
         self.val_top1.update((rank <= 1).float())
         self.val_top5.update((rank <= 5).float())
 
-    def on_validation_epoch_end(self) -> None:
+    def _log_judged(self, stage: str) -> None:
         loss = self.val_nll.compute()
         self.log_dict(
             {
-                "val_loss": loss,
-                "val_perplexity": loss.exp(),
-                "val_bits_per_char": loss / math.log(2) / self.hparams.chars_per_token,
-                "val_top1": self.val_top1.compute(),
-                "val_top5": self.val_top5.compute(),
+                f"{stage}_loss": loss,
+                f"{stage}_perplexity": loss.exp(),
+                f"{stage}_bits_per_char": loss / math.log(2) / self.hparams.chars_per_token,
+                f"{stage}_top1": self.val_top1.compute(),
+                f"{stage}_top5": self.val_top5.compute(),
             }
         )
         for metric in (self.val_nll, self.val_top1, self.val_top5):
             metric.reset()
-        self.carried["val"] = None
+        self.carried[stage] = None
+
+    def on_predict_epoch_start(self) -> None:
+        self.carried["predict"] = None
+
+    def predict_step(self, batch: Chunk, batch_idx: int) -> TokenScores:
+        logits = self._scores("predict", batch).float()
+        targets = batch.targets.flatten()
+        nats = F.cross_entropy(
+            logits.flatten(0, 1), targets, ignore_index=IGNORE, reduction="none"
+        ).masked_fill(targets == IGNORE, torch.nan)
+        return TokenScores(nats.view_as(batch.targets), logits.argmax(-1))
+
+    def _scores(self, stage: str, batch: Chunk) -> Tensor:
+        """Logits `[T, B, V]`; carries the state to the stage's next chunk."""
+        logits, state = self(batch.inputs, self._carried(stage, batch), batch.resets)
+        self.carried[stage] = state
+        return logits
 
     def configure_model(self) -> None:
         # Called by Lightning once the ranks are connected; only strategy=fsdp has something to do.

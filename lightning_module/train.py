@@ -142,6 +142,8 @@ def _train(
             raise CheckpointError(
                 f"{checkpoint} does not fit the model that the config describes: {error}"
             ) from error
+    if ranks.rank() == 0:
+        log.info(model.describe())
     if config.compile:
         model.compile()
     if go_on:
@@ -283,5 +285,7 @@ def _show(metrics: dict[str, Any], run_dir: Path) -> None:
         print(f"{BEST} is of step {metrics['best_step']}: {metrics['val_loss']:.4f} nats a token")
     elif metrics:
         print(f"{BEST} is of step {metrics['best_step']}, the last validation")
+    for profile in sorted(run_dir.glob("fit-profile*.txt")):  # of debug=profile
+        print(f"Where the time went: {profile}")
     print(f"Checkpoints, curves, samples and summary are in {run_dir}")
     print(f"Predict with: triton-gru-predict {shlex.quote(f'checkpoint={run_dir}')}")

@@ -17,7 +17,7 @@ from lightning_module.ranks import RunError
 from lightning_module.run_directory import how_to_resume, resumed
 from lightning_module.run_files import CHECKPOINTS, LAST, METRICS, read_metrics
 from lightning_module.signals import Interrupted
-from lightning_module.train import quiet, train
+from lightning_module.train import _show, quiet, train
 from tests.lightning_module.conftest import TINY, made_text
 
 WEIGHTS = []  # after each batch, as `Recorder` saw them
@@ -212,6 +212,52 @@ def test_early_stopping_ends_a_resumed_run_where_it_would_have_ended(run, tmp_pa
     assert last["global_step"] == 2 * (1 + 5)
     with pytest.raises(RunError, match="patience must be a whole number of at least 1; got 0"):
         run("none", "callbacks=early_stopping", "callbacks.early_stopping.patience=0")
+
+
+def test_debug_settings_do_what_they_are_named_for(run, tmp_path, capsys):
+    fast = run("fast", "debug=fast", "trainer.max_steps=4", "trainer.val_check_interval=2")
+    judged = [r["step"] + 1 for r in read_metrics(tmp_path / "fast" / METRICS) if "val_loss" in r]
+    assert fast["global_step"] == 4 and judged == [2, 4]
+    run("overfit", "debug=overfit", "data.lanes=4", "trainer.max_steps=150", "optimizer.lr=0.02")
+    losses = [r["train_loss"] for r in read_metrics(tmp_path / "overfit" / METRICS)
+              if "train_loss" in r]  # fmt: skip
+    assert losses[0] > 2 and losses[-1] < 0.2  # nats; a text of its own has 0.25 at best
+    run("profile", "debug=profile")
+    _show({}, tmp_path / "profile")
+    said = capsys.readouterr().out
+    assert f"Where the time went: {tmp_path / 'profile' / 'fit-profile.txt'}" in said
+    assert "backward" in (tmp_path / "profile" / "fit-profile.txt").read_text()
+
+
+@pytest.mark.parametrize("package", ["wandb", "mlflow"])
+def test_a_logger_names_the_package_that_it_lacks(run, tmp_path, monkeypatch, package):
+    monkeypatch.setattr("lightning_module.trackers.find_spec", lambda name: None)
+    with pytest.raises(RunError, match=rf"pip install 'triton-gru\[{package}\]'"):
+        run("run", f"logger={package}")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("package", ["wandb", "mlflow"])
+def test_a_logger_goes_on_with_its_run(run, tmp_path, monkeypatch, package):
+    """Without a network; metrics.csv is kept as well."""
+    pytest.importorskip(package)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    run("run", f"logger={package}")
+    file = tmp_path / "run" / f"{package}_run.txt"
+    name = file.read_text()
+    config, checkpoint = resumed(str(tmp_path / "run"), ["trainer.max_steps=10"])
+    train(config, checkpoint, go_on=True)
+    assert file.read_text() == name
+    assert read_metrics(tmp_path / "run" / METRICS)[-1]["step"] == 9
+    if package == "wandb":
+        kept = list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
+        assert kept and all(name.strip() in f.name for f in kept)
+    else:
+        from mlflow import MlflowClient
+
+        client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+        steps = [m.step for m in client.get_metric_history(name.strip(), "train_loss")]
+        assert steps == list(range(10))
 
 
 def test_averaging_and_fsdp_are_refused_together(run):
