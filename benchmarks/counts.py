@@ -26,7 +26,8 @@ from triton_gru.devices import DEVICES
 
 HIDDEN = (128, 256, 512, 650, 768)
 STEPS = 3
-# Classes of PTX operations by prefix, the first that fits; what is left is arithmetic.
+# Classes of PTX operations by prefix, the first that fits; what is left is arithmetic, branches
+# counted among the integers.
 CLASSES = {
     "mma": ("mma.", "wgmma."),
     "shared": ("ld.shared", "st.shared", "ldmatrix", "stmatrix"),
@@ -35,11 +36,10 @@ CLASSES = {
     "shuffles": ("shfl", "redux", "vote"),
     "functions": ("ex2", "div.full", "rcp", "lg2", "tanh"),
     "moves": ("mov",),
-    "branches": ("bra", "ret", "exit"),
 }
 ARITHMETIC = ("float", "integer")
 FLOATS = {"f32", "f32x2", "bf16", "f16", "bf16x2", "f16x2"}
-COLUMNS = ("mma", "shared", "global", "functions", *ARITHMETIC, "shuffles", "moves", "branches")
+COLUMNS = ("mma", "shared", "global", "functions", *ARITHMETIC, "shuffles", "moves")
 
 
 @dataclasses.dataclass(frozen=True)

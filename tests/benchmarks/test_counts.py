@@ -56,7 +56,7 @@ def test_conflicts_barriers_sectors_and_instructions_of_a_step(shift, conflict):
         program, "strided", (2,), warps, 32 * warps << shift, [out], memory, counting=True
     ).run()
     found = counts.counts(launch, STEPS)
-    assert found.classes == {"shared": 2, "barriers": 2, "global": 1, "integer": 2, "branches": 1}
+    assert found.classes == {"shared": 2, "barriers": 2, "global": 1, "integer": 3}
     assert found.instructions == 8
     # A store and a load of 32 words by each warp: 128 bytes, in one wavefront if the banks differ.
     assert (found.wavefronts, found.least) == (2 * warps * conflict, 2 * warps)
