@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 
 LOCK = "run.lock"
 HEARTBEAT = 10.0  # seconds between touches
+_LOOK_AGAIN = 2.0  # seconds between looks of who waits
 STALE = 120.0  # seconds without a touch after which the holder counts as gone
 
 
@@ -222,6 +223,20 @@ class RunLock:
                 return
             except OSError:
                 pass  # the file system does not answer: it may the next time
+
+
+def wait_until_free(run_dir: Path) -> None:
+    """Waits while another process holds the run."""
+    lock, told = RunLock(run_dir), False
+    while read_holder(run_dir) is not None:
+        try:
+            lock.take()
+            lock.release()
+        except RunError as error:
+            if not told:
+                log.info("waiting: %s", error)
+            told = True
+            time.sleep(_LOOK_AGAIN)
 
 
 def read_holder(run_dir: Path) -> Holder | None:

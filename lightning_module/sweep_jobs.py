@@ -18,6 +18,7 @@ A sweep directory holds, beside one run directory a job:
     jobs/3.log      what it printed
 """
 
+import contextlib
 import ctypes
 import dataclasses
 import importlib.util
@@ -30,6 +31,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,7 @@ from lightning_module.run_files import (
     read_metrics,
     summarize,
 )
+from lightning_module.run_lock import wait_until_free
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +67,8 @@ LAUNCHERS = {
     "submitit_slurm": ("hydra_plugins.hydra_submitit_launcher", "slurm"),
     "ray": ("hydra_plugins.hydra_ray_launcher", "ray"),
 }
-_PARENT = "TRITON_GRU_SWEEP_PROCESS"
+_PARENT = "TRITON_GRU_JOB_PARENT"  # the process that runs the job of this one
+SWEEP_PROCESS = "TRITON_GRU_SWEEP_PROCESS"  # the process that runs the whole sweep
 
 
 @dataclasses.dataclass
@@ -136,6 +140,7 @@ def run_job() -> Job:
     """
     import fcntl  # which only Unix has; single runs do without
 
+    _end_worker_with_sweep()
     hydra = HydraConfig.get()
     sweep_dir = Path(hydra.runtime.cwd, hydra.sweep.dir)
     number = int(hydra.job.num)
@@ -147,7 +152,10 @@ def run_job() -> Job:
     rank = int(os.environ.get("SLURM_PROCID", 0)) if "SLURM_STEP_ID" in os.environ else 0
     name = f"{number}" if rank == 0 else f"{number}.rank{rank}"
     with (sweep_dir / JOBS / f"{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        # Without locks of the system's, as on some network file systems, there is the run's own.
+        with contextlib.suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        wait_until_free(Path(job.run_dir))
         earlier = read_job(sweep_dir, number)
         if earlier is not None and earlier.state == COMPLETE:
             return earlier
@@ -208,13 +216,35 @@ def _run(arguments: list[str], cwd: str, output: Any, lock: int) -> int:
 def end_with_sweep() -> None:
     """In the process of a job: be terminated, and so save, when the sweep's process is killed."""
     parent = os.environ.pop(_PARENT, None)  # not for the other ranks: their parent is this process
-    if parent is None or not sys.platform.startswith("linux"):
+    if parent is None:
         return
     # With this submitit tells the process above that the time is nearly over; that one ends this.
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG, man 2 prctl
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG, man 2 prctl
+    else:
+        _end_with(int(parent))
     if os.getppid() != int(parent):
         raise SystemExit(128 + signal.SIGTERM)
+
+
+def _end_worker_with_sweep() -> None:
+    """In a process that the sweep's started to run jobs (joblib): be terminated when it is gone."""
+    sweep = int(os.environ.get(SWEEP_PROCESS, 0))
+    # Elsewhere jobs run in the sweep's own process, or on machines that outlive it.
+    if sweep == os.getppid():
+        _end_with(sweep)
+
+
+def _end_with(parent: int) -> None:
+    """From now on terminates this process when its parent is another one."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def refuse_missing_launcher() -> None:

@@ -152,7 +152,7 @@ class NamedSweeper(Sweeper):
         import fcntl  # which only Unix has; a single run does without
 
         from lightning_module.disk import write_atomically
-        from lightning_module.sweep_jobs import JOBS, own_overrides
+        from lightning_module.sweep_jobs import JOBS, SWEEP_PROCESS, own_overrides
 
         wanted = {
             "sweeper": type(self).__name__,
@@ -181,11 +181,14 @@ class NamedSweeper(Sweeper):
         with (self.directory / JOBS / "sweep.lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 raise SweepError(
                     f"another process runs the sweep {self.study} in {self.directory}: wait, or "
                     f"{other_name}"
                 ) from None
+            except OSError:
+                pass  # a file system without locks; each run has its own
+            os.environ[SWEEP_PROCESS] = str(os.getpid())
             text = json.dumps(wanted, indent=1, ensure_ascii=False) + "\n"
             write_atomically(file, text.encode())
             yield

@@ -16,7 +16,7 @@ from lightning_module.corpora import DataError
 from lightning_module.guards import EndWhenTakenOver
 from lightning_module.run_directory import check_run_dir, make_run_dir
 from lightning_module.run_files import CHECKPOINTS, CONFIG, TOKENIZER, RunError
-from lightning_module.run_lock import LOCK, STALE, Holder, RunLock, read_holder
+from lightning_module.run_lock import LOCK, STALE, Holder, RunLock, read_holder, wait_until_free
 
 
 class Data:
@@ -231,6 +231,22 @@ def test_a_process_elsewhere_counts_as_gone_when_it_is_silent(tmp_path, any_file
         assert "has just taken it" in held(tmp_path)
         os.utime(tmp_path / LOCK, (0, 0))
     taken(tmp_path)
+
+
+def test_a_sweep_waits_for_a_job_that_is_still_trained(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(run_lock, "_LOOK_AGAIN", 0.01)
+    caplog.set_level("INFO")
+    wait_until_free(tmp_path / "none")
+    lock = RunLock(tmp_path)
+    lock.take()
+    waiting = threading.Thread(target=wait_until_free, args=[tmp_path])
+    waiting.start()
+    eventually(lambda: "waiting: " in caplog.text)
+    time.sleep(0.1)
+    assert waiting.is_alive() and caplog.text.count("waiting: ") == 1
+    lock.release()
+    waiting.join(60)
+    assert not waiting.is_alive() and not list(tmp_path.iterdir())
 
 
 def eventually(condition):

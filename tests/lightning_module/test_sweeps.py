@@ -103,6 +103,28 @@ def test_several_processes_do_not_run_the_sweep_each(refused, text_file, monkeyp
     assert "each would run the whole sweep" in refused(*arguments(text_file, "seed=1,2"))
 
 
+@pytest.mark.parametrize("what", ["a job", "a job elsewhere than on Linux", "a worker"])
+def test_what_a_killed_sweep_started_ends(what):
+    child = (
+        "import sys, time; from lightning_module import sweep_jobs as jobs\n"
+        "sys.platform = 'darwin' if 'elsewhere' in sys.argv[1] else sys.platform\n"
+        "jobs.end_with_sweep() if 'job' in sys.argv[1] else jobs._end_worker_with_sweep()\n"
+        "print('ready', flush=True); time.sleep(600)"
+    )
+    sweep = (
+        "import os, subprocess, sys, time; from lightning_module import sweep_jobs as jobs\n"
+        "name = jobs._PARENT if 'job' in sys.argv[1] else jobs.SWEEP_PROCESS\n"
+        "os.environ[name] = str(os.getpid())\n"
+        "subprocess.Popen([sys.executable, '-c', *sys.argv[2:], sys.argv[1]]); time.sleep(600)"
+    )
+    command = [sys.executable, "-c", sweep, what, child]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.kill()
+        # Its end of the pipe closes when the child has ended, too.
+        assert process.stdout.read() == ""
+
+
 @pytest.fixture(scope="module")
 def grid(command, text_file):
     """A grid of two jobs that work and one that diverges, run to its end."""
