@@ -9,7 +9,7 @@ triton = pytest.importorskip("triton")
 
 import triton.language as tl  # noqa: E402
 
-from benchmarks import machine_code, static  # noqa: E402
+from benchmarks import machine_code, operands, static  # noqa: E402
 from triton_gru.devices import DEVICES  # noqa: E402
 from triton_gru.kernels import scan_forward  # noqa: E402
 from triton_gru.plan import COUNTER, Problem  # noqa: E402
@@ -115,6 +115,28 @@ def test_an_operand_of_which_a_part_is_lost_is_seen(arch, flags_of_eight_bits, m
     row = static.examine(arch, NARROW_TAIL, COUNTER, uneven=True)
     assert "an operand wider than a warp's K: 4x16x16xbf16 with kWidth 8" in row["short"]
     assert "4 words moved between threads and not read" in row["short"]
+    problem, plan = _narrow_tail_of_every_plan()
+    assert operands.examine(arch, problem, plan, uneven=True)["short"] == row["short"]
+
+
+def _narrow_tail_of_every_plan():
+    """What `--every-plan` compiles of this kind: a counter, 16 columns of K a warp in the tail."""
+    device = dataclasses.replace(DEVICES[90], multiprocessors=16)  # few sizes fit, soon listed
+    kinds = operands.kinds_of_plans(device, "bfloat16", True)
+    return next(
+        (problem, plan)
+        for problem, plan in kinds
+        if problem.reset_after
+        and plan.direction == "forward"
+        and (plan.protocol, plan.tail // plan.split) == (COUNTER, 16)
+        and plan.chunks > 1
+    )
+
+
+def test_every_plan_is_looked_at_with_and_without_lengths_and_resets():
+    problem, plan = _narrow_tail_of_every_plan()
+    for uneven in (False, True):
+        assert operands.examine(90, problem, plan, uneven)["short"] == []
 
 
 @pytest.mark.parametrize("reset_after", [True, False])
