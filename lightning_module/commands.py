@@ -7,6 +7,7 @@ read and typing errors in them refused before; a test checks that torch is not i
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -16,6 +17,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning_module.output import (
+    UNWRITABLE,
+    LastingOutput,
+    open_standard_streams,
+    stop_printing,
+)
 from lightning_module.signals import SIGNALS, Interrupted, exit_code, handled_by, interrupt
 
 if TYPE_CHECKING:
@@ -61,7 +68,8 @@ def train() -> None:
         end_with_sweep()
         quote_arguments()
         refuse_missing_launcher()
-        _compose_and_run("train", _train)
+        with _lasting_output():
+            _compose_and_run("train", _train)
 
 
 def _train() -> Run:
@@ -149,7 +157,7 @@ def rank() -> None:
     with handled_by(lambda number, frame: os._exit(exit_code(number))):
         from lightning_module.rank import run
 
-        with handled_by(interrupt):
+        with handled_by(interrupt), _lasting_output():
             run()
 
 
@@ -165,13 +173,18 @@ def version() -> str:
 def _command(program: str) -> Iterator[None]:
     """What holds for every command, from its first line to its last."""
     sys.argv = [program, *sys.argv[1:]]  # python -m gives the name of a file
+    open_standard_streams()
     _let_waiting_threads_sleep()
     try:
         with handled_by(_exit_at_once), _errors_in_one_line():
-            if "--version" in sys.argv[1:]:
-                print(f"{program} {version()}")
-                raise SystemExit(0)
-            yield
+            try:
+                if "--version" in sys.argv[1:]:
+                    print(f"{program} {version()}")
+                    raise SystemExit(0)
+                yield
+            finally:
+                if sys.stdout is not None:
+                    sys.stdout.flush()  # a disk that is full may say so only now
     except SystemExit as ended:
         if ended.code in map(exit_code, SIGNALS):
             for number in SIGNALS:  # a further Ctrl-C shall not change how the process ends
@@ -191,6 +204,23 @@ def _compose_and_run(config_name: str, load: Callable[[], Run]) -> None:
                 return run(config)
 
     task()
+
+
+@contextmanager
+def _lasting_output() -> Iterator[None]:
+    """A training is worth more than what it prints."""
+    stream = sys.stdout
+    if stream is None:
+        yield
+        return
+    sys.stdout = lasting = LastingOutput(stream)
+    try:
+        yield
+        lasting.flush()
+    finally:
+        sys.stdout = stream
+        if lasting.stream is None:
+            stop_printing()
 
 
 def _let_waiting_threads_sleep() -> None:
@@ -222,6 +252,15 @@ def _errors_in_one_line() -> Iterator[None]:
         if needed is None:
             raise
         print(f"error: {needed}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        stop_printing()
+        if error.errno == errno.EPIPE:  # the reader, such as head, has seen enough
+            raise SystemExit(0) from None
+        where = error.filename or "the output"
+        print(f"error: {where} cannot be written: {error.strerror}", file=sys.stderr)
         raise SystemExit(1) from None
 
 

@@ -33,7 +33,7 @@ LIMITS = {"layer": (int, 1, math.inf), "k": (int, 1, MAX_CANDIDATES)}
 def _text(text: str | None) -> str:
     if text is not None:
         return from_argument(text)
-    if sys.stdin.isatty():
+    if sys.stdin is None or sys.stdin.isatty():
         raise UsageError('no text: give text="...", or a text on standard input')
     lines = []
     for number, line, error in read_lines(sys.stdin.buffer, "standard input"):

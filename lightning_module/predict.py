@@ -75,7 +75,7 @@ def _prompts(prompt: str | None) -> Iterator[tuple[str, str, DataError | None]]:
     if prompt is not None:
         yield from_argument(prompt), "prompt", None
         return
-    if sys.stdin.isatty():
+    if sys.stdin is None or sys.stdin.isatty():
         raise UsageError('no prompt: give prompt="...", or prompts on standard input, one a line')
     for number, line, error in read_lines(sys.stdin.buffer, "standard input"):
         if line.strip():
@@ -182,6 +182,3 @@ def run(config: DictConfig, prompt: str | None) -> None:
     except (UsageError, DataError, CheckpointError, InspectionError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
-    except BrokenPipeError:  # the reader, such as head, has seen enough
-        sys.stdout = None
-        raise SystemExit(0) from None

@@ -1,5 +1,7 @@
 """What the commands answer or refuse before torch is imported."""
 
+import errno
+import io
 import json
 import os
 import re
@@ -14,6 +16,7 @@ import pytest
 import lightning_module
 import triton_gru
 from lightning_module import commands
+from lightning_module.output import LastingOutput
 from lightning_module.signals import handled_by, interrupt
 
 ROOT = Path(__file__).parents[2]
@@ -29,6 +32,7 @@ MODULES = {  # of the commands, for python -m
 CHILD = """
 import json, sys
 from lightning_module import commands
+from lightning_module.output import LastingOutput
 from lightning_module.signals import handled_by, interrupt
 
 calls, hidden = json.loads(sys.argv[1])
@@ -147,6 +151,7 @@ def test_what_the_package_exports_is_imported_when_it_is_asked_for():
 INTERRUPTED = """
 import os, sys, time
 from lightning_module import commands
+from lightning_module.output import LastingOutput
 from lightning_module.signals import handled_by, interrupt
 
 when, number = sys.argv[1], int(sys.argv[2])
@@ -208,3 +213,46 @@ def test_threads_wait_as_the_user_says_or_asleep(monkeypatch, of_the_user, expec
     monkeypatch.setattr(commands.os, "environ", dict(environment))
     commands._let_waiting_threads_sleep()
     assert commands.os.environ == environment | expected
+
+
+def shell(line, cwd):
+    """Runs a line of bash in which `command NAME ARGUMENTS` is one of the commands."""
+    prelude = f'command() {{ "{sys.executable}" -m lightning_module."$@"; }}; set -o pipefail; '
+    return subprocess.run(
+        ["bash", "-c", prelude + line],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+@pytest.mark.parametrize(
+    ("line", "code", "errors"),
+    [
+        ("command predict --help > /dev/full", 1, "error: the output cannot be written"),
+        ("command predict --cfg job >&-", 0, ""),
+        ("command inspect_command --help | true", 0, ""),
+        ("command train --help > /dev/full", 0, "standard output cannot be written"),
+    ],
+)
+def test_output_that_cannot_be_written_is_one_line_or_none(tmp_path, line, code, errors):
+    done = shell(line, tmp_path)
+    assert done.returncode == code, done.stderr
+    assert len(done.stderr.splitlines()) == bool(errors)
+    assert errors in done.stderr
+
+
+def test_a_training_goes_on_without_its_output(capsys):
+    class Full(io.StringIO):
+        def write(self, text):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    output = LastingOutput(Full())
+    for _ in range(2):
+        print("step 1", file=output, flush=True)
+    assert not output.isatty()
+    assert capsys.readouterr().err == (
+        "standard output cannot be written (No space left on device); the run goes on without it\n"
+    )
