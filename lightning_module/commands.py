@@ -134,6 +134,21 @@ def memory() -> None:
         _compose_and_run("memory", load)
 
 
+def evaluate() -> None:
+    """Entry point of `triton-gru-eval`."""
+    with _command("triton-gru-eval"):
+        from lightning_module.overrides import quote_arguments
+
+        quote_arguments()
+
+        def load() -> Run:
+            from lightning_module.evaluate import run
+
+            return run
+
+        _compose_and_run("eval", load)
+
+
 def sweep_report() -> None:
     """Entry point of `triton-gru-sweep-report`."""
     with _command("triton-gru-sweep-report"):

@@ -16,7 +16,7 @@ import numpy as np
 from lightning_module import ranks
 from lightning_module.chunks import Chunk, LaneChunks, PackedChunks, chunks_of, padded_share
 from lightning_module.corpora import Corpus, DataError
-from lightning_module.token_cache import NOT_WHOLE, TokenCache
+from lightning_module.token_cache import NOT_WHOLE, SplitTokens, TokenCache
 from lightning_module.tokenizers import Tokenizer, TokenizerSettings
 
 BATCHING = ("stream", "packed")
@@ -163,25 +163,34 @@ class SentenceDataModule(lightning.LightningDataModule):
                 f"data.lanes={fitting}, or trainer.devices (times trainer.num_nodes) to a divisor "
                 f"of {self.lanes}."
             )
-        if self.batching == "packed":
-            self.ends_line = _ends_line(self.tokenizer)
-            make = partial(PackedChunks, ends_line=self.ends_line, seq_len=self.seq_len)
-            most_lanes = val.tokens // self.seq_len
-        else:
-            make = partial(LaneChunks, seq_len=self.seq_len)
-            most_lanes = int(chunks_of(val, self.seq_len).sum())
-        own = ranks.share(self.lanes)
-        self.train = make(train, lanes=self.lanes, setting="data.lanes", own=own)
-        val_lanes = self.val_lanes or max(1, min(self.lanes, most_lanes))
-        if val_lanes < world:
+        self.train = self._chunks(train, self.lanes, "data.lanes")
+        self.val = self.held_out(val)
+
+    def held_out(self, tokens: SplitTokens) -> LaneChunks | PackedChunks:
+        """Tokens of `tokenizer` as they are validated with: this rank's share of `val_lanes`.
+
+        Raises:
+            DataError: They are too few.
+        """
+        packed, world = self.batching == "packed", ranks.size()
+        most = tokens.tokens // self.seq_len if packed else chunks_of(tokens, self.seq_len).sum()
+        lanes = self.val_lanes or max(1, min(self.lanes, int(most)))
+        if lanes < world:
             raise DataError(
-                f"The held-out text makes {val_lanes} lanes, fewer than the {world} ranks: hold "
+                f"The held-out text makes {lanes} lanes, fewer than the {world} ranks: hold "
                 "out more text, or set data.val_lanes larger, data.seq_len smaller or "
                 "trainer.devices smaller."
             )
         # No gradient comes of these, so that ranks may have unequal numbers of lanes.
-        own = ranks.share(val_lanes)
-        self.val = make(val, lanes=val_lanes, setting="data.val_lanes", own=own)
+        return self._chunks(tokens, lanes, "data.val_lanes")
+
+    def _chunks(self, tokens: SplitTokens, lanes: int, setting: str) -> LaneChunks | PackedChunks:
+        make = LaneChunks
+        if self.batching == "packed":
+            self.ends_line = _ends_line(self.tokenizer)
+            make = partial(PackedChunks, ends_line=self.ends_line)
+        return make(tokens, lanes=lanes, seq_len=self.seq_len, setting=setting,
+                    own=ranks.share(lanes))  # fmt: skip
 
     @property
     def vocab_size(self) -> int:

@@ -58,6 +58,12 @@ def text_files(paths: str | Iterable[str], val_fraction: float = 0.1) -> Corpus:
     )
 
 
+def whole_files(paths: str | Iterable[str]) -> Iterator[Document]:
+    """UTF-8 files, a document each; see `text_files`, which raises the same errors."""
+    for file in _find_files([paths] if isinstance(paths, (str, Path)) else list(paths)):
+        yield Document(str(file), read_utf8(file))
+
+
 def _find_files(paths: list[str]) -> list[Path]:
     if not paths:
         raise DataError("data.paths is empty: give files or globs, 'data.paths=[a.txt,b/*.txt]'.")
