@@ -41,6 +41,7 @@ def emulated(arch: int = 90, *, mutate=None, **options):
         if mutate is not None:
             ptx = mutate(name, ptx)
         launches.append(_run(program_of(ptx), name, metadata, grid, arguments, options))
+        launches[-1].ptx = ptx
 
     deterministic = torch.are_deterministic_algorithms_enabled()
     # What torch.empty returns holds NaN: a result that nobody wrote shows.

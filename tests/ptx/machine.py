@@ -11,7 +11,7 @@ import numpy as np
 from tests.ptx.errors import BarrierError, Deadlock, Divergence, PtxError, Unsupported
 from tests.ptx.execution import Warps, together
 from tests.ptx.shared_memory import SharedMemory
-from tests.ptx.weak_memory import View
+from tests.ptx.weak_memory import EVICTED, View
 
 IDLE = 1000  # hand-overs without any change of memory, and 300 for each program: a deadlock
 SAMPLES = 4  # times that bank conflicts of an instruction are counted, but in the first program
@@ -24,7 +24,7 @@ class Instance:
         self.launch, self.program, self.warps = launch, launch.program, launch.warps
         self.number, self.index = number, index
         self.shared = SharedMemory(launch.shared, launch.warps, launch.program.granule)
-        self.view = View(launch.memory, launch.weak, launch.rng, launch.np_rng)
+        self.view = View(launch.memory, launch.weak, launch.evicted, launch.rng, launch.np_rng)
         self.executed = np.zeros(len(self.program.segments), np.int64)
         self.at = 0  # the instruction that reached memory last
         everyone = Warps(self, np.arange(self.warps), 0)
@@ -44,6 +44,9 @@ class Instance:
             segment = self.program.segments[strand.segment]
             if segment.hands_over:
                 yield
+            self.launch.spent += len(strand.members)
+            if self.launch.limit is not None and self.launch.spent > self.launch.limit:
+                self._fail(Deadlock, "runs without end", segment.instructions[-1])
             self._execute(strand, segment)
             self.executed[strand.segment] += len(strand.members)
             self._go_on(strand, segment)
@@ -132,6 +135,7 @@ class Launch:
         weak: whether stores are seen late and loads done early; otherwise memory is one for all.
         apart: whether the warps of a program run one by one between barriers.
         counting: whether to count sectors and wavefronts.
+        limit: segments that warps may execute in all, or None.
 
     Attributes:
         executed: of each segment, how often a warp executed it.
@@ -142,13 +146,16 @@ class Launch:
     """
 
     def __init__(self, program, name, grid, warps, shared, arguments, memory, *, cooperative=True,
-                 seed=0, weak=True, apart=False, counting=False):  # fmt: skip
+                 seed=0, weak=True, apart=False, counting=False,
+        limit=None):  # fmt: skip
         self.program, self.name, self.arguments = program, name, arguments
         self.grid = (*grid, 1, 1)[:3]
         self.warps, self.shared, self.memory = warps, shared, memory
         self.cooperative, self.seed = cooperative, seed
         self.weak, self.apart, self.counting = weak, apart, counting
+        self.limit, self.spent = limit, 0
         self.rng, self.np_rng = random.Random(seed), np.random.default_rng(seed)
+        self.evicted = self.rng.choice(EVICTED)
         self._drain_chance = self.rng.choice((0.05, 0.3, 0.8))
         self.sectors, self.banks = {}, {}
         self.handovers = self.programs = 0

@@ -25,7 +25,7 @@ from tests.ptx.errors import Race
 from tests.ptx.global_memory import SECTOR
 
 EARLY = 0.15  # share of the loads that are done early, where nothing orders them
-EVICTED = 0.05  # share of the sectors looked up in L1 that have been replaced
+EVICTED = (0.0, 0.05)  # share of the sectors looked up in L1 that have been replaced, by launch
 
 
 class _Stores:
@@ -42,8 +42,9 @@ class _Stores:
 class View:
     """One program's view of a `GlobalMemory`."""
 
-    def __init__(self, memory, weak, rng, np_rng):
-        self.memory, self.weak, self.rng, self.np_rng = memory, weak, rng, np_rng
+    def __init__(self, memory, weak, evicted, rng, np_rng):
+        self.memory, self.weak, self.evicted = memory, weak, evicted
+        self.rng, self.np_rng = rng, np_rng
         self.stores, self.epoch = [], 0
         self.acquired = set()  # threads that acquired since the last barrier
         if weak:
@@ -103,7 +104,7 @@ class View:
 
     def _through_l1(self, sector):
         generations = self.l1_generation
-        generations[sector[self.np_rng.random(len(sector)) < EVICTED]] = -1
+        generations[sector[self.np_rng.random(len(sector)) < self.evicted]] = -1
         missing = sector[generations[sector] != self.generation]
         self.l1.reshape(-1, 32)[missing] = self.memory.bytes.reshape(-1, 32)[missing]
         generations[missing] = self.generation
