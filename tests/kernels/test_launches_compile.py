@@ -66,14 +66,19 @@ def no_launches(monkeypatch):
 @pytest.mark.parametrize("reset_after", [True, False])
 @pytest.mark.parametrize(("T", "B", "D", "H"), [(1, 1, 1, 1), (2, 1, 1, 300), (1, 3, 2, 17)])
 def test_scans_compile(T, B, D, H, reset_after):
+    """POINTERS has no integer narrower than 32 bits: none may reach a kernel (tile.load_flags)."""
     from triton_gru.kernels import launch_backward, launch_forward
 
     dtype = torch.bfloat16
     scan = [torch.zeros(s, dtype=dtype) for s in ((T, B, D, 3 * H), (D, B, H), (D, 3 * H, H))]
     scan.append(torch.zeros(D, 3 * H, dtype=dtype))
-    launch_forward.scan_forward(*scan, reset_after=reset_after)
+    options = {"reset_after": reset_after}
+    if B > 1:
+        lengths, resets = torch.tensor([1, 0, 1]), torch.ones(T, B, D, dtype=torch.bool)
+        options |= {"lengths": lengths, "resets": resets, "reset_state": scan[1]}
+    launch_forward.scan_forward(*scan, **options)
     y = torch.zeros(T, B, D, H, dtype=dtype)
-    launch_backward.scan_backward(y, y, *scan, reset_after=reset_after)
+    launch_backward.scan_backward(y, y, *scan, **options)
     limit = DEVICES[90].shared_bytes
     assert 0 < launch_forward.scan_forward_kernel.shared[0] <= limit
     assert 0 < launch_backward.scan_backward_kernel.shared[0] <= limit
