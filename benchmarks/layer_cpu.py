@@ -1,5 +1,7 @@
 """What GRU costs on a CPU, as ratios to torch.nn.GRU: `python -m benchmarks.layer_cpu`.
 
+With --overhead, calls so short that Python counts: T 1 to 4, B 1, H 16, on one thread.
+
 Every repeat runs all contestants one after another and each is compared with nn.GRU of the same
 repeat, so that what else the machine does meets all of them alike. Printed is the median of these
 ratios and the quartiles around it.
@@ -12,7 +14,7 @@ import time
 import torch
 from torch import nn
 
-from triton_gru import GRU
+from triton_gru import GRU, GRUCell
 
 # (T, B, I, H); the first is the shape that the limits below are stated for.
 SHAPES = [
@@ -23,6 +25,7 @@ SHAPES = [
     (200, 1, 64, 64),
 ]
 LIMITS = {"auto": 1.03, "reference": 1.3}
+OVERHEAD_LIMIT = 1.15
 
 
 def contestants(input_size: int, hidden_size: int) -> dict[str, nn.Module]:
@@ -60,12 +63,49 @@ def measure(shape: tuple[int, int, int, int], repeats: int) -> dict[str, list[fl
     return {name: values[2:] for name, values in times.items()}
 
 
+def overhead(repeats: int, calls: int = 100) -> None:
+    """Prints microseconds of CPU time a call, ours against torch's, in turn."""
+    torch.set_num_threads(1)
+    layer, cell = nn.GRU(16, 16), nn.GRUCell(16, 16)
+    pairs = {"GRU": (layer, GRU.from_torch(layer)), "GRUCell": (cell, GRUCell.from_torch(cell))}
+
+    def call(module: nn.Module, x: torch.Tensor, mode: str) -> None:
+        with torch.set_grad_enabled(mode != "no_grad"):
+            y = module(x)
+        if mode == "backward":
+            y[0].sum().backward()
+
+    for name, steps, mode in [
+        *(("GRU", steps, mode) for steps in (1, 2, 4) for mode in ("no_grad", "forward")),
+        ("GRU", 4, "backward"),
+        *(("GRUCell", 1, mode) for mode in ("no_grad", "forward")),
+    ]:
+        x = torch.randn(steps, 1, 16) if name == "GRU" else torch.randn(1, 16)
+        times: dict[nn.Module, list[float]] = {module: [] for module in pairs[name]}
+        for _ in range(repeats + 2):
+            for module, found in times.items():
+                start = time.process_time()
+                for _ in range(calls):
+                    call(module, x, mode)
+                found.append((time.process_time() - start) / calls * 1e6)
+        theirs, ours = (values[2:] for values in times.values())
+        ratio = statistics.median(o / t for o, t in zip(ours, theirs, strict=True))
+        mark = f" above {OVERHEAD_LIMIT}!" if ratio > OVERHEAD_LIMIT else ""
+        print(
+            f"{name:7} T {steps} {mode:8} torch {statistics.median(theirs):6.1f} us  "
+            f"ours {statistics.median(ours):6.1f} us  ratio {ratio:.3f}{mark}"
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=40, help="of each shape (default: 40)")
     parser.add_argument("--threads", type=int, default=2, help="of torch (default: 2)")
     parser.add_argument("--shapes", type=int, default=len(SHAPES), help="only the first so many")
+    parser.add_argument("--overhead", action="store_true", help="short calls instead")
     options = parser.parse_args()
+    if options.overhead:
+        return overhead(options.repeats)
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     print(

@@ -28,7 +28,7 @@ def layer(
     """`recurrence` with reset_after=True and lengths; shapes as there.
 
     Returns:
-        y [T, B, D, H], of which nothing past a row's end has a meaning, and the last states
+        y [T, B, D * H], of which nothing past a row's end has a meaning, and the last states
         [D, B, H].
     """
     T, B, _ = x.shape
@@ -50,4 +50,4 @@ def layer(
         at_end = y.flatten(0, 1).index_select(0, last_place)
         last.append(torch.where((lengths > 0).unsqueeze(1), at_end, first.to(y.dtype)))
         ys.append(sequences.turn(y, turn) if d else y)
-    return stack(ys, 2), torch.stack(last)
+    return stack(ys, 2).flatten(2), torch.stack(last)

@@ -1,5 +1,6 @@
 """What computes a layer: which backends there are, which one a call gets, and why."""
 
+import functools
 import importlib.util
 import os
 from collections.abc import Callable, Sequence
@@ -7,7 +8,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch._C._functorch import TransformType, is_legacy_batchedtensor
+from torch._C._functorch import (
+    TransformType,
+    is_legacy_batchedtensor,
+    peek_interpreter_stack,
+)
 from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 from torch.autograd import forward_ad
 
@@ -119,7 +124,26 @@ def choose_backend(
         return Choice("torch", "torch.onnx.export with dynamo=False knows torch's own GRU only")
     if backend in ("auto", "triton") and transformed():
         return Choice("reference", "vmap and forward-mode derivatives take plain torch")
-    torch_obstacle = _torch_obstacle(reset_after, device, resets, steps)
+    layer = (backend, reset_after, device, dtype, hidden_size, directions, resets)
+    eager = not (tracing or torch.compiler.is_compiling())  # whose numbers are no symbols
+    if eager and device.type == "cpu" and not _interpreting():
+        return _choose_on_cpu(*layer)
+    any_steps = device.type == "cpu" and steps is not None and for_any_steps(steps)
+    return _choose(*layer, any_steps)
+
+
+def _choose(
+    backend: str,
+    reset_after: bool,
+    device: torch.device,
+    dtype: torch.dtype,
+    hidden_size: int,
+    directions: int,
+    resets: bool,
+    any_steps: bool = False,
+) -> Choice:
+    """`choose_backend` where nothing traces, transforms or regularises the layer."""
+    torch_obstacle = _torch_obstacle(reset_after, resets, any_steps)
     if backend == "torch" and resets:
         raise RuntimeError(f"backend='torch' cannot run: {torch_obstacle}. Use backend='auto'")
     if backend in ("torch", "reference"):
@@ -145,20 +169,23 @@ def choose_backend(
     return Choice("reference", f"{obstacle}, and {torch_obstacle}")
 
 
-def _torch_obstacle(
-    reset_after: bool,
-    device: torch.device,
-    resets: bool,
-    steps: int | torch.SymInt | None,
-) -> str | None:
+# On a CPU nothing else decides, and to decide anew took a tenth of a short call.
+_choose_on_cpu = functools.lru_cache(_choose)
+
+
+def _torch_obstacle(reset_after: bool, resets: bool, any_steps: bool) -> str | None:
     """Why "auto" does not take torch's own GRU, as the end of a sentence."""
     if not reset_after:
         return "torch has no kernel for reset_after=False"
     if resets:
         return "torch's own GRU cannot start anew inside a row"
-    if device.type == "cpu" and steps is not None and for_any_steps(steps):
+    if any_steps:
         return "a graph of ATen's holds one number of steps"
     return None
+
+
+def _interpreting() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def _constant_for_dynamo(function: Callable) -> Callable:
@@ -173,7 +200,7 @@ def _constant_for_dynamo(function: Callable) -> Callable:
 def _triton_obstacle(
     device: torch.device, dtype: torch.dtype, hidden_size: int, reset_after: bool, directions: int
 ) -> str | None:
-    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+    if device.type != "cuda" and not _interpreting():
         return f"the Triton kernels need a CUDA GPU and the tensors are on {device}"
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed (pip install 'triton-gru[triton]')"
@@ -226,6 +253,8 @@ def transformed(cotangent: Tensor | None = None) -> bool:
         return True
     if cotangent is not None and is_legacy_batchedtensor(cotangent):
         return True
+    if peek_interpreter_stack() is None:
+        return False
     kinds = {transform.key() for transform in retrieve_all_functorch_interpreters()}
     return not kinds.isdisjoint(PLAIN_TORCH_ONLY)
 

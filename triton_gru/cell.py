@@ -26,7 +26,7 @@ class GRUCell(nn.GRUCell):
 
     Raises:
         TypeError: A size or reset_after is of the wrong type.
-        ValueError: A size is not positive, or the backend is unknown or cannot compute the variant.
+        ValueError: A size is negative, or the backend is unknown or cannot compute the variant.
     """
 
     def __init__(
@@ -44,8 +44,8 @@ class GRUCell(nn.GRUCell):
         for name, size in (("input_size", input_size), ("hidden_size", hidden_size)):
             if not isinstance(size, numbers.Integral):
                 raise TypeError(f"{name} should be of type int, got: {type(size).__name__}")
-            if size <= 0:
-                raise ValueError(f"{name} must be greater than zero, got: {size}")
+            if size < 0:  # torch.nn.GRUCell takes 0, and torch.nn.GRU does not
+                raise ValueError(f"{name} must not be negative, got: {size}")
         super().__init__(input_size, hidden_size, bias, device, dtype)
         self.reset_after = reset_after
         self.backend = backend

@@ -16,41 +16,42 @@ def check_sequence(
 ) -> bool:
     """Whether x is one row without a batch dimension; raises on what does not fit the weights."""
     _check_tensors("GRU", x, hx)
+    shape, dims = x.shape, x.dim()
     layout = "[batch, steps, input_size]" if batch_first else "[steps, batch, input_size]"
     if packed:
-        if x.dim() != 2:
+        if dims != 2:
             raise RuntimeError(
-                f"input must have 2 dimensions, got {x.dim()}: the data of a PackedSequence should "
-                f"be [all steps, input_size] and is {list(x.shape)}"
+                f"input must have 2 dimensions, got {dims}: the data of a PackedSequence should "
+                f"be [all steps, input_size] and is {list(shape)}"
             )
-    elif x.dim() not in (2, 3):
+    elif dims not in (2, 3):
         raise ValueError(
-            f"GRU: Expected input to be 2D or 3D, got {x.dim()}D instead; its shape should be "
-            f"{layout}, or [steps, input_size] for one row, and is {list(x.shape)}"
+            f"GRU: Expected input to be 2D or 3D, got {dims}D instead; its shape should be "
+            f"{layout}, or [steps, input_size] for one row, and is {list(shape)}"
         )
-    unbatched = not packed and x.dim() == 2
-    if not packed and hx is not None and hx.dim() != x.dim():
+    unbatched = not packed and dims == 2
+    if not packed and hx is not None and hx.dim() != dims:
         kind = "unbatched 2-D" if unbatched else "batched 3-D"
         raise RuntimeError(
-            f"For {kind} input, hx should also be {x.dim()}-D but got {hx.dim()}-D tensor; "
-            f"input is {list(x.shape)}, hx is {list(hx.shape)}"
+            f"For {kind} input, hx should also be {dims}-D but got {hx.dim()}-D tensor; "
+            f"input is {list(shape)}, hx is {list(hx.shape)}"
         )
-    if not autocasts(x) and x.dtype != weight_ih.dtype:
+    if x.dtype != weight_ih.dtype and not autocasts(x):
         raise ValueError(
             f"RNN input dtype ({x.dtype}) does not match weight dtype ({weight_ih.dtype}). "
             f"Convert input: input.to({weight_ih.dtype}), or convert model: model.to({x.dtype})"
         )
     _check_dtypes_and_devices(x, hx, weight_ih)
-    if x.shape[-1] != weight_ih.shape[1]:
+    if shape[-1] != weight_ih.shape[1]:
         raise RuntimeError(
             f"input.size(-1) must be equal to input_size. Expected {weight_ih.shape[1]}, got "
-            f"{x.shape[-1]}; input should be {'packed' if packed else layout}, "
-            f"and is {list(x.shape)}"
+            f"{shape[-1]}; input should be {'packed' if packed else layout}, "
+            f"and is {list(shape)}"
         )
-    if x.shape[0 if packed or unbatched or not batch_first else 1] == 0:
+    if shape[0 if packed or unbatched or not batch_first else 1] == 0:
         raise RuntimeError(
             "Expected sequence length to be larger than 0 in RNN; input should have at least one "
-            f"step, and is {list(x.shape)}"
+            f"step, and is {list(shape)}"
         )
     return unbatched
 
@@ -131,15 +132,16 @@ def _check_lengths(lengths: Tensor, expected: tuple[int, ...], steps: int) -> Te
 def check_cell(x: Tensor, hx: Tensor | None, weight_ih: Tensor, hidden_size: int) -> None:
     """Raises on what does not fit the weights of a cell."""
     _check_tensors("GRUCell", x, hx)
-    for name, tensor in (("input", x), ("hidden", hx)):
-        if tensor is not None and tensor.dim() not in (1, 2):
+    dims = x.dim()
+    for name, tensor in (("input", x),) if hx is None else (("input", x), ("hidden", hx)):
+        if tensor.dim() not in (1, 2):
             raise ValueError(
                 f"GRUCell: Expected {name} to be 1D or 2D, got {tensor.dim()}D instead; "
                 f"its shape should be [batch, features] or [features], and is {list(tensor.shape)}"
             )
-    if hx is not None and hx.dim() != x.dim():
+    if hx is not None and hx.dim() != dims:
         raise RuntimeError(
-            f"For {x.dim()}-D input, hx should also be {x.dim()}-D but got {hx.dim()}-D tensor; "
+            f"For {dims}-D input, hx should also be {dims}-D but got {hx.dim()}-D tensor; "
             f"input is {list(x.shape)}, hx is {list(hx.shape)}"
         )
     if x.shape[-1] != weight_ih.shape[1]:
@@ -154,7 +156,7 @@ def check_cell(x: Tensor, hx: Tensor | None, weight_ih: Tensor, hidden_size: int
         raise RuntimeError(
             f"Input batch size {x.shape[0]} doesn't match hidden0 batch size {hx.shape[0]}"
         )
-    if not autocasts(x) and x.dtype != weight_ih.dtype:
+    if x.dtype != weight_ih.dtype and not autocasts(x):
         raise RuntimeError(
             f"GRUCell input dtype ({x.dtype}) does not match weight dtype ({weight_ih.dtype}). "
             f"Convert input: input.to({weight_ih.dtype}), or convert model: model.to({x.dtype})"
@@ -163,11 +165,10 @@ def check_cell(x: Tensor, hx: Tensor | None, weight_ih: Tensor, hidden_size: int
 
 
 def _check_tensors(owner: str, x: Tensor, hx: Tensor | None) -> None:
-    for name, value in (("input", x), ("hx", hx)):
-        if not isinstance(value, Tensor) and not (value is None and name == "hx"):
-            raise TypeError(
-                f"{owner}: Expected {name} to be a tensor, got {type(value).__name__} instead"
-            )
+    if isinstance(x, Tensor) and (hx is None or isinstance(hx, Tensor)):
+        return
+    name, value = ("hx", hx) if isinstance(x, Tensor) else ("input", x)
+    raise TypeError(f"{owner}: Expected {name} to be a tensor, got {type(value).__name__} instead")
 
 
 def _check_dtypes_and_devices(x: Tensor, hx: Tensor | None, weight_ih: Tensor) -> None:
@@ -176,12 +177,13 @@ def _check_dtypes_and_devices(x: Tensor, hx: Tensor | None, weight_ih: Tensor) -
             f"hx dtype ({hx.dtype}) does not match input dtype ({x.dtype}). "
             f"Convert hx: hx.to({x.dtype})"
         )
-    dtypes = {t.dtype for t in (x, hx, weight_ih) if t is not None}
-    if torch.float64 in dtypes and len(dtypes) > 1:
-        raise RuntimeError(
-            "autocast leaves torch.float64 as it is, so that input, hx and weights should all have "
-            f"it or none; got {', '.join(sorted(map(str, dtypes)))}"
-        )
+    if x.dtype != weight_ih.dtype or (hx is not None and hx.dtype != x.dtype):
+        dtypes = {t.dtype for t in (x, hx, weight_ih) if t is not None}
+        if torch.float64 in dtypes:
+            raise RuntimeError(
+                "autocast leaves torch.float64 as it is, so that input, hx and weights should all "
+                f"have it or none; got {', '.join(sorted(map(str, dtypes)))}"
+            )
     if x.device != weight_ih.device:
         raise RuntimeError(
             "Input and parameter tensors are not at the same device, found input tensor at "

@@ -7,10 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import _VF, Tensor
 from torch.nn.utils.rnn import PackedSequence
+from torch.overrides import has_torch_function
 
 from triton_gru import aten, regularisation, sequences
 from triton_gru.autocast import autocasts
-from triton_gru.backends import choose_backend
+from triton_gru.backends import choose_backend, transformed
 from triton_gru.checks import check_cell, check_rows, check_sequence
 from triton_gru.equations import stack
 from triton_gru.recurrence import records, recurrence
@@ -94,17 +95,21 @@ def gru(
     D = 2 if bidirectional else 1
     L = _count_layers(params, bias, D)
     unbatched = check_sequence(x, hx, params[0], packed is not None, batch_first)
-    lengths = check_rows(lengths, resets, x, packed is not None, batch_first)
+    if lengths is not None or resets is not None:
+        lengths = check_rows(lengths, resets, x, packed is not None, batch_first)
+    rows_first = batch_first and packed is None and not unbatched
     if unbatched:
         x, hx = x.unsqueeze(1), None if hx is None else hx.unsqueeze(1)
         lengths = None if lengths is None else lengths.unsqueeze(0)
         resets = None if resets is None else resets.unsqueeze(1)
-    elif packed is None and batch_first:
-        x, resets = x.transpose(0, 1), None if resets is None else resets.t()
 
     H = params[1].shape[1]
-    _check_gains(gains, L * D, H)
-    B = x.shape[1] if packed is None else int(packed.batch_sizes[0])
+    if gains is not None:
+        _check_gains(gains, L * D, H)
+    if packed is None:
+        B = x.shape[0 if rows_first else 1]
+    else:  # in a trace a number would be a constant
+        B = packed.batch_sizes[0] if torch.jit.is_tracing() else int(packed.batch_sizes[0])
     hx = _first_states(hx, (L * D, B, H), x)
     if packed is not None and packed.sorted_indices is not None:
         hx = hx.index_select(1, packed.sorted_indices)
@@ -124,23 +129,26 @@ def gru(
         directions=D,
         regularised=inside,
         resets=resets is not None,
-        steps=x.shape[0],
+        steps=x.shape[1 if rows_first else 0],
     )
-    # On a CPU ATen's packed GRU is slower than its padded one once gradients are recorded. Dropout
-    # over padded rows would draw other numbers than nn.GRU does over packed ones.
-    repack = backend != "torch" and x.device.type == "cpu" and records(x, hx, *params)
-    repack = repack and not (training and dropout)
-    if choice.backend == "torch" and lengths is None and (packed is None or not repack):
-        options = (params, bias, L, dropout, training, bidirectional)
-        if packed is None:
-            y, h_n = _VF.gru(x, hx, *options, False)  # x has its steps first by now
-        else:
-            y, h_n = _VF.gru(x, packed.batch_sizes, hx, *options)
+    if choice.backend == "torch" and packed is None and lengths is None:
+        # As nn.GRU calls it, its batch_first included, whose output is then no view.
+        y, h_n = _VF.gru(x, hx, params, bias, L, dropout, training, bidirectional, rows_first)
+    elif (
+        choice.backend == "torch"
+        and packed is not None
+        and not (backend == "auto" and _padded_is_faster(x, hx, params, training and dropout))
+    ):
+        y, h_n = _VF.gru(
+            x, packed.batch_sizes, hx, params, bias, L, dropout, training, bidirectional
+        )
     else:
         past_end = None
+        if rows_first:
+            x, resets = x.transpose(0, 1), None if resets is None else resets.t()
         if packed is not None:
-            lengths, place = sequences.places(packed.batch_sizes, x.shape[0], x.device)
-            x = sequences.pad(x, place, len(packed.batch_sizes), B)
+            lengths, place = sequences.places(packed.batch_sizes, B, x.shape[0], x.device)
+            x = sequences.pad(x, place, packed.batch_sizes.shape[0], B)
         elif lengths is not None:
             past_end = sequences.past_end(lengths, x.shape[0]).unsqueeze(-1)
             # In the gradient of W_ih zero meets what stands there, and 0 * inf is NaN.
@@ -166,16 +174,22 @@ def gru(
         )
         if packed is not None:
             y = sequences.pack(y, place)
-        elif past_end is not None:
-            y = y.masked_fill(past_end, 0)
+        else:
+            y = y.transpose(0, 1) if rows_first else y
+            if past_end is not None:
+                y = y.masked_fill(past_end.transpose(0, 1) if rows_first else past_end, 0)
+            elif rows_first or choice.backend == "reference":
+                y = own(y)
 
     if packed is not None:
         if packed.unsorted_indices is not None:
             h_n = h_n.index_select(1, packed.unsorted_indices)
-        return packed._replace(data=y), h_n
+        # Not packed._replace(data=y), which Dynamo traces wrongly.
+        _, *order = packed
+        return PackedSequence(y, *order), h_n
     if unbatched:
         return y.squeeze(1), h_n.squeeze(1)
-    return (y.transpose(0, 1) if batch_first else y), h_n
+    return y, h_n
 
 
 # torch.fx records a call instead of tracing into what depends on the shapes of real tensors.
@@ -200,11 +214,31 @@ def _layers(
         tensors = _of_layer(params, layer, L, D)
         options = {"gains": _of_layer(gains, layer, L, D)} if gains else {}
         y, last = scan(x, h0, *tensors, *(() if bias else (None, None)), **options)
-        x = y.flatten(2)
+        x = F.dropout(y, dropout) if dropout and layer < L - 1 else y
         last_states.append(last)
-        if dropout and layer < L - 1:
-            x = F.dropout(x, dropout)
     return x, torch.cat(last_states)
+
+
+def _padded_is_faster(x: Tensor, hx: Tensor, params: Sequence[Tensor], dropout: float) -> bool:
+    """Whether padded rows of unequal length take ATen less time than packed ones, as nn.GRU's.
+
+    They do on a CPU once gradients are recorded. Dropout over padded rows would draw other numbers
+    than over packed ones, what traces holds nn.GRU's own operator for all lengths, and tensors that
+    bring their own functions, ExpandedWeights for instance, may know that operator alone.
+    """
+    if dropout or torch.jit.is_tracing() or has_torch_function((x, *params)):
+        return False
+    return x.device.type == "cpu" and records(x, hx, *params)
+
+
+def own(view: Tensor) -> Tensor:
+    """A tensor that may be detached and changed in place, as what nn.GRU returns.
+
+    A view may not be detached in place, nor what a backward has kept be changed.
+    """
+    if view.requires_grad or torch.jit.is_tracing() or transformed():
+        return view.clone()
+    return view.detach()
 
 
 def _of_layer(params: Sequence[Tensor], layer: int, L: int, D: int) -> list[Tensor]:
@@ -276,7 +310,7 @@ def gru_cell(
             bias_ih is not None,
             1,
         )
-        h = h.squeeze(0)
+        h = own(h.squeeze(0))
     return h if input.dim() == 2 else h.squeeze(0)
 
 

@@ -1,7 +1,7 @@
 """GRU: `torch.nn.GRU` with a choice of variant and backend."""
 
 import numbers
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -134,6 +134,21 @@ class GRU(nn.RNNBase):
             for name in self._gain_names():
                 nn.init.ones_(getattr(self, name))
 
+    # As nn.GRU's, so that forward(tensor)[0] is a Tensor to a type checker.
+    @overload
+    def forward(
+        self,
+        input: Tensor,
+        hx: Tensor | None = None,
+        lengths: Tensor | None = None,
+        resets: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]: ...
+
+    @overload
+    def forward(
+        self, input: PackedSequence, hx: Tensor | None = None
+    ) -> tuple[PackedSequence, Tensor]: ...
+
     def forward(
         self,
         input: Tensor | PackedSequence,
@@ -151,10 +166,15 @@ class GRU(nn.RNNBase):
             resets: Whether a sequence begins at a step, bool in the shape of input without its
                 last dimension: the state starts anew from zero, in both directions.
         """
-        return self._run(input, hx, lengths=lengths, resets=resets, batch_first=self.batch_first)
+        return self._run(input, hx, lengths, resets, self.batch_first)
 
     def _run(
-        self, input: Tensor | PackedSequence, hx: Tensor | None, **options: Any
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | None,
+        lengths: Tensor | None,
+        resets: Tensor | None,
+        batch_first: bool,
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         self._update_flat_weights()
         gains = [getattr(self, name) for name in self._gain_names()] if self.layer_norm else None
@@ -173,8 +193,18 @@ class GRU(nn.RNNBase):
             weight_dropout=self.weight_dropout,
             zoneout=self.zoneout,
             gains=gains,
-            **options,
+            lengths=lengths,
+            resets=resets,
+            batch_first=batch_first,
         )
+
+    def _update_flat_weights(self) -> None:
+        # nn.RNNBase looks each weight up twice through Module.__getattr__, a fifth of a short call.
+        # Weights that are what they were under their own names need not be.
+        parameters = self._parameters
+        for name, weight in zip(self._flat_weights_names, self._flat_weights, strict=False):
+            if parameters.get(name) is not weight:
+                return super()._update_flat_weights()
 
     def _gain_names(self) -> list[str]:
         suffixes = ("", "_reverse") if self.bidirectional else ("",)
@@ -231,8 +261,8 @@ class GRU(nn.RNNBase):
                 "step draws no mask for a whole sequence, as recurrent_dropout and weight_dropout "
                 "want it in training; call forward, or eval() first"
             )
-        y, state = self._run(x_t.unsqueeze(0), state, batch_first=False)
-        return y.squeeze(0), state
+        y, state = self._run(x_t.unsqueeze(0), state, None, None, False)
+        return functional.own(y.squeeze(0)), state
 
     def explain(
         self,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 def exporting() -> bool:
     """Whether torch.onnx.export is tracing, by way of torch.export, as it does by default."""
-    return torch.onnx.is_in_onnx_export() and torch.compiler.is_exporting()
+    return torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()
 
 
 def recurrence(
@@ -59,7 +59,7 @@ def recurrence(
         dtypes=(x.dtype, x.dtype),
         shapes=((T, D, B, H), (D, B, H)),
     )
-    return y.transpose(1, 2), h_n
+    return y.transpose(1, 2).flatten(2), h_n
 
 
 def _in_onnx_order(weight: Tensor) -> Tensor:

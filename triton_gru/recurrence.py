@@ -47,7 +47,7 @@ def recurrence(
         save_gates: Whether the kernels keep the gates, three times y, for the backward.
 
     Returns:
-        Every state [T, B, D, H], where a row past its end keeps its state, and the last state of
+        Every state [T, B, D * H], where a row past its end keeps its state, and the last state of
         each direction [D, B, H].
     """
     tensors = (x, h0, weight_ih, weight_hh, bias_ih, bias_hh)
@@ -62,11 +62,12 @@ def recurrence(
         with without_autocast(x.device):
             gates_x = _project(x, weight_ih, bias_ih)
             options = {"reset_after": reset_after, "lengths": lengths, "resets": resets}
-            y = engine.scan_forward(gates_x, h0, weight_hh, bias_hh, **options)
+            y = engine.scan_forward(gates_x, h0, weight_hh, bias_hh, **options).flatten(2)
     else:
         y, _ = _Recurrence.apply(*tensors, lengths, resets, reset_after, backend, save_gates)
     # A row past its end keeps its state, so the last state stands at the same step in every row.
-    return y, torch.stack([y[0 if d else -1, :, d] for d in range(h0.shape[0])])
+    D, _, H = h0.shape
+    return y, torch.stack([y[0 if d else -1, :, d * H : (d + 1) * H] for d in range(D)])
 
 
 class _Recurrence(torch.autograd.Function):
@@ -95,8 +96,12 @@ class _Recurrence(torch.autograd.Function):
             scan = (_project(x, weight_ih, bias_ih), h0, weight_hh, bias_hh)
             options = {"reset_after": reset_after, "lengths": lengths, "resets": resets}
             if save_gates and backend == "triton":
-                return ops.scan_forward_saving_gates(*scan, **options)
-            return _engine(backend, x.shape[0]).scan_forward(*scan, **options), None
+                y, gates_h = ops.scan_forward_saving_gates(*scan, **options)
+            else:
+                y, gates_h = _engine(backend, x.shape[0]).scan_forward(*scan, **options), None
+        # As the layer returns it: users detach and change it in place, which autograd refuses for
+        # a view, and notices for what the backward has kept only if that is the very tensor.
+        return y.flatten(2).detach(), gates_h
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -114,11 +119,13 @@ class _Recurrence(torch.autograd.Function):
         # do they take the further dimension of vmap, torch.func's or that of is_grads_batched.
         plain = torch.is_grad_enabled() or transformed(dy)
         engine = equations if plain else _engine(ctx.backend, x.shape[0])
+        # reshape and not flatten, here and in `equations`: is_grads_batched knows no flatten.
+        by_direction = (*x.shape[:2], *weight_hh.shape[::2])
         saved = {"gates_h": gates_h} if engine is ops and gates_h is not None else {}
         with without_autocast(x.device):
             d_gates_x, dh0, dweight_hh, dbias_hh = engine.scan_backward(
-                dy,
-                y,
+                dy.reshape(by_direction),
+                y.reshape(by_direction),
                 _project(x, weight_ih, bias_ih),
                 h0,
                 weight_hh,
@@ -129,7 +136,6 @@ class _Recurrence(torch.autograd.Function):
                 **saved,
             )
             dx = dweight_ih = dbias_ih = None
-            # reshape and not flatten, here and in `equations`: is_grads_batched knows no flatten.
             T, B, D, G = d_gates_x.shape
             d_gates = d_gates_x.reshape(T, B, D * G)
             if ctx.needs_input_grad[0]:
@@ -166,7 +172,7 @@ def _step(
                 for d in range(h0.shape[0])
             ]
         )
-    return h.transpose(0, 1).unsqueeze(0), h
+    return h.transpose(0, 1).flatten(1).unsqueeze(0).detach(), h
 
 
 def records(*tensors: Tensor | None) -> bool:

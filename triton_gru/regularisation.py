@@ -33,7 +33,10 @@ def check_probabilities(**given: float) -> list[float]:
         ValueError: A value is not within 0 and 1, or is 1, which leaves nothing to learn from.
     """
     for name, value in given.items():
-        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        # In this order: a call of a layer asks, and its floats need no abstract class.
+        if type(value) is not float and (
+            isinstance(value, bool) or not isinstance(value, numbers.Real)
+        ):
             raise TypeError(f"{name} should be a number, got: {type(value).__name__}")
         if not 0 <= value < 1:
             raise ValueError(f"{name} should be at least 0 and below 1, got: {value}")
@@ -42,6 +45,8 @@ def check_probabilities(**given: float) -> list[float]:
 
 def inside_a_step(recurrent_dropout: float, zoneout: float, layer_norm: bool) -> tuple[str, ...]:
     """The names of those at work within a step, as `choose_backend` takes them."""
+    if not (recurrent_dropout or zoneout or layer_norm):
+        return ()
     given = {
         "recurrent_dropout": recurrent_dropout,
         "zoneout": zoneout,
@@ -89,7 +94,7 @@ def layer(
         training: Whether masks are drawn.
 
     Returns:
-        y [T, B, D, H] and the last states [D, B, H].
+        y [T, B, D * H] and the last states [D, B, H].
     """
     D, B, H = h0.shape
     T = x.shape[0]
@@ -123,4 +128,4 @@ def layer(
                 states.append(h := new)
             last.append(h)
             ys.append(torch.stack(states[::-1] if d else states))
-        return equations.stack(ys, 2), torch.stack(last)
+        return equations.stack(ys, 2).flatten(2), torch.stack(last)

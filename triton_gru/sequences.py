@@ -35,11 +35,14 @@ def resets_of_directions(resets: Tensor, lengths: Tensor | None, directions: int
     return torch.stack([resets, backwards], -1)
 
 
-def places(batch_sizes: Tensor, total: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def places(
+    batch_sizes: Tensor, batch: int, total: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
     """Where the steps of a PackedSequence stand among padded rows.
 
     Args:
         batch_sizes: Rows at each step, int64 [T] on the CPU, as a PackedSequence has them.
+        batch: The first of them, B; in a trace a tensor.
         total: Their sum N.
         device: Where the results are wanted; batch_sizes is all that travels there.
 
@@ -47,20 +50,19 @@ def places(batch_sizes: Tensor, total: int, device: torch.device) -> tuple[Tenso
         The lengths of the rows, int64 [B], longest first, and the place t * B + b of each step of
         the packed data among the rows [T * B, ...], int64 [N].
     """
-    B = int(batch_sizes[0])
     sizes = batch_sizes.to(device, non_blocking=True)
-    lengths = (sizes.unsqueeze(1) > torch.arange(B, device=device)).sum(0)
+    lengths = (sizes.unsqueeze(1) > torch.arange(batch, device=device)).sum(0)
     ends = sizes.cumsum(0)
     item = torch.arange(total, device=device)
     step = torch.searchsorted(ends, item, right=True)
     row = item - (ends - sizes).index_select(0, step)
-    return lengths, step * B + row
+    return lengths, step * batch + row
 
 
 def pad(data: Tensor, place: Tensor, steps: int, batch: int) -> Tensor:
     """Rows [T, B, ...], zero past their ends, out of packed data [N, ...] and its `places`."""
     rows = data.new_zeros(steps * batch, *data.shape[1:])
-    return rows.index_copy(0, place, data).unflatten(0, (steps, batch))
+    return rows.index_copy(0, place, data).reshape(steps, batch, *data.shape[1:])
 
 
 def pack(rows: Tensor, place: Tensor) -> Tensor:

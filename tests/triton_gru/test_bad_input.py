@@ -249,10 +249,8 @@ def test_autocast_refuses_to_mix_float64(which, backend):
         ({"backend": None}, ValueError, "got: None"),
         ({"backend": "torch", "reset_after": False}, ValueError, "reset_after=True only"),
         ({"reset_after": 1}, TypeError, "reset_after should be of type bool, got: int"),
-        ({"input_size": 0}, ValueError, "input_size must be greater than zero"),
-        ({"input_size": -1}, ValueError, "input_size must be greater than zero"),
-        ({"hidden_size": 0}, ValueError, "hidden_size must be greater than zero"),
-        ({"hidden_size": -3}, ValueError, "hidden_size must be greater than zero"),
+        ({"input_size": -1}, ValueError, "input_size must (be greater|not be)"),
+        ({"hidden_size": -3}, ValueError, "hidden_size must (be greater|not be)"),
         ({"hidden_size": 7.0}, TypeError, "hidden_size should be of type int, got: float"),
         ({"input_size": "5"}, TypeError, "input_size should be of type int, got: str"),
     ],
@@ -266,6 +264,8 @@ def test_construction(arguments, error, message, cls):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
+        ({"input_size": 0}, ValueError, "input_size must be greater than zero"),
+        ({"hidden_size": 0}, ValueError, "hidden_size must be greater than zero"),
         ({"num_layers": 0}, ValueError, "num_layers must be greater than zero"),
         ({"num_layers": -1}, ValueError, "num_layers must be greater than zero"),
         ({"num_layers": 2.0}, TypeError, "num_layers should be of type int, got: float"),

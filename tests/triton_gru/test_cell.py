@@ -112,3 +112,16 @@ def test_functional_cell():
     cell = GRUCell(5, 7, reset_after=False)
     x, hx = torch.randn(3, 5), torch.randn(3, 7)
     assert torch.equal(gru_cell(x, hx, *cell.parameters(), reset_after=False), cell(x, hx))
+
+
+@pytest.mark.parametrize("backend", ["auto", *BACKENDS])
+@pytest.mark.parametrize("sizes", [(5, 0), (0, 7), (0, 0)], ids=str)
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+@pytest.mark.compat("input", "GRUCell without features or without states", "works")
+def test_sizes_of_zero(sizes, backend):
+    """torch.nn.GRUCell takes them, which torch.nn.GRU does not."""
+    ours, theirs = GRUCell(*sizes, backend=backend), nn.GRUCell(*sizes)
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(3, sizes[0])
+    assert_close(ours(x), theirs(x))
+    ours(x).sum().backward()

@@ -23,7 +23,8 @@ def make_inputs(T, B, I, H, D=1, bias=True, dtype=torch.float64):  # noqa: E741
 def run(inputs, reset_after, lengths=None, resets=None):
     biases = () if len(inputs) == 6 else (None, None)
     options = {"lengths": lengths, "resets": resets}
-    return recurrence(*inputs, *biases, reset_after=reset_after, backend="reference", **options)
+    y, last = recurrence(*inputs, *biases, reset_after=reset_after, backend="reference", **options)
+    return y.unflatten(-1, last.shape[::2]), last  # [T, B, D, H], as the scan has it
 
 
 def random_resets(T, B, D, lengths=None):
