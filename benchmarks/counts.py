@@ -20,9 +20,12 @@ from collections.abc import Iterator
 
 os.environ.pop("TRITON_INTERPRET", None)  # read by triton as it is imported
 
-from tests.ptx.cases import PRECISIONS, Outcome, run_scan
+from tests.ptx.cases import DTYPES, PRECISIONS, Outcome, run_scan
 from tests.ptx.machine import Launch
 from triton_gru.devices import DEVICES
+from triton_gru.kernels import support
+from triton_gru.plan import Problem
+from triton_gru.planner import DoesNotFit, best_plan
 
 HIDDEN = (128, 256, 512, 650, 768)
 STEPS = 3
@@ -95,8 +98,13 @@ def scans(
     """Direction, plan in short, and counts, of forward and backward.
 
     Raises:
+        DoesNotFit: No kernel takes this shape.
         RuntimeError: A result is wrong, and so are the counts.
     """
+    for direction in ("forward", "backward"):
+        dtype, tensor_cores = support.DTYPES[DTYPES[precision]], precision != "ieee"
+        problem = Problem(batch, hidden, dtype, reset_after, direction, tensor_cores=tensor_cores)
+        best_plan(problem, DEVICES[arch])
     outcome: Outcome = run_scan(
         (STEPS, batch, hidden), precision, "best", arch, reset_after, weak=False, counting=True
     )
@@ -137,9 +145,12 @@ def main() -> int:
     for hidden in arguments.hidden:
         for variant in arguments.variants:
             after = variant == "after"
-            found = scans(arguments.arch, arguments.precision, arguments.batch, hidden, after)
-            for direction, shape, one in found:
-                print(row(hidden, direction, after, shape, one), flush=True)
+            try:
+                found = scans(arguments.arch, arguments.precision, arguments.batch, hidden, after)
+                for direction, shape, one in found:
+                    print(row(hidden, direction, after, shape, one), flush=True)
+            except DoesNotFit as error:
+                sys.exit(f"nothing to count on sm_{arguments.arch}: {error}")
     return 0
 
 
