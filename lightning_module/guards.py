@@ -217,6 +217,11 @@ class LastCheckpoint(Checkpoint):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._saved_at = time.monotonic()
 
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        # What Lightning numbers logged steps by is one too low in a run that goes on from the last
+        # checkpoint of one that had ended.
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         if not may_save(trainer):
             return

@@ -42,6 +42,7 @@ class WandbTracker(WandbLogger):
             offline=offline,
             id=_read(self._file) or secrets.token_hex(4),
         )
+        self._wandb_init.pop("anonymous", None)  # wandb warns of it
 
     @property
     @rank_zero_experiment
@@ -53,8 +54,9 @@ class WandbTracker(WandbLogger):
             try:
                 super().experiment  # noqa: B018 - begins it
             except wandb.Error as error:
+                cause = str(error).splitlines()[0].rstrip(".")
                 raise RunError(
-                    f"logger=wandb: {str(error).splitlines()[0]}. Without an account or a network: "
+                    f"logger=wandb: {cause}. Without an account or a network: "
                     "logger.wandb.offline=true"
                 ) from error
             write_atomically(self._file, f"{self._id}\n".encode())

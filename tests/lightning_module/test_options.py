@@ -210,6 +210,8 @@ def test_early_stopping_ends_a_resumed_run_where_it_would_have_ended(run, tmp_pa
     train(config, checkpoint, go_on=True)
     last = torch.load(tmp_path / "stopped" / CHECKPOINTS / LAST, weights_only=True)
     assert last["global_step"] == 2 * (1 + 5)
+    logged = [r["step"] for r in read_metrics(tmp_path / "stopped" / METRICS) if "train_loss" in r]
+    assert logged == list(range(12))
     with pytest.raises(RunError, match="patience must be a whole number of at least 1; got 0"):
         run("none", "callbacks=early_stopping", "callbacks.early_stopping.patience=0")
 
@@ -245,6 +247,10 @@ def test_a_logger_goes_on_with_its_run(run, tmp_path, monkeypatch, package):
     run("run", f"logger={package}")
     file = tmp_path / "run" / f"{package}_run.txt"
     name = file.read_text()
+    if package == "wandb":
+        import wandb
+
+        wandb.finish()  # as the end of the process does
     config, checkpoint = resumed(str(tmp_path / "run"), ["trainer.max_steps=10"])
     train(config, checkpoint, go_on=True)
     assert file.read_text() == name
