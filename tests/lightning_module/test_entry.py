@@ -20,10 +20,11 @@ from lightning_module.output import LastingOutput
 from lightning_module.signals import handled_by, interrupt
 
 ROOT = Path(__file__).parents[2]
-MODULES = {  # of the commands, for python -m
+MODULES = {  # of the entry points, for python -m
     "train": "train",
     "predict": "predict",
     "memory": "memory",
+    "evaluate": "evaluate",
     "inspect": "inspect_command",
     "sweep_report": "sweep_report",
 }
@@ -92,7 +93,7 @@ def test_arguments_are_answered_or_refused_without_torch(tmp_path):
 def test_python_m_is_the_same_as_the_console_script():
     scripts = (ROOT / "pyproject.toml").read_text().partition("[project.scripts]")[2]
     for name, module in MODULES.items():
-        program = f"triton-gru-{name.replace('_', '-')}"
+        program = f"triton-gru-{'eval' if name == 'evaluate' else name.replace('_', '-')}"
         assert f'{program} = "lightning_module.commands:{name}"' in scripts
         done = subprocess.run(
             [sys.executable, "-m", f"lightning_module.{module}", "--version"],
@@ -116,6 +117,13 @@ def test_without_the_extra_it_is_named(tmp_path, module, calls):
     assert codes == [1] * len(calls)
     line = f"error: the module {module} is not installed: pip install 'triton-gru[train]'"
     assert errors.splitlines() == [line] * len(calls)
+
+
+def test_without_optuna_a_search_names_its_extra(tmp_path):
+    call = ["train", "-m", "sweep=optuna", "optimizer.lr=0.1,0.2"]
+    codes, _, errors = run_without(["optuna", "torch"], [call], tmp_path)
+    assert codes == [1]
+    assert errors == "error: sweep=optuna needs Optuna: pip install 'triton-gru[sweep]'\n"
 
 
 def test_the_extras_are_those_of_the_project():
