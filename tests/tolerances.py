@@ -1,4 +1,11 @@
-"""How far two computations of the same thing may lie apart, by dtype: stated here, once."""
+"""How far two computations of the same thing may lie apart, by dtype: stated here, once.
+
+Equal bits (torch.equal) may be asked for only where the same operation runs twice on the same
+shapes and strides, with the same number of threads: a repetition, a resumed run, another
+interleaving; and of what is copied or drawn and not computed. Two ways to one result (a layer and
+its cell, a step and a sequence, a padded and a packed row) take their sums in another order on
+another CPU, even where they agree to the bit on this one: `make cpus` shows it.
+"""
 
 import torch
 from torch import Tensor

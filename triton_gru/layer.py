@@ -231,7 +231,7 @@ class GRU(nn.RNNBase):
         return trace(self, input, hx)
 
     def step(self, x_t: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """One time step of all layers, as in decoding; the same numbers as forward gives.
+        """One time step of all layers, as in decoding; what forward gives, up to rounding.
 
         Args:
             x_t: [B, I], or [I] for one row. batch_first makes no difference.

@@ -132,7 +132,7 @@ def test_what_stands_past_the_end_reaches_nothing(backend, reset_after):
         y, h_n = layer(x, lengths=lengths, resets=resets)
         outcomes.append(results((y, h_n), [x, *layer.parameters()]))
     for outcome in outcomes[1:]:
-        torch.testing.assert_close(outcome, outcomes[0], rtol=0, atol=0)
+        assert_close(outcome, outcomes[0])
 
 
 @every_direction
@@ -147,7 +147,7 @@ def test_one_row_takes_lengths_and_resets_without_the_batch(bidirectional):
         expected, last = layer(
             x[:, None], hx[:, None], lengths=torch.tensor([6]), resets=resets[:, None]
         )
-        assert torch.equal(y, expected[:, 0]) and torch.equal(h_n, last[:, 0])
+        assert_close((y, h_n), (expected[:, 0], last[:, 0]))
         assert y.shape[0] == T and not y[6:].any()
 
 
@@ -156,14 +156,14 @@ def test_resets_are_laid_out_as_the_input():
     expected, last = layer(x, resets=resets)
     layer.batch_first = True
     y, h_n = layer(x.transpose(0, 1), resets=resets.t())
-    assert torch.equal(y.transpose(0, 1), expected) and torch.equal(h_n, last)
+    assert_close((y.transpose(0, 1), h_n), (expected, last))
 
 
 def test_resets_that_are_all_false_change_nothing_and_all_true_forget_everything():
     layer, x = make_layer(num_layers=1, bidirectional=True), torch.randn(T, B, I).double()
     hx = torch.randn(2, B, H).double()
     none = torch.zeros(T, B, dtype=torch.bool)
-    assert torch.equal(layer(x, hx, resets=none)[0], layer(x, hx)[0])
+    assert_close(layer(x, hx, resets=none), layer(x, hx))
     y, _ = layer(x, hx, resets=~none)
     alone, _ = layer(x.reshape(1, T * B, I))  # one step a sequence
     alone = alone.reshape(T, B, 2 * H)
@@ -316,7 +316,7 @@ def test_packed_rows_without_gradients_are_atens_own_and_equal():
     packed = nn.utils.rnn.pack_sequence([torch.randn(n, I) for n in (5, 3, 1)])
     with torch.no_grad():
         (y, h_n), (expected, last) = ours(packed), theirs(packed)
-    assert torch.equal(y.data, expected.data) and torch.equal(h_n, last)
+    assert_close((y.data, h_n), (expected.data, last))
 
 
 def test_dropout_between_layers_is_the_same_on_every_backend_under_a_seed():

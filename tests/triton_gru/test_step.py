@@ -60,7 +60,7 @@ def test_batch_first_makes_no_difference():
     x, hx = torch.randn(B, I).double(), torch.randn(2, B, H).double()
     y, state = layer.step(x, hx)
     expected, h_n = layer(x.unsqueeze(1), hx)
-    assert torch.equal(y, expected[:, 0]) and torch.equal(state, h_n)
+    assert_close((y, state), (expected[:, 0], h_n))
 
 
 @pytest.mark.parametrize("backend", ["auto", "torch", "reference", "triton"])
