@@ -9,7 +9,7 @@ REASONS = {
     "barrier": "another barrier stands between the same accesses, or their bytes are not shared",
     "dead": "no instruction with an effect reads what it writes",
     "first look": "a poll looks again, past L1, for what a first look misses",
-    "order": "the barrier and the release or acquire beside it order the same accesses",
+    "order": "a load that an acquire orders finds L1 empty: .cg spares it the look",
     "repeated": "threads that hold copies store the same value again, to the same place",
     "guarded": "what is loaded or computed besides is masked, or multiplied by zero, later on",
     "same value": "every value that this problem yields here is the same with the change",
@@ -52,7 +52,7 @@ def reason(target, mutant) -> str | None:
     if mutant.kind == "order":
         if "volatile" in i.parts and i.at not in polls:
             return "first look"
-        return "order"
+        return "order" if "cg" in i.parts else None
     if not same_results(target, mutant):
         return "rounding"
     if i.at in polls:
