@@ -1,7 +1,11 @@
 """Checkpoints on disk: written whole or not at all, found by name, read with clear errors."""
 
 import io
+import os
 import pickle
+import pickletools
+import re
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -13,6 +17,13 @@ from lightning_module.disk import write_atomically
 from lightning_module.predictor import SentencePredictor
 from lightning_module.run_files import BEST, CHECKPOINTS, LAST, TOKENIZER
 from lightning_module.tokenizers import Tokenizer
+
+_NEEDED = ("state_dict", "hyper_parameters")
+# What tensors, and what Lightning keeps of a run, are pickled with.
+_DATA = re.compile(
+    r"collections\.OrderedDict|torch\._utils\._rebuild_\w+|torch\.(storage\.)?\w+Storage"
+    r"|torch\.(Size|device|Tensor|bool|(b?float|u?int|complex)\d+\w*)|torch\.nn\.parameter\.Parameter"
+)
 
 
 class CheckpointError(RuntimeError):
@@ -67,7 +78,9 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}")
     try:
-        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")  # refused or not
+            checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except (
         RuntimeError,
         OSError,
@@ -76,14 +89,23 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
         pickle.UnpicklingError,
         KeyError,
         ValueError,
+        TypeError,
+        AttributeError,
+        IndexError,
     ) as error:
+        named = _code_in(path)
+        if named:
+            # Without torch's own message, which advises to load it all the same.
+            raise CheckpointError(
+                f"{path} holds code objects ({', '.join(named)}), which run when they are loaded: "
+                "it was not loaded. A checkpoint of this project holds numbers and text alone"
+            ) from None
         raise CheckpointError(
             f"{path} ({path.stat().st_size:,} bytes) is no complete checkpoint of this project: "
             f"it is truncated, damaged or from another program ({_first_line(error)})"
         ) from error
-    missing = {"state_dict", "hyper_parameters"} - set(
-        checkpoint if isinstance(checkpoint, dict) else ()
-    )
+    kept = checkpoint if isinstance(checkpoint, dict) else {}
+    missing = {key for key in _NEEDED if not isinstance(kept.get(key), dict)}
     if missing or "core" not in checkpoint["hyper_parameters"]:
         raise CheckpointError(
             f"{path} is not a checkpoint of lightning_module.SentencePredictor: it lacks "
@@ -108,6 +130,7 @@ def find_checkpoint(where: str, runs: str | Path = "runs") -> Path:
     Raises:
         CheckpointError: there is none.
     """
+    where, runs = os.path.expanduser(where), os.path.expanduser(runs)
     if where == "latest":
         found = [
             *Path(runs).glob(f"**/{CHECKPOINTS}/{BEST}"),
@@ -120,12 +143,14 @@ def find_checkpoint(where: str, runs: str | Path = "runs") -> Path:
             )
         where = str(max(found, key=lambda path: path.stat().st_mtime).parent.parent)
     path = Path(where)
-    if path.is_file():
+    if os.path.isfile(path):  # Path.is_file raises at a name that is too long
         return path
     for name in (BEST, LAST):
-        if (path / CHECKPOINTS / name).is_file():
+        if os.path.isfile(path / CHECKPOINTS / name):
             return path / CHECKPOINTS / name
-    what = "is a directory without checkpoints/best.ckpt" if path.is_dir() else "does not exist"
+    what = (
+        "is a directory without checkpoints/best.ckpt" if os.path.isdir(path) else "does not exist"
+    )
     raise CheckpointError(f"{path} {what}. Give a run directory, a .ckpt file, or latest")
 
 
@@ -166,5 +191,32 @@ def load_predictor(path: str | Path) -> tuple[SentencePredictor, Tokenizer]:
     return model.eval(), tokenizer
 
 
+def _code_in(path: Path) -> list[str]:
+    """What a checkpoint names beside torch's own data, at most three; found without running it."""
+    named: dict[str, None] = {}
+    texts: list[str] = []
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                names = [name for name in archive.namelist() if name.endswith("data.pkl")]
+                content = b"".join(map(archive.read, names))
+        else:  # as of torch before 1.6: several pickles, one after the other
+            content = path.read_bytes()
+        file = io.BytesIO(content)
+        while file.tell() < len(content):
+            for opcode, argument, _ in pickletools.genops(file):
+                if opcode.name in ("GLOBAL", "INST"):
+                    named[argument.replace(" ", ".")] = None
+                elif opcode.name == "STACK_GLOBAL":
+                    named[".".join(texts[-2:])] = None
+                elif isinstance(argument, str):
+                    texts.append(argument)
+    except (OSError, ValueError, IndexError, RuntimeError, zipfile.BadZipFile):
+        pass  # damaged, or no pickle any more: what was named so far counts
+    return [name for name in named if not _DATA.fullmatch(name)][:3]
+
+
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    # torch's own advice, in the same line, is to load the file without this check.
+    return "it cannot be unpickled" if "weights" in line.lower() else line

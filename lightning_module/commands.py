@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from lightning_module.output import (
     UNWRITABLE,
@@ -62,17 +62,18 @@ Run = Callable[["DictConfig"], Any]
 def train() -> None:
     """Entry point of `triton-gru-train`."""
     with _command("triton-gru-train"):
-        from lightning_module.overrides import quote_arguments
+        from lightning_module.overrides import quote_arguments, take_changes
         from lightning_module.sweep_jobs import end_with_sweep, refuse_missing_launcher
 
         end_with_sweep()
+        changes = take_changes()
         quote_arguments()
         refuse_missing_launcher()
         with _lasting_output():
-            _compose_and_run("train", _train)
+            _compose_and_run("train", lambda: _train(changes))
 
 
-def _train() -> Run:
+def _train(changes: list[str]) -> Run:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
@@ -82,7 +83,7 @@ def _train() -> Run:
         return lambda config: run_job()
     from lightning_module.train import run
 
-    return run
+    return lambda config: run(config, changes)
 
 
 def predict() -> None:
@@ -211,14 +212,36 @@ def _compose_and_run(config_name: str, load: Callable[[], Run]) -> None:
     """Have Hydra read the arguments, and only then `load` and call what does the work."""
     import hydra
 
+    from lightning_module.hydra_errors import in_one_line
+    from lightning_module.settings import SettingsError, check
+
+    composed = False
+
     @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)
     def task(config: DictConfig) -> Any:
-        with _errors_in_one_line():  # here as well: what passes here, Hydra prints as a traceback
+        nonlocal composed
+        composed = True
+        try:
+            check(config, config_name)
+        except SettingsError as error:
+            _refuse(error)
+        with _errors_in_one_line():  # before Hydra adds its own lines
             run = load()
             with handled_by(interrupt):
                 return run(config)
 
-    task()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises errors in place of printing them
+    try:
+        task()
+    except Exception as error:
+        if composed or isinstance(error, OSError):
+            raise
+        _refuse(in_one_line(error, config_name, CONFIGS))
+
+
+def _refuse(error: object) -> NoReturn:
+    print(f"error: {error}", file=sys.stderr)
+    raise SystemExit(1) from None
 
 
 @contextmanager
@@ -266,8 +289,7 @@ def _errors_in_one_line() -> Iterator[None]:
         needed = _how_to_install(error)
         if needed is None:
             raise
-        print(f"error: {needed}", file=sys.stderr)
-        raise SystemExit(1) from None
+        _refuse(needed)
     except OSError as error:
         if error.errno not in UNWRITABLE:
             raise

@@ -36,7 +36,7 @@ class ChunkLoader:
         # Lightning's limit_train_batches: a pass that stops there is over, not interrupted.
         if limit is None:
             limit = 1.0
-        self._pass_length = min(
+        self.pass_length = min(
             len(chunks), int(limit * len(chunks)) if isinstance(limit, float) else limit
         )
         self._next = 0
@@ -57,7 +57,7 @@ class ChunkLoader:
 
     def state_dict(self) -> dict[str, int]:
         """The chunk that comes next, 0 when the pass is over; and of which lanes."""
-        next_chunk = 0 if self._next >= self._pass_length else self._next
+        next_chunk = 0 if self._next >= self.pass_length else self._next
         return {"next_chunk": next_chunk, "lanes": self.chunks.lanes, "chunks": len(self)}
 
     def load_state_dict(self, state: dict[str, int]) -> None:

@@ -5,7 +5,7 @@ if __name__ == "__main__":  # python -m, before the imports below, see commands.
 
     raise SystemExit(inspect())
 
-import math
+import os
 import sys
 from pathlib import Path
 
@@ -17,17 +17,13 @@ from lightning_module.commands import inspect as main  # noqa: F401 - console sc
 from lightning_module.corpora import DataError
 from lightning_module.corpora.text import from_argument, read_lines
 from lightning_module.inspection import (
-    MAX_CANDIDATES,
     Inspection,
     InspectionError,
     inspect_text,
 )
 from lightning_module.inspection_figure import draw_inspection
 from lightning_module.inspection_page import page, page_data
-from lightning_module.predict import UsageError, check_number, find_device
-
-# For each number its type, least and largest value.
-LIMITS = {"layer": (int, 1, math.inf), "k": (int, 1, MAX_CANDIDATES)}
+from lightning_module.predict import UsageError, find_device
 
 
 def _text(text: str | None) -> str:
@@ -62,23 +58,19 @@ def inspect(config: DictConfig, text: str | None) -> None:
     """Read the text, write the picture, the page and the numbers, and print what they show.
 
     Raises:
-        UsageError: a setting is out of range, or the output cannot be written.
+        UsageError: no text, or the device or the output cannot be used.
         CheckpointError: there is no usable checkpoint.
         InspectionError: the model has no such layer or no gates, or the text is too long.
         DataError: the text holds characters that the tokenizer does not know.
     """
-    for name, limits in LIMITS.items():
-        check_number(name, config[name], *limits)
-    for name in ("checkpoint", "runs", "output"):
-        if config[name] is None:
-            raise UsageError(f"{name} must be a path; got null")
     checkpoint = find_checkpoint(str(config.checkpoint), str(config.runs))
     model, tokenizer = load_predictor(checkpoint)
     model = model.to(find_device(str(config.device)))
     text = _text(text)
     found = inspect_text(model, tokenizer, text, layer=config.layer, k=config.k)
 
-    png, html, npz = (Path(f"{config.output}.{kind}") for kind in ("png", "html", "npz"))
+    output = os.path.expanduser(config.output)
+    png, html, npz = (Path(f"{output}.{kind}") for kind in ("png", "html", "npz"))
     # One line, however long the text and whatever it holds.
     short = " ".join(text.split())
     title = f"How a GRU reads “{short if len(short) <= 60 else short[:59] + '…'}”"

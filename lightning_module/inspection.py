@@ -18,7 +18,6 @@ from triton_gru import GRU
 
 # A picture with more columns than this is too wide to be looked at.
 MAX_TOKENS = 256
-MAX_CANDIDATES = 10  # likeliest next tokens, as many as can be read above one another
 MOST_MARKED = 5  # tokens marked as those at which the model forgets most
 # A longer text is refused before any work is done on it.
 MAX_CHARACTERS = 32 * MAX_TOKENS

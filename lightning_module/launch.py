@@ -27,6 +27,7 @@ from lightning_module.checkpoints import CheckpointError
 from lightning_module.corpora import DataError
 from lightning_module.guards import Diverged, Stopped
 from lightning_module.ranks import RunError
+from lightning_module.run_files import DamagedFile
 from lightning_module.signals import Interrupted, handled_by
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,8 @@ JOB = "job.json"
 # Ranks that lost one of theirs mostly end by themselves, and clear up; seconds they have for that.
 _GRACE = 5.0
 # What `train` raises on purpose: the message is all there is to say.
-EXPECTED = {kind.__name__: kind for kind in (DataError, RunError, CheckpointError, Diverged)}
+_KINDS = (DataError, RunError, CheckpointError, DamagedFile, Diverged)
+EXPECTED = {kind.__name__: kind for kind in _KINDS}
 
 
 class RankFailed(RuntimeError):

@@ -35,8 +35,6 @@ from lightning_module.commands import memory as main  # noqa: F401 - console scr
 from lightning_module.corpora import DataError
 from lightning_module.memory_plots import GRADIENT, NAMES, SUCCESS, draw_gradients, draw_success
 from lightning_module.memory_study import Study, read_text, remember
-from lightning_module.memory_tasks import TASKS
-from lightning_module.predictor import CORES
 from lightning_module.signals import Interrupted, exit_code, handled_by, without_ctrl_c
 from lightning_module.train import quiet
 
@@ -60,7 +58,7 @@ def measure(config: DictConfig) -> None:
         SystemExit: a signal ended it before all studies came to their end.
     """
     studies = _studies(config)
-    run_dir = Path(config.run_dir)
+    run_dir = Path(os.path.expanduser(config.run_dir))
     if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
         raise UsageError(f"run_dir {run_dir} exists and is not empty; choose another")
     data = OmegaConf.to_container(
@@ -105,23 +103,7 @@ def measure(config: DictConfig) -> None:
 
 def _studies(config: DictConfig) -> list[Study]:
     """All pairs of task and core, those that take longest first."""
-    for name, allowed in (("cores", CORES), ("tasks", (*TASKS, TEXT))):
-        if not config[name] or not set(config[name]) <= set(allowed):
-            raise UsageError(
-                f"{name} must be some of {', '.join(allowed)}; got {list(config[name])}"
-            )
-    numbers = {name: [config[name]] for name in ("text_steps", "lanes", "hidden_size")}
-    numbers |= {"embedding_size": [config.embedding_size], "steps": config.steps}
-    numbers |= {"workers": [config.workers]} if config.workers is not None else {}
-    for name, values in numbers.items():
-        if not all(isinstance(value, int) and value >= 1 for value in values):
-            raise UsageError(f"{name} must be whole numbers of at least 1; got {config[name]}")
-    shortest = max(task.shortest for task in TASKS.values())
-    if not all(isinstance(delay, int) and delay >= shortest for delay in config.delays):
-        raise UsageError(
-            f"delays must be whole numbers of at least {shortest}; got {list(config.delays)}"
-        )
-    if not config.delays or len(config.delays) != len(config.steps):
+    if len(config.delays) != len(config.steps):
         raise UsageError(
             f"steps must give one number for each of the delays; got {len(config.steps)} for "
             f"{len(config.delays)}"

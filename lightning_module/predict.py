@@ -9,7 +9,6 @@ if __name__ == "__main__":  # python -m, before the imports below, see commands.
     raise SystemExit(predict())
 
 import json
-import math
 import sys
 from collections.abc import Iterator
 
@@ -24,50 +23,15 @@ from lightning_module.commands import predict as main  # noqa: F401 - console sc
 from lightning_module.corpora import DataError
 from lightning_module.corpora.text import from_argument, read_lines
 from lightning_module.generation import NextToken, continue_prompt, next_tokens
-from lightning_module.inspection import MAX_CANDIDATES, InspectionError
+from lightning_module.inspection import InspectionError
 from lightning_module.predictor import SentencePredictor
 from lightning_module.serve import InspectionServer, serve
+from lightning_module.settings import SETTINGS, SettingsError
 from lightning_module.tokenizers import Tokenizer
-
-FORMATS = ("text", "json", "web")
 
 
 class UsageError(ValueError):
-    """A setting outside its range; the message says which and what is allowed."""
-
-
-# For each number its type, least and largest value.
-LIMITS: dict[str, tuple[type, float, float]] = {
-    "k": (int, 0, math.inf),
-    "num_sentences": (int, 0, math.inf),
-    "max_tokens": (int, 1, math.inf),
-    "seed": (int, -(2**63), 2**63 - 1),
-    "temperature": (float, 0, math.inf),
-    "top_p": (float, 0, 1),
-    "port": (int, 0, 65535),
-}
-
-
-def _check(config: DictConfig) -> None:
-    if config.format not in FORMATS:
-        raise UsageError(f"format must be text, json or web; got {config.format!r}")
-    if config.checkpoint is None or config.runs is None:
-        raise UsageError("checkpoint and runs must be paths (or checkpoint=latest); got null")
-    for name, limits in LIMITS.items():
-        check_number(name, config[name], *limits)
-
-
-def check_number(name: str, value: object, kind: type, least: float, most: float) -> None:
-    """Refuses what is no number of a kind, int or float, or out of its range.
-
-    Raises:
-        UsageError: says what is allowed.
-    """
-    right = isinstance(value, int | kind) and not isinstance(value, bool)
-    if not right or not least <= value <= most or math.isinf(value):
-        number = "a whole number" if kind is int else "a number"
-        bounds = f"from {least} to {most}" if most < math.inf else f"of at least {least}"
-        raise UsageError(f"{name} must be {number} {bounds}; got {value!r}")
+    """What was asked for cannot be done here; the message says why."""
 
 
 def _prompts(prompt: str | None) -> Iterator[tuple[str, str, DataError | None]]:
@@ -116,7 +80,7 @@ def _show(console: Console, prompt: str, candidates: list[NextToken], sentences:
 def _serve(
     config: DictConfig, model: SentencePredictor, tokenizer: Tokenizer, text: str, checkpoint: str
 ) -> None:
-    check_number("k", config.k, int, 1, MAX_CANDIDATES)
+    SETTINGS["inspect"]["k"].read("k", config.k)
     options = {"checkpoint": checkpoint, "port": config.port, "text": text, "k": config.k}
     try:
         server = InspectionServer(model, tokenizer, **options)
@@ -133,11 +97,11 @@ def predict(config: DictConfig, prompt: str | None) -> bool:
     With format=web, serve the page until Ctrl-C.
 
     Raises:
-        UsageError: a setting is out of range.
+        UsageError: no prompt, or the device or the port cannot be used.
+        SettingsError: the page cannot show as many tokens.
         InspectionError: the model has nothing that the page could show.
         CheckpointError: there is no usable checkpoint.
     """
-    _check(config)
     checkpoint = find_checkpoint(str(config.checkpoint), str(config.runs))
     model, tokenizer = load_predictor(checkpoint)
     model = model.to(find_device(str(config.device)))
@@ -148,7 +112,8 @@ def predict(config: DictConfig, prompt: str | None) -> bool:
     as_json = config.format == "json"
     sys.stdout.reconfigure(encoding="utf-8" if as_json else None, errors="replace")
     console = Console(highlight=False)
-    settings = {name: config[name] for name in LIMITS if name not in ("k", "port")}
+    names = ("num_sentences", "max_tokens", "seed", "temperature", "top_p")
+    settings = {name: config[name] for name in names}
     all_answered = True
     for text, origin, unreadable in _prompts(prompt):
         try:
@@ -179,6 +144,6 @@ def run(config: DictConfig, prompt: str | None) -> None:
     try:
         if not predict(config, prompt):
             raise SystemExit(1)
-    except (UsageError, DataError, CheckpointError, InspectionError) as error:
+    except (UsageError, SettingsError, DataError, CheckpointError, InspectionError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None

@@ -16,12 +16,11 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from lightning_module import ranks
 from lightning_module.disk import write_atomically
 from lightning_module.guards import Stopped
 from lightning_module.launch import EXPECTED, JOB, outcome_file
+from lightning_module.run_config import from_yaml
 from lightning_module.signals import Interrupted
 from lightning_module.train import quiet, train
 
@@ -53,7 +52,7 @@ def run() -> None:
     job = json.loads((folder / JOB).read_text())
     checkpoint = Path(job["checkpoint"]) if job["checkpoint"] else None
     try:
-        metrics = train(OmegaConf.create(job["config"]), checkpoint, go_on=job["go_on"])
+        metrics = train(from_yaml(job["config"]), checkpoint, go_on=job["go_on"])
         outcome = {"metrics": metrics}
     except BaseException as error:
         outcome = _describe(error)

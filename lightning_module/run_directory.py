@@ -4,7 +4,7 @@ import contextlib
 import os
 import shlex
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,11 @@ import lightning as L
 from omegaconf import DictConfig, OmegaConf
 
 from lightning_module.checkpoints import CheckpointError, find_checkpoint
+from lightning_module.commands import CONFIGS
 from lightning_module.disk import remove_left_over, write_atomically
 from lightning_module.ranks import RunError
 from lightning_module.rewind import UNLOGGED, rewind
+from lightning_module.run_config import change, read_config
 from lightning_module.run_files import CHECKPOINTS, CONFIG, LAST, TOKENIZER
 from lightning_module.run_lock import LOCK, RunLock, read_holder
 
@@ -143,42 +145,38 @@ def _write_config(folder: Path, config: DictConfig) -> None:
     write_atomically(folder / CONFIG, OmegaConf.to_yaml(config, resolve=True).encode())
 
 
-def resumed(where: str, overrides: list[str]) -> tuple[DictConfig, Path | None]:
-    """The config of an earlier run, with today's overrides, and the checkpoint to go on from.
+def resumed(
+    where: str, changes: Iterable[str], configs: Iterable[Path] = (CONFIGS,)
+) -> tuple[DictConfig, Path | None]:
+    """The config of an earlier run, changed as asked for, and the checkpoint to go on from.
 
     A run that was killed before its first checkpoint begins anew: None in place of it.
 
     Args:
         where: the run directory, whose last checkpoint is taken; a checkpoint in one; or `latest`.
-        overrides: `key=value` as given on the command line.
+        changes: `key=value` as given on the command line.
+        configs: folders of configs whose targets the run's config may name.
 
     Raises:
         CheckpointError: no such run.
-        RunError: an override that a run under way cannot take.
+        SettingsError: its config is damaged or names code of others, or a change that a run under
+            way cannot take.
     """
-    if Path(where).is_file():
+    where = os.path.expanduser(where)
+    if os.path.isfile(where):
         checkpoint = Path(where).absolute()
         run_dir = checkpoint.parents[1]
     else:
-        found = (Path(where) / CONFIG).is_file()
+        found = os.path.lexists(os.path.join(where, CONFIG))
         run_dir = Path(where).absolute() if found else find_checkpoint(where).absolute().parents[1]
         last = run_dir / CHECKPOINTS / LAST
         checkpoint = last if last.is_file() else None
-    if not (run_dir / CONFIG).is_file():
+    if not os.path.lexists(run_dir / CONFIG):
         raise CheckpointError(f"{where} cannot be resumed: {run_dir} lacks {CONFIG}")
-    config = OmegaConf.load(run_dir / CONFIG)
-    changes = [o for o in overrides if not o.startswith("resume=")]
-    for change in changes:
-        key = change.partition("=")[0]
-        if key == "run_dir":
-            raise RunError("run_dir= does not go with resume=: copy the run and resume the copy")
-        if "/" in key or isinstance(OmegaConf.select(config, key, default=config), DictConfig):
-            raise RunError(
-                f"{change} cannot be changed in a run under way: with resume= only single "
-                f"values of its {run_dir / CONFIG} can, such as trainer.max_steps=5000"
-            )
-    config.merge_with_dotlist(changes)
-    return _moved(config, Path(config.run_dir), run_dir), checkpoint
+    config = read_config(run_dir / CONFIG)
+    config = _moved(config, Path(str(config.run_dir)), run_dir)
+    change(config, changes, run_dir / CONFIG, list(configs))
+    return config, checkpoint
 
 
 def how_to_resume(run_dir: Path) -> str:
@@ -203,7 +201,7 @@ def _moved(config: DictConfig, old: Path, new: Path) -> DictConfig:
             return {key: renamed(item) for key, item in value.items()}
         if isinstance(value, list):
             return [renamed(item) for item in value]
-        if isinstance(value, str) and Path(value).is_relative_to(old):
+        if isinstance(value, str) and value and Path(value).is_relative_to(old):
             return str(new / Path(value).relative_to(old))
         return value
 

@@ -18,15 +18,32 @@ class RunError(RuntimeError):
     """A run that cannot begin as asked for; the message says why and what to do."""
 
 
+class DamagedFile(RuntimeError):
+    """A file of a run or a sweep is not what was written there; names it and what to do."""
+
+
 def read_metrics(path: Path, up_to_step: float = float("inf")) -> list[dict[str, float]]:
-    """The rows of a `metrics.csv`, without the empty cells; none if there is no such file."""
+    """The rows of a `metrics.csv`, without the empty cells; none if there is no such file.
+
+    Raises:
+        DamagedFile: a cell is no number, or the file is no table.
+    """
     if not path.is_file():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        # A process killed while writing leaves a line without its end, a power cut one of NULs.
-        lines = [line for line in file if line.endswith("\n") and "\0" not in line]
-    rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(lines)]
-    return [row for row in rows if row["step"] <= up_to_step]
+    reader = None
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            # A process killed while writing leaves a line without its end, a power cut one of NULs.
+            lines = [line for line in file if line.endswith("\n") and "\0" not in line]
+        reader = csv.DictReader(lines)
+        rows = [{k: float(v) for k, v in row.items() if v} for row in reader]
+        return [row for row in rows if row["step"] <= up_to_step]
+    except (ValueError, TypeError, KeyError, csv.Error) as error:
+        where = f"line {reader.line_num}" if reader else "not UTF-8"
+        raise DamagedFile(
+            f"{path} is damaged ({where}: {error}): mend it, or move it away to go on without what "
+            "was logged so far"
+        ) from None
 
 
 def summarize(rows: list[dict[str, float]]) -> dict[str, Any]:

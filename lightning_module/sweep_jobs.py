@@ -45,6 +45,7 @@ from lightning_module.run_files import (
     CONFIG,
     LAST,
     METRICS,
+    DamagedFile,
     read_metrics,
     summarize,
 )
@@ -52,6 +53,7 @@ from lightning_module.run_lock import wait_until_free
 
 log = logging.getLogger(__name__)
 
+SWEEP = "sweep.json"
 JOBS = "jobs"
 UNFINISHED, COMPLETE, FAILED = "unfinished", "complete", "failed"
 # What a search is told of a failed job: finite, because samplers and their storage take no NaN or
@@ -112,9 +114,41 @@ def record_file(sweep_dir: Path, number: int) -> Path:
 
 
 def read_job(sweep_dir: Path, number: int) -> Job | None:
-    """The record of a job, None for one that has not begun."""
+    """The record of a job, None for one that has not begun.
+
+    Raises:
+        DamagedFile: it is no such record.
+    """
     file = record_file(sweep_dir, number)
-    return Job(**json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
+    if not file.exists():
+        return None
+    try:
+        return Job(**json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise DamagedFile(
+            f"{file} is damaged ({error}): without it job {number} counts as not begun; remove it"
+        ) from None
+
+
+def read_description(sweep_dir: Path) -> dict[str, Any]:
+    """What sweep.json says was searched.
+
+    Raises:
+        DamagedFile: it is not what a sweep writes.
+    """
+    file = sweep_dir / SWEEP
+    try:
+        described = json.loads(file.read_text(encoding="utf-8"))
+        kinds = {"sweeper": str, "objective": str, "direction": str, "parameters": dict}
+        for name, kind in {**kinds, "fixed": list}.items():
+            if not isinstance(described[name], kind):
+                raise TypeError(f"{name} is no {kind.__name__}")
+        return described
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise DamagedFile(
+            f"{file} is damaged ({type(error).__name__}: {error}): no report, and no going on, "
+            "without it"
+        ) from None
 
 
 def read_jobs(sweep_dir: Path) -> list[Job]:
@@ -188,7 +222,10 @@ def _arguments(job: Job, hydra: DictConfig, interrupted: bool) -> list[str]:
         if source.provider == "command-line":
             command += ["--config-dir", source.path]
     if interrupted and (run_dir / CHECKPOINTS / LAST).is_file() and (run_dir / CONFIG).is_file():
-        return [*command, f"resume={run_dir}"]
+        # The targets that this command names are its user's own; the run's config repeats them.
+        named = [o.partition("=")[2] for o in job.overrides if "_target_=" in o]
+        trust = [f"trust=[{','.join(named)}]"] if named else []
+        return [*command, f"resume={run_dir}", *trust]
     if run_dir.exists():
         shutil.rmtree(run_dir)  # what an attempt left that came to no checkpoint, or failed
     return [*command, *job.overrides, f"run_dir={run_dir}"]

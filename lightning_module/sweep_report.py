@@ -11,7 +11,6 @@ if __name__ == "__main__":  # python -m, before the imports below, see commands.
 
 import csv
 import dataclasses
-import json
 import re
 import sys
 from collections import Counter
@@ -25,9 +24,17 @@ from rich.table import Table
 from rich.text import Text
 
 from lightning_module.commands import sweep_report as main  # noqa: F401 - console scripts installed earlier
-from lightning_module.sweep_jobs import COMPLETE, FAILED, JOBS, Job, read_jobs
+from lightning_module.run_files import DamagedFile
+from lightning_module.sweep_jobs import (
+    COMPLETE,
+    FAILED,
+    JOBS,
+    SWEEP,
+    Job,
+    read_description,
+    read_jobs,
+)
 
-SWEEP = "sweep.json"
 RESULTS = "results.csv"
 PARALLEL = "parallel.png"
 IMPORTANCE = "importance.png"
@@ -74,16 +81,14 @@ def read_sweep(directory: Path) -> Sweep:
 
     Raises:
         NoSweep: it is none.
+        DamagedFile: a file in it is damaged.
     """
     file = directory / SWEEP
-    if not file.is_file():
+    if not file.exists():
         raise NoSweep(
             f"{directory} holds no {SWEEP}: name a sweep's directory, such as multirun/quick"
         )
-    try:
-        described = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise NoSweep(f"{file} is damaged ({error}): no report without it") from None
+    described = read_description(directory)
     sign = 1 if described["direction"] == "minimize" else -1
     states = (COMPLETE, FAILED)
     jobs = sorted(
@@ -221,6 +226,6 @@ def run(directory: Path) -> None:
     """What `triton-gru-sweep-report` does; leaves with SystemExit where that failed."""
     try:
         report(directory)
-    except NoSweep as error:
+    except (NoSweep, DamagedFile) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None

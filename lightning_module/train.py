@@ -33,10 +33,10 @@ from lightning_module.checkpoints import (
 )
 from lightning_module.commands import CONFIGS  # noqa: F401
 from lightning_module.commands import train as main  # noqa: F401 - console scripts installed earlier
-from lightning_module.corpora import DataError
+from lightning_module.data import ChunkLoader
 from lightning_module.disk import NO_ROOM
-from lightning_module.guards import Diverged, EndWhenTakenOver, Stopped
-from lightning_module.launch import RankFailed, launch
+from lightning_module.guards import EndWhenTakenOver, Stopped
+from lightning_module.launch import EXPECTED, RankFailed, launch
 from lightning_module.predictor import SentencePredictor
 from lightning_module.ranks import RunError, World, make_strategy
 from lightning_module.run_directory import (
@@ -49,6 +49,7 @@ from lightning_module.run_directory import (
 )
 from lightning_module.run_files import CONFIG, METRICS, read_metrics, summarize
 from lightning_module.run_lock import RunLock
+from lightning_module.settings import SettingsError
 from lightning_module.signals import Interrupted, exit_code
 
 log = logging.getLogger(__name__)
@@ -113,12 +114,19 @@ def _train(
     L.seed_everything(config.seed, workers=True, verbose=False)
     # Everything that can be wrong with settings and data shows before anything is written.
     if "paths" in config.data:  # a run is resumed from any directory
-        config.data.paths = [os.path.abspath(Path(p).expanduser()) for p in config.data.paths]
+        config.data.paths = [os.path.abspath(os.path.expanduser(p)) for p in config.data.paths]
     data = _built("data", config.data, tokenizer=_built("tokenizer", config.tokenizer))
     ranks.once_a_machine(data.prepare_data)
     data.setup("fit")
     if ranks.rank() == 0:
         log.info(data.describe())
+    if (
+        isinstance(config.trainer.val_check_interval, int)
+        and config.trainer.check_val_every_n_epoch is not None
+        and config.trainer.val_check_interval
+        > ChunkLoader(data.train, config.trainer.limit_train_batches).pass_length
+    ):
+        config.trainer.check_val_every_n_epoch = None  # longer than a pass: counted across passes
     trainer = _trainer(config, world, [EndWhenTakenOver(lock)])
     saved = read_checkpoint(checkpoint) if checkpoint is not None else None
     if saved and tokenizer_fingerprint(saved) not in (None, data.tokenizer.fingerprint):
@@ -219,6 +227,7 @@ def _model(config: DictConfig, data: Any, device: torch.device) -> SentencePredi
             **OmegaConf.to_container(config.model, resolve=True),
         )
         model.optimizer_factory(model.parameters())
+        model.schedule(0.0)
         with torch.no_grad():
             model.to(device)(torch.zeros(1, 1, dtype=torch.int64, device=device))
     except (TypeError, ValueError, RuntimeError, OmegaConfBaseException) as error:
@@ -228,16 +237,24 @@ def _model(config: DictConfig, data: Any, device: torch.device) -> SentencePredi
     return model
 
 
-def run(config: DictConfig) -> None:
-    """What `triton-gru-train` does with its config; leaves with SystemExit where that failed."""
+def run(config: DictConfig, changes: list[str]) -> None:
+    """What `triton-gru-train` does; leaves with SystemExit where that failed.
+
+    Args:
+        config: of a new run, or with `resume` set to the run to go on with.
+        changes: settings to change in a run that is gone on with, as typed.
+    """
     go_on = config.resume is not None
     checkpoint = None
-    run_dir = Path(config.resume if go_on else config.run_dir).absolute()
+    run_dir = Path(os.path.abspath(os.path.expanduser(config.resume if go_on else config.run_dir)))
     another_run = not go_on and (run_dir / CONFIG).is_file()  # which will be refused
     try:
         quiet()
         if go_on:
-            config, checkpoint = resumed(config.resume, list(HydraConfig.get().overrides.task))
+            # Of this command: a folder given with --config-dir is trusted like the project's own.
+            sources = HydraConfig.get().runtime.config_sources
+            folders = [Path(s.path) for s in sources if s.provider in ("main", "command-line")]
+            config, checkpoint = resumed(config.resume, changes, folders)
             run_dir = Path(config.run_dir)
         else:
             config.run_dir = str(run_dir)
@@ -251,7 +268,7 @@ def run(config: DictConfig) -> None:
             left = "There is nothing to resume" if another_run else how_to_resume(run_dir)
             print(f"\n{interrupted}\n{left}", file=sys.stderr)
         raise SystemExit(exit_code(interrupted.signal)) from None
-    except (DataError, RunError, CheckpointError, Diverged, RankFailed) as error:
+    except (SettingsError, RankFailed, *EXPECTED.values()) as error:
         if ranks.rank() == 0:
             print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None

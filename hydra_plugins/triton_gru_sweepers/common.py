@@ -1,11 +1,9 @@
 """What the grid and the search have in common: names, directories, what is refused."""
 
 import contextlib
-import difflib
 import itertools
 import json
 import os
-import re
 import sys
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
@@ -19,11 +17,10 @@ from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 # lightning_module is imported where it is used: Hydra scans its plugins whatever the program, and
 # torch takes seconds.
-SWEEP = "sweep.json"
 
 
 class SweepError(Exception):
@@ -56,6 +53,7 @@ class NamedSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         """Run all jobs and write the report; leaves with SystemExit where that is not 0."""
+        from lightning_module.run_files import DamagedFile
         from lightning_module.signals import Interrupted, exit_code, handled_by, interrupt
         from lightning_module.sweep_report import report
 
@@ -66,7 +64,7 @@ class NamedSweeper(Sweeper):
                 with self._directory_of(overrides):
                     self._run(overrides)
                 jobs = report(self.directory)
-        except SweepError as error:
+        except (SweepError, DamagedFile) as error:
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(1) from None
         except Interrupted as interrupted:
@@ -104,12 +102,10 @@ class NamedSweeper(Sweeper):
                 "the whole sweep. Start the sweep once, without them: each job starts its ranks "
                 "(strategy=ddp trainer.devices=...), or launcher=submitit_slurm sends it to nodes"
             )
-        if self.direction not in ("minimize", "maximize"):
-            raise SweepError(
-                f"hydra.sweeper.direction must be minimize or maximize; got {self.direction}"
-            )
+        from lightning_module.overrides import quoted
+
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        configured = [f"{key}={value}" for key, value in self.params.items()]
+        configured = [quoted(f"{key}={value}") for key, value in self.params.items()]
         overrides = {
             o.get_key_element(): o for o in parser.parse_overrides([*configured, *arguments])
         }
@@ -124,26 +120,37 @@ class NamedSweeper(Sweeper):
         """Compose each value of each setting once.
 
         Raises:
-            SweepError: an unknown key or group; names the nearest that exists.
+            SweepError: an unknown key or group, which names the nearest that exists; or a value of
+                the wrong type or out of range.
         """
+        from lightning_module.commands import CONFIGS
+        from lightning_module.hydra_errors import in_one_line
+        from lightning_module.settings import SettingsError, check
+
         first = {o.get_key_element(): self._samples(o)[0] for o in overrides}
         for override in overrides:
             key = override.get_key_element()
             for value in self._samples(override):
+                settings = [f"{k}={v}" for k, v in {**first, key: value}.items()]
                 try:
-                    self.validate_batch_is_legal(
-                        [[f"{k}={v}" for k, v in {**first, key: value}.items()]]
-                    )
-                except HydraException as error:
-                    raise SweepError(_with_nearest_key(str(error), self.config)) from None
+                    check(self.hydra_context.config_loader.load_sweep_config(self.config, settings))
+                except SettingsError as error:
+                    raise SweepError(error) from None
+                except (HydraException, ValueError) as error:
+                    raise SweepError(in_one_line(error, "train", CONFIGS)) from None
 
     @staticmethod
     def _samples(override: Override) -> list[str]:
-        """Values of an override, at least one of each kind."""
+        """Values of an override as they are typed, at least one of each kind."""
+        from lightning_module.overrides import quoted
+
         if not override.is_sweep_override():
             return [override.get_value_element_as_str()]
         if override.is_discrete_sweep():
-            return list(override.sweep_string_iterator())
+            key = override.get_key_element()
+            settings = [f"{key}={value}" for value in override.sweep_string_iterator()]
+            # Hydra loses the quotes of choice('one','two').
+            return [quoted(s, multirun=False).partition("=")[2] for s in settings]
         return [str(override.value().start)]
 
     @contextlib.contextmanager
@@ -152,7 +159,13 @@ class NamedSweeper(Sweeper):
         import fcntl  # which only Unix has; a single run does without
 
         from lightning_module.disk import write_atomically
-        from lightning_module.sweep_jobs import JOBS, SWEEP_PROCESS, own_overrides
+        from lightning_module.sweep_jobs import (
+            JOBS,
+            SWEEP,
+            SWEEP_PROCESS,
+            own_overrides,
+            read_description,
+        )
 
         wanted = {
             "sweeper": type(self).__name__,
@@ -173,8 +186,8 @@ class NamedSweeper(Sweeper):
         }
         file = self.directory / SWEEP
         other_name = "give this sweep a name of its own: hydra.sweeper.study=..."
-        if file.is_file():
-            _same_or_refused(json.loads(file.read_text("utf-8")), wanted, self.study, other_name)
+        if file.exists():
+            _same_or_refused(read_description(self.directory), wanted, self.study, other_name)
         elif self.directory.exists() and any(self.directory.iterdir()):
             raise SweepError(f"{self.directory} exists and holds no sweep: {other_name}")
         (self.directory / JOBS).mkdir(parents=True, exist_ok=True)
@@ -251,24 +264,3 @@ def _in_words(parameter: dict[str, Any] | None) -> str:
     if parameter is None:
         return "not searched"
     return " ".join(f"{k}={','.join(v) if k == 'choices' else v}" for k, v in parameter.items())
-
-
-def _with_nearest_key(message: str, config: DictConfig) -> str:
-    """Hydra's message on a setting or, on an unknown key, the one that was probably meant."""
-    unknown = re.match(r"Could not override '([^']*)'", message)
-    if unknown is None:
-        return message
-    key = unknown[1]
-    known: list[str] = []
-
-    def walk(node: DictConfig, path: str) -> None:
-        for name in node:
-            known.append(f"{path}{name}")
-            child = node._get_node(name)
-            if isinstance(child, DictConfig) and not child._is_none() and not child._is_missing():
-                walk(child, f"{path}{name}.")
-
-    walk(OmegaConf.masked_copy(config, [k for k in config if k != "hydra"]), "")
-    nearest = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
-    hint = f"did you mean {' or '.join(nearest)}?" if nearest else "see triton-gru-train --help"
-    return f"there is no setting {key} to sweep over or set; {hint}"

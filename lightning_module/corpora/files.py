@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
@@ -69,10 +70,15 @@ def _find_files(paths: list[str]) -> list[Path]:
         raise DataError("data.paths is empty: give files or globs, 'data.paths=[a.txt,b/*.txt]'.")
     found: dict[Path, None] = {}
     for given in paths:
-        path = Path(given).expanduser()
-        if path.is_dir():
+        path = Path(os.path.expanduser(given))  # which leaves ~nobody.txt as it is
+        if os.path.isdir(path):
             raise DataError(f"{given} is a folder: give its files, '{path}/**/*.txt'.")
-        if path.exists():
+        if os.path.exists(path):
+            if not os.path.isfile(path):
+                raise DataError(
+                    f"{given} is a pipe or a device: text is read more than once, so put it into a "
+                    "file first."
+                )
             if not path.stat().st_size:
                 raise DataError(f"{given} is empty: leave it out of data.paths.")
             files = [path]
@@ -85,7 +91,8 @@ def _find_files(paths: list[str]) -> list[Path]:
                     f" (from {Path.cwd()}). Quote it so that the shell leaves it as it is."
                 )
         else:
-            raise DataError(f"There is no file {given} (from {Path.cwd()}).")
+            several = f" Several are given as data.paths=[{given}]." * ("," in given)
+            raise DataError(f"There is no file {given} (from {Path.cwd()}).{several}")
         found.update((file.resolve(), None) for file in files)
     return list(found)
 

@@ -239,7 +239,7 @@ BAD = {
     "an unknown key": (["data.paths=[good.txt]", "trainer.max_step=3"], "max_step"),
     "no paths": ([], "data.paths"),
     "lanes that are no number": (["data.paths=[good.txt]", "data.lanes=abc"], "lanes"),
-    "a learning rate below 0": (["data.paths=[good.txt]", "optimizer.lr=-1"], "learning rate"),
+    "a learning rate below 0": (["data.paths=[good.txt]", "optimizer.lr=-1"], "optimizer.lr must"),
     "a precision that is none": (["data.paths=[good.txt]", "trainer.precision=x"], "precision"),
     "kernels on a CPU": (["data.paths=[good.txt]", "model.core.backend=triton"], "CUDA GPU"),
     "several processes": (["data.paths=[good.txt]", "trainer.devices=2"], "trainer.devices=1"),

@@ -35,6 +35,7 @@ from lightning_module.inspection_page import page, page_data
 from lightning_module.predict import UsageError
 from lightning_module.predictor import SentencePredictor
 from lightning_module.run_files import TOKENIZER
+from lightning_module.settings import SettingsError, check
 from lightning_module.tokenizers import Tokenizer, TokenizerSettings
 from tests.tolerances import assert_close
 
@@ -341,8 +342,11 @@ def test_reads_standard_input_as_one_text(tokenizer, tmp_path, monkeypatch):
 def test_settings_out_of_range_are_named(tokenizer, tmp_path, monkeypatch, given, message):
     save(made_model(tokenizer), tokenizer, tmp_path)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises((UsageError, InspectionError, CheckpointError), match=re.escape(message)):
-        inspect(settings(**{"checkpoint": "model.ckpt", **given}), "or not")
+    refusals = (SettingsError, UsageError, InspectionError, CheckpointError)
+    config = settings(**{"checkpoint": "model.ckpt", **given})
+    with pytest.raises(refusals, match=re.escape(message)):
+        check(config, "inspect")
+        inspect(config, "or not")
 
 
 def test_the_page_in_a_browser(browser_page, tokenizer, tmp_path):

@@ -19,6 +19,7 @@ from lightning_module.memory_plots import GRADIENT, SUCCESS, draw_gradients, dra
 from lightning_module.memory_study import Study, gradient_norms, remember
 from lightning_module.memory_tasks import COPIED, DIGITS, SYMBOLS, TASKS, Sequences
 from lightning_module.predictor import CORES, SentencePredictor
+from lightning_module.settings import SettingsError, check
 from tests.lightning_module.conftest import made_text
 from triton_gru import equations
 
@@ -251,18 +252,22 @@ def test_an_interrupted_run_keeps_what_it_measured(tmp_path, number):
 @pytest.mark.parametrize(
     ("argument", "expected"),
     [
-        ("cores=[mamba]", "cores must be some of gru, gru_reset_before, lstm, rnn"),
-        ("tasks=[]", "tasks must be some of copy, adding, text"),
-        ("delays=[2,10,30,100,300,1000]", "delays must be whole numbers of at least 3"),
+        ("cores=[mamba]", "cores must be a list of some of gru, gru_reset_before, lstm, rnn"),
+        ("tasks=[]", "tasks must be a list of some of copy, adding, text"),
+        (
+            "delays=[2,10,30,100,300,1000]",
+            "delays must be a list, each a whole number of at least 3",
+        ),
         ("delays=[10]", "steps must give one number for each of the delays; got 6 for 1"),
-        ("hidden_size=0", "hidden_size must be whole numbers of at least 1"),
-        ("workers=0.5", "workers must be whole numbers of at least 1"),
+        ("hidden_size=0", "hidden_size must be a whole number of at least 1"),
+        ("workers=0.5", "workers must be a whole number of at least 1"),
     ],
 )
 def test_bad_settings_are_refused(tmp_path, argument, expected):
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         config = compose("memory", [argument, f"run_dir={tmp_path / 'run'}"])
-    with pytest.raises(UsageError, match=re.escape(expected)):
+    with pytest.raises((SettingsError, UsageError), match=re.escape(expected)):
+        check(config, "memory")
         measure(config)
     assert not (tmp_path / "run").exists()
 

@@ -20,6 +20,8 @@ from lightning_module.signals import Interrupted
 from lightning_module.train import _show, quiet, train
 from tests.lightning_module.conftest import TINY, made_text
 
+# The callbacks below, which a resumed run may name.
+TRUST = "trust=[tests.lightning_module]"
 WEIGHTS = []  # after each batch, as `Recorder` saw them
 
 
@@ -103,7 +105,7 @@ def test_a_checkpoint_never_falls_within_an_accumulated_step(run, tmp_path):
     # The validation after batch 4 comes within step 2: its checkpoint is that of after step 2.
     assert whole["global_step"] == 10
     run("half", *settings, "trainer.max_steps=2")
-    config, checkpoint = resumed(str(tmp_path / "half"), ["trainer.max_steps=10"])
+    config, checkpoint = resumed(str(tmp_path / "half"), [TRUST, "trainer.max_steps=10"])
     train(config, checkpoint, go_on=True)
     half = torch.load(tmp_path / "half" / CHECKPOINTS / LAST, weights_only=True)
     # Not the learning rates, which follow max_steps; but every batch was read once, in order.
@@ -158,7 +160,7 @@ def test_an_averaged_run_resumes_to_the_same_weights(run, tmp_path, averaging):
     whole = run("whole", *settings, "trainer.max_steps=12")
     run("half", *settings, "trainer.max_steps=8", "scheduler.warmup=0.03")
     config, checkpoint = resumed(
-        str(tmp_path / "half"), ["trainer.max_steps=12", "scheduler.warmup=0.02"]
+        str(tmp_path / "half"), [TRUST, "trainer.max_steps=12", "scheduler.warmup=0.02"]
     )
     train(config, checkpoint, go_on=True)
     half = torch.load(tmp_path / "half" / CHECKPOINTS / LAST, weights_only=True)
@@ -174,7 +176,7 @@ def test_a_signal_is_heard_whatever_is_validated_when(run, tmp_path, interval):
     with pytest.raises(Stopped, match=r"stopped by SIGTERM after step \d; saved"):
         run("stopped", *settings,
             "+callbacks.killer._target_=tests.lightning_module.test_options.Killer")  # fmt: skip
-    config, checkpoint = resumed(str(tmp_path / "stopped"), [])
+    config, checkpoint = resumed(str(tmp_path / "stopped"), [TRUST])
     config.callbacks.killer = None
     train(config, checkpoint, go_on=True)
     last = torch.load(tmp_path / "stopped" / CHECKPOINTS / LAST, weights_only=True)
@@ -198,14 +200,16 @@ def test_early_stopping_ends_a_resumed_run_where_it_would_have_ended(run, tmp_pa
     config = ["callbacks.killer._target_=tests.lightning_module.test_options.Killer"]
     with pytest.raises(Stopped):
         run("stopped", *settings, *(f"+{c}" for c in config))
-    config, checkpoint = resumed(str(tmp_path / "stopped"), [])
+    config, checkpoint = resumed(str(tmp_path / "stopped"), [TRUST])
     config.callbacks.killer = None
     train(config, checkpoint, go_on=True)
     last = torch.load(tmp_path / "stopped" / CHECKPOINTS / LAST, weights_only=True)
     assert last["global_step"] == 8
     assert all(torch.equal(last["state_dict"][k], w) for k, w in whole["state_dict"].items())
     # Today's patience is what counts, and not the checkpoint's.
-    config, checkpoint = resumed(str(tmp_path / "stopped"), ["callbacks.early_stopping.patience=5"])
+    config, checkpoint = resumed(
+        str(tmp_path / "stopped"), [TRUST, "callbacks.early_stopping.patience=5"]
+    )
     config.callbacks.killer = None
     train(config, checkpoint, go_on=True)
     last = torch.load(tmp_path / "stopped" / CHECKPOINTS / LAST, weights_only=True)
@@ -286,7 +290,7 @@ def test_a_checkpoint_of_another_tokenizer_is_refused(run, tmp_path):
     before = {p: p.read_bytes() for p in run_dir.rglob("*") if p.is_file()}
     text = (tmp_path / "a.txt").read_text()
     (tmp_path / "a.txt").write_text(text.replace("z", "y").replace("T", "Q"))
-    config, checkpoint = resumed(str(run_dir), ["trainer.max_steps=10"])
+    config, checkpoint = resumed(str(run_dir), [TRUST, "trainer.max_steps=10"])
     with pytest.raises(
         CheckpointError, match=r"trained with another tokenizer .* Restore the text"
     ):
@@ -322,7 +326,7 @@ def test_a_second_ctrl_c_ends_at_once(run, tmp_path, capfd, interval):
     last = tmp_path / "run" / CHECKPOINTS / LAST
     assert (f"The last checkpoint is {last}" if interval == 2 else "There is no checkpoint") in said
     assert said.endswith(f"\nGo on with: triton-gru-train resume={tmp_path / 'run'}")
-    config, checkpoint = resumed(str(tmp_path / "run"), [])
+    config, checkpoint = resumed(str(tmp_path / "run"), [TRUST])
     assert (checkpoint is None) == (interval == 5)
     config.callbacks.twice = None
     train(config, checkpoint, go_on=True)

@@ -47,26 +47,29 @@ def settings(run_dir, *keys):
 
 
 REFUSED = {
-    "an unknown key": (["optimizer.lrr=1,2"], "no setting optimizer.lrr .* optimizer.lr"),
-    "an unknown choice": (["model/core=gru,mamba"], "Could not find 'model/core/mamba'"),
+    "an unknown key": (["optimizer.lrr=1,2"], "no setting optimizer.lrr; .* optimizer.lr"),
+    "an unknown choice": (
+        ["model/core=gru,mamba"],
+        "no model/core=mamba; .*gru, gru_reset_before, lstm, rnn",
+    ),
     "an interval in a grid": (["optimizer.lr=interval(1,2)"], "add sweep=optuna"),
     "resuming": (["resume=latest"], "goes on with a single run"),
     "an unknown key for Optuna": (
         ["sweep=optuna", "model.hiden_size=range(1,9)"],
-        "no setting model.hiden_size .* model.hidden_size",
+        "no setting model.hiden_size; .* model.hidden_size",
     ),
-    "an unknown choice for Optuna": (["sweep=optuna", "model/core=gru,mamba"], "model/core/mamba"),
+    "an unknown choice for Optuna": (["sweep=optuna", "model/core=gru,mamba"], "model/core=mamba"),
     "nothing to search": (["sweep=optuna"], "nothing to search"),
     "logarithm of 0": (["sweep=optuna", "optimizer.lr=tag(log,interval(0,1))"], "cannot be search"),
     "an unknown sampler": (
         ["sweep=optuna", "optimizer.lr=1,2", "hydra.sweeper.sampler=magic"],
-        "sampler must be tpe or random; got magic",
+        "sampler must be tpe or random; got .magic",
     ),
     "no trials": (
         ["sweep=optuna", "optimizer.lr=1,2", "hydra.sweeper.n_trials=0"],
         "n_trials must be a whole number of at least 1; got 0",
     ),
-    "a direction that is none": (["hydra.sweeper.direction=up"], "minimize or maximize; got up"),
+    "a direction that is none": (["hydra.sweeper.direction=up"], "minimize or maximize; got .up"),
 }
 
 
