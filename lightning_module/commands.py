@@ -211,6 +211,7 @@ def _command(program: str) -> Iterator[None]:
 def _compose_and_run(config_name: str, load: Callable[[], Run]) -> None:
     """Have Hydra read the arguments, and only then `load` and call what does the work."""
     import hydra
+    from hydra.errors import HydraException
 
     from lightning_module.hydra_errors import in_one_line
     from lightning_module.settings import SettingsError, check
@@ -234,7 +235,7 @@ def _compose_and_run(config_name: str, load: Callable[[], Run]) -> None:
     try:
         task()
     except Exception as error:
-        if composed or isinstance(error, OSError):
+        if composed or (isinstance(error, OSError) and not isinstance(error, HydraException)):
             raise
         _refuse(in_one_line(error, config_name, CONFIGS))
 

@@ -22,6 +22,7 @@ from lightning_module.data import ChunkLoader, SentenceDataModule
 from lightning_module.predict import UsageError, find_device
 from lightning_module.run_directory import resumed
 from lightning_module.run_files import RunError
+from lightning_module.settings import SettingsError
 from lightning_module.token_cache import read_split, write_split
 from lightning_module.tokenizers import Tokenizer
 from lightning_module.train import _built, quiet
@@ -50,7 +51,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     device = find_device(str(config.device))
     checkpoint = find_checkpoint(str(config.checkpoint), str(config.runs))
     model, tokenizer = load_predictor(checkpoint)
-    settings, _ = resumed(str(checkpoint), [])
+    settings, _ = resumed(str(checkpoint), [f"trust=[{','.join(config.trust)}]"])
     data = _built("data", settings.data, tokenizer=_built("tokenizer", settings.tokenizer))
     with tempfile.TemporaryDirectory(prefix="triton_gru-eval-") as folder:
         if config.data.paths is None:
@@ -103,7 +104,7 @@ def run(config: DictConfig) -> None:
     quiet()
     try:
         found = evaluate(config)
-    except (UsageError, DataError, CheckpointError, RunError) as error:
+    except (UsageError, SettingsError, DataError, CheckpointError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
     if config.format == "json":

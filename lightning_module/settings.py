@@ -174,6 +174,12 @@ SETTINGS: dict[str, dict[str, Kind]] = {
         "format": choice("text", "json", "web"),
         "port": whole(0, 65535),
     },
+    "eval": {
+        **ANSWER,
+        "data.paths": maybe(PATHS),
+        "format": choice("text", "json"),
+        "trust": replace(TEXTS, swept=False),
+    },
     "inspect": {**ANSWER, "layer": SIZE, "k": whole(1, MAX_CANDIDATES), "output": ONE_PATH},
     "memory": {
         **DATA,
