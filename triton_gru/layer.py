@@ -166,14 +166,15 @@ class GRU(nn.RNNBase):
             resets: Whether a sequence begins at a step, bool in the shape of input without its
                 last dimension: the state starts anew from zero, in both directions.
         """
-        return self._run(input, hx, lengths, resets, self.batch_first)
+        return self._run(input, hx, lengths=lengths, resets=resets, batch_first=self.batch_first)
 
     def _run(
         self,
         input: Tensor | PackedSequence,
         hx: Tensor | None,
-        lengths: Tensor | None,
-        resets: Tensor | None,
+        *,
+        lengths: Tensor | None = None,
+        resets: Tensor | None = None,
         batch_first: bool,
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         self._update_flat_weights()
@@ -261,7 +262,7 @@ class GRU(nn.RNNBase):
                 "step draws no mask for a whole sequence, as recurrent_dropout and weight_dropout "
                 "want it in training; call forward, or eval() first"
             )
-        y, state = self._run(x_t.unsqueeze(0), state, None, None, False)
+        y, state = self._run(x_t.unsqueeze(0), state, batch_first=False)
         return functional.own(y.squeeze(0)), state
 
     def explain(
