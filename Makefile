@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup train test soak lint docs constraints
+.PHONY: help setup train test soak cpus lint docs constraints
 
 help:  ## list the commands
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 22
@@ -29,6 +29,9 @@ test: setup  ## run all tests but the long ones
 
 soak: setup  ## run the long tests: killed sweeps and runs, machines of their own network
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m soak $(ARGS)
+
+cpus: setup  ## run the numerics tests as CPUs of other kinds compute (ARGS=--quick: two minutes)
+	$(BIN)/python -m tests.cpus $(ARGS)
 
 lint: setup  ## check the format and the style
 	$(BIN)/ruff format --check .
