@@ -1,5 +1,6 @@
 """Why a mutant may survive: each reason in one line, and how it is told from the mutant itself."""
 
+import dataclasses
 import re
 
 import torch
@@ -10,6 +11,7 @@ REASONS = {
     "dead": "no instruction with an effect reads what it writes",
     "first look": "a poll looks again, past L1, for what a first look misses",
     "order": "a load that an acquire orders finds L1 empty: .cg spares it the look",
+    "idle": "no thread takes part in this problem: without the instruction all is as before",
     "repeated": "threads that hold copies store the same value again, to the same place",
     "guarded": "what is loaded or computed besides is masked, or multiplied by zero, later on",
     "same value": "every value that this problem yields here is the same with the change",
@@ -52,7 +54,9 @@ def reason(target, mutant) -> str | None:
     if mutant.kind == "order":
         if "volatile" in i.parts and i.at not in polls:
             return "first look"
-        return "order" if "cg" in i.parts else None
+        if "cg" in i.parts:
+            return "order"
+        return "idle" if same_results(target, dataclasses.replace(mutant, text="")) else None
     if not same_results(target, mutant):
         return "rounding"
     if i.at in polls:
