@@ -8,8 +8,15 @@ import random
 
 import numpy as np
 
-from tests.ptx.errors import BarrierError, Deadlock, Divergence, PtxError, Unsupported
-from tests.ptx.execution import Warps, together
+from tests.ptx.errors import (
+    BarrierError,
+    Deadlock,
+    Divergence,
+    PtxError,
+    Uninitialised,
+    Unsupported,
+)
+from tests.ptx.execution import NOTHING, Warps, together
 from tests.ptx.shared_memory import SharedMemory
 from tests.ptx.weak_memory import EVICTED, View
 
@@ -55,7 +62,14 @@ class Instance:
     def _execute(self, strand, segment):
         try:
             segment.function(strand.registers, strand)
-        except (PtxError, Unsupported, TypeError, ValueError, AttributeError) as error:
+        except (
+            PtxError,
+            Uninitialised,
+            Unsupported,
+            TypeError,
+            ValueError,
+            AttributeError,
+        ) as error:
             frames, line = error.__traceback__, None
             while frames is not None:
                 if frames.tb_frame.f_code is segment.function.__code__:
@@ -65,7 +79,11 @@ class Instance:
 
     def _located(self, error, instruction):
         """The error, with the program and the instruction it happened at."""
-        kind = type(error) if isinstance(error, (PtxError, Unsupported)) else RuntimeError
+        kind = (
+            type(error)
+            if isinstance(error, (PtxError, Uninitialised, Unsupported))
+            else RuntimeError
+        )
         return kind(f"{self.launch.name}, program {self.index}, seed {self.launch.seed}: {error}\n"
                     f"    at {instruction!r}")  # fmt: skip
 
@@ -88,7 +106,10 @@ class Instance:
             return
         taken = np.ones(len(strand.members), bool)
         if guard:
-            lanes = strand.registers[self.program.index[guard.lstrip("!")]].reshape(-1, 32)
+            held = strand.registers[self.program.index[guard.lstrip("!")]]
+            if held is NOTHING:
+                self._fail(Uninitialised, "a branch by what nobody wrote", segment.instructions[-1])
+            lanes = held.reshape(-1, 32)
             lanes = ~lanes if guard.startswith("!") else lanes
             taken = lanes.any(1)
             if (taken != lanes.all(1)).any():

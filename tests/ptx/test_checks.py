@@ -68,6 +68,8 @@ BROKEN = {
     "a register before its first write": (
         "setp.eq.s32 %p1, %r1, 99;\n@%p1 bra $L;\nadd.s32 %r7, %r6, 1;\n$L:\nmov.b32 %r6, 0;",
         errors.Uninitialised),
+    "a branch by such a register": (
+        "@%p7 bra $L;\n$L:\nsetp.eq.s32 %p7, %r1, 1;", errors.Uninitialised),
     "such a register chosen": (
         "setp.eq.s32 %p1, %r1, 3;\nselp.b32 %r7, %r6, %r1, %p1;\nmov.b32 %r6, 0;",
         errors.Uninitialised),
