@@ -3,6 +3,7 @@ import pickle
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -128,3 +129,26 @@ def test_settings_weights_and_tokenizer_that_do_not_fit(trained, tmp_path):
     other.save(tmp_path / TOKENIZER)
     with pytest.raises(CheckpointError, match=f"has {vocab + 1} tokens, but the model .* {vocab}"):
         load_predictor(copy(lambda c: None))
+
+
+class _RunsCode:
+    def __reduce__(self):
+        return os.mkdir, ("it_ran",)
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", 0, 2, 3, 4, 5])
+def test_a_checkpoint_that_holds_code_is_neither_loaded_nor_called_damaged(
+    tmp_path, monkeypatch, kind
+):
+    monkeypatch.chdir(tmp_path)
+    content = {"state_dict": {}, "hyper_parameters": {"core": _RunsCode()}}
+    if isinstance(kind, int):
+        Path("bad.ckpt").write_bytes(pickle.dumps(content, protocol=kind))
+    else:
+        torch.save(content, "bad.ckpt", _use_new_zipfile_serialization=kind == "zip")
+    with pytest.raises(CheckpointError, match=r"holds code objects \(posix.mkdir\)") as refused:
+        read_checkpoint("bad.ckpt")
+    assert "weights_only" not in str(refused.value)
+    assert "damaged" not in str(refused.value)
+    assert refused.value.__suppress_context__  # nor does a traceback show torch's advice
+    assert not Path("it_ran").exists()
