@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from triton_gru import GRU, GRUCell
+from triton_gru.cpu import library
 
 # (T, B, I, H); the first is the shape that the limits below are stated for.
 SHAPES = [
@@ -30,9 +31,11 @@ OVERHEAD_LIMIT = 1.15
 
 def contestants(input_size: int, hidden_size: int) -> dict[str, nn.Module]:
     theirs = nn.GRU(input_size, hidden_size)
+    engine = {} if library.obstacle() else {"cpu": GRU.from_torch(theirs, backend="cpu")}
     return {
         "nn.GRU": theirs,
         "auto": GRU.from_torch(theirs),
+        **engine,
         "reference": GRU.from_torch(theirs, backend="reference"),
         "reset_before": GRU(input_size, hidden_size, reset_after=False),
     }

@@ -22,7 +22,7 @@ from triton_gru.tuning import planned
 
 # Transforms of torch.func that an autograd.Function stands in the way of.
 PLAIN_TORCH_ONLY = {TransformType.Vmap, TransformType.Jvp}
-BACKENDS = ("auto", "triton", "torch", "reference")
+BACKENDS = ("auto", "triton", "cpu", "torch", "reference")
 
 # What regularises each step from within: no kernel, ours or torch's, takes it.
 INSIDE_A_STEP = {
@@ -104,7 +104,7 @@ def choose_backend(
                 "checks that number, or torch.onnx.export with dynamo=True"
             )
         why = f"{INSIDE_A_STEP[regularised[0]]}, which only the equations in plain torch do"
-        if backend in ("torch", "triton"):
+        if backend in ("torch", "triton", "cpu"):
             raise RuntimeError(f"backend={backend!r} cannot run: {why}. Use backend='auto'")
         return Choice("reference", why)
     if onnx.exporting():
@@ -124,6 +124,8 @@ def choose_backend(
         return Choice("torch", "torch.onnx.export with dynamo=False knows torch's own GRU only")
     if backend in ("auto", "triton") and transformed():
         return Choice("reference", "vmap and forward-mode derivatives take plain torch")
+    if backend == "cpu":
+        return _cpu_engine(device, dtype)
     layer = (backend, reset_after, device, dtype, hidden_size, directions, resets)
     eager = not (tracing or torch.compiler.is_compiling())  # whose numbers are no symbols
     if eager and device.type == "cpu" and not _interpreting():
@@ -167,6 +169,30 @@ def _choose(
             "torch", f"{obstacle}, and torch's own GRU ({library}) computes reset_after=True"
         )
     return Choice("reference", f"{obstacle}, and {torch_obstacle}")
+
+
+def _cpu_engine(device: torch.device, dtype: torch.dtype) -> Choice:
+    """The choice for backend="cpu", which "auto" does not take yet: see docs/faq.md."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        raise RuntimeError(
+            "backend='cpu' cannot run: what traces a graph cannot record C code. Use backend='auto'"
+        )
+    if transformed() or peek_interpreter_stack() is not None:
+        return Choice("reference", "torch.func's transforms take plain torch")
+    obstacle = None
+    if device.type != "cpu":
+        obstacle = f"the CPU engine computes on a CPU and the tensors are on {device}"
+    elif dtype != torch.float32:
+        obstacle = f"the CPU engine computes in torch.float32, not in {dtype}"
+    else:
+        from triton_gru.cpu import library
+
+        obstacle = library.obstacle()
+    if obstacle:
+        raise RuntimeError(
+            f"backend='cpu' cannot run: {obstacle}. Use backend='auto' to take the best that can"
+        )
+    return Choice("cpu", "it was asked for by name")
 
 
 # On a CPU nothing else decides, and to decide anew took a tenth of a short call.

@@ -22,7 +22,7 @@ class GRUCell(nn.GRUCell):
         device: Where the parameters are made.
         dtype: The parameters' dtype.
         reset_after: Where the reset gate acts, see `GRU`.
-        backend: "auto", "triton", "torch" or "reference", see `GRU`.
+        backend: "auto", "triton", "cpu", "torch" or "reference", see `GRU`.
 
     Raises:
         TypeError: A size or reset_after is of the wrong type.

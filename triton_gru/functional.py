@@ -13,8 +13,10 @@ from triton_gru import aten, regularisation, sequences
 from triton_gru.autocast import autocasts
 from triton_gru.backends import choose_backend, transformed
 from triton_gru.checks import check_cell, check_rows, check_sequence
+from triton_gru.cpu.layer import layer as cpu_layer
 from triton_gru.equations import stack
 from triton_gru.recurrence import records, recurrence
+from triton_gru.sequences import PackedRows
 
 
 def gru(
@@ -53,7 +55,7 @@ def gru(
         dropout: Probability of zeroing an output of each layer but the last, while training.
         training: Whether dropout applies.
         reset_after: The variant of the cell, see `triton_gru.equations`.
-        backend: "auto", "triton", "torch" or "reference".
+        backend: "auto", "triton", "cpu", "torch" or "reference".
         save_gates: Whether the Triton kernels keep the gates for the backward, three times the
             output's memory, instead of computing them again.
         lengths: Steps of each row, from 0 to T, integers [B] on input's device ([] for one row). A
@@ -142,6 +144,16 @@ def gru(
         y, h_n = _VF.gru(
             x, packed.batch_sizes, hx, params, bias, L, dropout, training, bidirectional
         )
+    elif choice.backend == "cpu":
+        y, h_n = _on_packed_rows(
+            *(x.transpose(0, 1) if rows_first else x, hx, params, bias, D),
+            dropout if training else 0.0,
+            reset_after=reset_after,
+            batch_sizes=None if packed is None else packed.batch_sizes,
+            lengths=lengths,
+            resets=resets.t() if rows_first and resets is not None else resets,
+        )
+        y = own(y.transpose(0, 1)) if rows_first else y
     else:
         past_end = None
         if rows_first:
@@ -219,6 +231,43 @@ def _layers(
     return x, torch.cat(last_states)
 
 
+def _on_packed_rows(
+    x: Tensor,
+    hx: Tensor,
+    params: Sequence[Tensor],
+    bias: bool,
+    D: int,
+    dropout: float,
+    *,
+    reset_after: bool,
+    batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+    resets: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """The CPU engine over x [T, B, I], or [N, I] with batch_sizes, all layers."""
+    order = places = None
+    if batch_sizes is not None:
+        lengths, _ = sequences.places(batch_sizes, hx.shape[1], len(x), x.device)
+        rows = PackedRows.of(lengths, len(batch_sizes))
+    elif lengths is not None:
+        lengths, order = lengths.sort(descending=True, stable=True)
+        rows, hx = PackedRows.of(lengths, len(x)), hx.index_select(1, order)
+        places = rows.places(order)
+    else:
+        rows = PackedRows.whole(*x.shape[:2])
+    if resets is not None:
+        original = None if order is None else lengths.index_select(0, order.argsort())
+        resets = sequences.resets_of_directions(resets, original, D)
+        resets = resets.flatten(0, 1) if places is None else sequences.pack(resets, places)
+    T, B = len(rows.offsets) - 1, rows.batch_size
+    x = x if places is None else sequences.pack(x, places)
+    scan = partial(cpu_layer, rows=rows, resets=resets, reset_after=reset_after)
+    y, h_n = _layers(*(scan, x.float(), hx.float(), [p.float() for p in params]), bias, D, dropout)
+    if places is None:
+        return y, h_n
+    return own(sequences.pad(y, places, T, B)), h_n.index_select(1, order.argsort())
+
+
 def _padded_is_faster(x: Tensor, hx: Tensor, params: Sequence[Tensor], dropout: float) -> bool:
     """Whether padded rows of unequal length take ATen less time than packed ones, as nn.GRU's.
 
@@ -269,7 +318,7 @@ def gru_cell(
         bias_ih: [3H] or None.
         bias_hh: [3H] or None.
         reset_after: The variant of the cell, see `triton_gru.equations`.
-        backend: "auto", "triton", "torch" or "reference".
+        backend: "auto", "triton", "cpu", "torch" or "reference".
 
     Returns:
         The state after the step, in the shape of hx.
@@ -302,8 +351,12 @@ def gru_cell(
         h = _VF.gru_cell(x, hx, weight_ih, weight_hh, bias_ih, bias_hh)
     else:
         params = [weight_ih, weight_hh] + ([] if bias_ih is None else [bias_ih, bias_hh])
+        scan = partial(recurrence, reset_after=reset_after, backend=choice.backend)
+        if choice.backend == "cpu":
+            rows = PackedRows.whole(1, x.shape[0])
+            scan = partial(cpu_layer, rows=rows, resets=None, reset_after=reset_after)
         _, h = _layers(
-            partial(recurrence, reset_after=reset_after, backend=choice.backend),
+            scan,
             x.to(dtype).unsqueeze(0),
             hx.to(dtype).unsqueeze(0),
             [p.to(dtype) for p in params],

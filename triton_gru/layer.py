@@ -43,7 +43,8 @@ class GRU(nn.RNNBase):
         reset_after: Where the reset gate acts. True is the formula of `nn.GRU` and cuDNN, which
             multiplies it into W_hn h + b_hn; False is Cho et al. 2014 (arXiv:1406.1078), which
             multiplies it into h before the product. See `triton_gru.equations`.
-        backend: "triton" takes the fused kernels; "torch" ATen, and cuDNN on a GPU
+        backend: "triton" takes the fused kernels; "cpu" the engine in C (float32 on a CPU, built by
+            the machine's compiler at first use, see docs/faq.md); "torch" ATen, and cuDNN on a GPU
             (reset_after=True only); "reference" the equations in plain torch. "auto" takes the
             kernels on those GPUs on which they were measured (`backends.MEASURED_ON`), else
             "torch" where it computes the layer, else "reference"; `explain` says which and why.

@@ -85,7 +85,7 @@ def replace_gru(model: nn.Module, *, backend: str = "auto") -> Replacement:
 
     Args:
         model: Any module, which may be a GRU itself.
-        backend: "auto", "triton", "torch" or "reference", see `GRU`.
+        backend: "auto", "triton", "cpu", "torch" or "reference", see `GRU`.
 
     Returns:
         What was swapped and what was left, which prints, with `undo()` and `explain()`.

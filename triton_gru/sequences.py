@@ -4,6 +4,8 @@ The scan takes padded time-major rows [T, B, ...], `lengths`, int64 [B], and `re
 [T, B, D], all on one device (see `equations`). Nothing here waits for that device.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -89,3 +91,39 @@ def turned_places(lengths: Tensor, steps: int) -> Tensor:
 def turn(rows: Tensor, places: Tensor) -> Tensor:
     """Rows [T, B, ...] turned around by their `turned_places`; twice gives them back."""
     return rows.flatten(0, 1).index_select(0, places).reshape(rows.shape)
+
+
+class PackedRows(NamedTuple):
+    """Rows sorted by length, the longest first, those of one step side by side: packed data [N].
+
+    Attributes:
+        offsets: Where each step's rows begin, int64 [T + 1] on the CPU.
+        batch_size: B, with the rows that have no step.
+        lengths: int64 [B], longest first, or None where all rows have T steps.
+    """
+
+    offsets: Tensor
+    batch_size: int
+    lengths: Tensor | None
+
+    @classmethod
+    def whole(cls, steps: int, batch_size: int) -> "PackedRows":
+        """B rows of T steps each."""
+        return cls(torch.arange(0, (steps + 1) * batch_size, batch_size), batch_size, None)
+
+    @classmethod
+    def of(cls, lengths: Tensor, steps: int) -> "PackedRows":
+        """Rows of these lengths, int64 [B], longest first."""
+        sizes = (lengths > torch.arange(steps).unsqueeze(1)).sum(1)
+        return cls(torch.cat([sizes.new_zeros(1), sizes.cumsum(0)]), len(lengths), lengths)
+
+    def places(self, order: Tensor | None = None) -> Tensor:
+        """The place t * B + b of each packed row among padded rows, int64 [N].
+
+        Args:
+            order: Which padded row each packed row is, int64 [B]; None where they are sorted.
+        """
+        sizes = self.offsets.diff()
+        step = torch.arange(len(sizes)).repeat_interleave(sizes)
+        row = torch.arange(int(self.offsets[-1])) - self.offsets.index_select(0, step)
+        return step * self.batch_size + (row if order is None else order.index_select(0, row))

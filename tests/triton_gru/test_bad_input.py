@@ -244,7 +244,7 @@ def test_autocast_refuses_to_mix_float64(which, backend):
         (
             {"backend": "cudnn"},
             ValueError,
-            "one of 'auto', 'triton', 'torch', 'reference', got: 'cudnn'",
+            "one of 'auto', 'triton', 'cpu', 'torch', 'reference', got: 'cudnn'",
         ),
         ({"backend": None}, ValueError, "got: None"),
         ({"backend": "torch", "reset_after": False}, ValueError, "reset_after=True only"),

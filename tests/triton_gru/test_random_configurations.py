@@ -9,6 +9,11 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from tests.tolerances import assert_close
 from triton_gru import GRU
+from triton_gru.cpu import library
+
+BACKENDS = ["auto", "reference", "torch"]
+if library.obstacle() is None:
+    BACKENDS.append("cpu")
 
 
 @st.composite
@@ -21,7 +26,7 @@ def configurations(draw):
         "enforce_sorted": enforce_sorted,
         "padding": draw(st.integers(0, 2)),  # steps that no row has
         "hx": draw(st.booleans()),
-        "backend": draw(st.sampled_from(["auto", "reference", "torch"])),
+        "backend": draw(st.sampled_from(BACKENDS)),
         "dtype": draw(st.sampled_from([torch.float32, torch.float64])),
         "seed": draw(st.integers(0, 2**31)),
         "module": {
@@ -53,6 +58,8 @@ def gradients(outputs, cotangents, inputs):
 def test_packed_and_lengths_agree_with_nn_gru(configuration):
     torch.manual_seed(configuration["seed"])
     dtype, module = configuration["dtype"], configuration["module"]
+    if configuration["backend"] == "cpu":
+        dtype = torch.float32
     theirs = nn.GRU(**module, dtype=dtype)
     ours = GRU.from_torch(theirs, backend=configuration["backend"])
     lengths = torch.tensor(configuration["lengths"])

@@ -1,0 +1,147 @@
+"""scan.c as a library of this machine: built by its C compiler at first use, then kept.
+
+The wheel carries the source, as Triton's carries its launcher's: the library takes the machine's
+own vector instructions, and there is no binary to ship for each of them. The build takes about two
+seconds. It lies in a directory that only its owner can write to.
+"""
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from triton_gru.cache import cache_directory
+
+log = logging.getLogger(__name__)
+
+SOURCE = Path(__file__).with_name("scan.c")
+# No -ffast-math: NaN and infinity count, and a sum keeps its order. Multiply-add is one rounding in
+# every tile alike, so that a row's bits do not depend on its neighbours.
+FLAGS = (
+    *("-std=gnu11", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC"),
+    *("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
+)
+BUILD_SECONDS = 120
+
+
+class Unavailable(RuntimeError):
+    """The library cannot be had here; the message says why, as the end of a sentence."""
+
+
+@functools.cache
+def obstacle() -> str | None:
+    """Why there is no library here, as the end of a sentence, or None. Builds it if need be."""
+    try:
+        library()
+    except Unavailable as error:
+        return str(error)
+    return None
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """The loaded library.
+
+    Raises:
+        Unavailable: No compiler, no vector instructions to win with, or no place to build.
+    """
+    if os.environ.get("TRITON_GRU_CPU") == "0":
+        raise Unavailable("TRITON_GRU_CPU=0 turns the CPU engine off")
+    if os.name != "posix":
+        raise Unavailable(f"the CPU engine is not built on {platform.system()}")
+    compiler = shutil.which(os.environ.get("CC") or "cc") or shutil.which("gcc")
+    if compiler is None:
+        raise Unavailable("the CPU engine needs a C compiler (cc, gcc or the one that CC names)")
+    try:
+        lib = ctypes.CDLL(str(_built(compiler)))
+    except OSError as error:
+        raise Unavailable(f"the CPU engine cannot be built or loaded: {error}") from error
+    size, pointer, number = ctypes.c_int64, ctypes.c_void_p, ctypes.c_int
+    lib.tile_width.restype = size
+    lib.pack.restype = None
+    lib.pack.argtypes = [pointer, *[size] * 4, pointer]
+    lib.scan_forward.argtypes = lib.scan_backward.argtypes = [pointer, number]
+    lib.outer.argtypes = [pointer, *[size] * 3, pointer, size, size, pointer, pointer, number]
+    return lib
+
+
+def _built(compiler: str) -> Path:
+    directory = _private(cache_directory() / "cpu")
+    path = directory / f"scan-{_key(compiler)}.so"
+    with _locked(directory / "lock"):  # one process builds, the others wait for it
+        if path.exists():
+            return path
+        log.info("building %s once with %s", path, compiler)
+        with tempfile.TemporaryDirectory(dir=directory, prefix="build-") as scratch:
+            made = Path(scratch) / path.name
+            command = [compiler, *FLAGS, str(SOURCE), "-o", str(made)]
+            try:
+                done = subprocess.run(
+                    command,
+                    capture_output=True,
+                    text=True,
+                    errors="replace",
+                    timeout=BUILD_SECONDS,
+                    check=False,
+                )
+            except subprocess.TimeoutExpired as error:
+                raise Unavailable(f"{compiler} did not end in {BUILD_SECONDS} s") from error
+            if done.returncode:
+                # What the source itself refuses is said in its #error.
+                lines = [line for line in done.stderr.splitlines() if "error" in line]
+                why = (lines or done.stderr.splitlines() or ["it said nothing"])[0]
+                raise Unavailable(f"{compiler} cannot build the CPU engine: {why.strip()}")
+            os.replace(made, path)
+    return path
+
+
+def _private(directory: Path) -> Path:
+    """The directory, made; refused where another user could put a library in it."""
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = directory.stat()
+    if found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        raise Unavailable(
+            f"{directory} belongs to another user or can be written by others: chmod go-w it, or "
+            "set TRITON_GRU_CACHE"
+        )
+    return directory
+
+
+def _key(compiler: str) -> str:
+    """Changes with all that the library is made of and for."""
+    found = os.stat(compiler)
+    parts = (
+        SOURCE.read_bytes(),
+        FLAGS,
+        os.path.realpath(compiler),
+        found.st_size,
+        found.st_mtime_ns,
+    )
+    return hashlib.sha256(repr((*parts, _cpu_features())).encode()).hexdigest()[:16]
+
+
+def _cpu_features() -> str:
+    """What -march=native depends on: a home directory may be shared by unlike machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}"
+    names = ("model name", "flags", "Features", "CPU part")
+    return "\n".join(sorted({line for line in lines if line.startswith(names)}))
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    import fcntl  # not on Windows
+
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
