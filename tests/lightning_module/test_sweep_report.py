@@ -27,7 +27,8 @@ def make(directory, number_of_jobs=12, direction="minimize", space=SPACE):
     """A sweep in which the learning rate decides nearly alone."""
     draw = random.Random(0)
     (directory / "jobs").mkdir(parents=True)
-    described = {"objective": "val_loss", "direction": direction, "parameters": space}
+    described = {"sweeper": "OptunaSweeper", "objective": "val_loss", "direction": direction}
+    described |= {"parameters": space, "fixed": []}
     (directory / "sweep.json").write_text(json.dumps(described))
     for number in range(number_of_jobs):
         values = {
