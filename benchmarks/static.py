@@ -35,7 +35,7 @@ from benchmarks.machine_code import (
 )
 from triton_gru.costs import SHARED_BYTES_PER_CLOCK
 from triton_gru.devices import DEVICES, Device, for_triton
-from triton_gru.plan import COUNTER, ELEMENT_BYTES, Problem, step_tiles
+from triton_gru.plan import COUNTER, ELEMENT_BYTES, Plan, Problem, step_tiles
 from triton_gru.planner import DoesNotFit, all_plans, best_plan
 
 HIDDEN = (64, 128, 256, 512, 650, 768, 1000, 1024, 1536, 2048)
@@ -57,12 +57,9 @@ def examine(arch: int, problem: Problem, protocol: str | None = None, uneven: bo
     """
     device = for_triton(DEVICES[arch], TRITON_VERSION)
     row = {"arch": arch, "uneven": uneven, **dataclasses.asdict(problem)}
-    plans = all_plans(problem, device)
-    if protocol is not None:
-        plans = [p for p in plans if p.kernel == "single" or p.protocol == protocol]
-    if not plans:
+    plan = _planned(problem, device, protocol)
+    if plan is None:
         return row | {"kernel": "none", "short": [], "why": _why_none(problem, device)}
-    plan = plans[0]
     dtype = getattr(torch, problem.dtype)
     compiled = compile_kernel(
         KERNELS[problem.direction],
@@ -76,6 +73,13 @@ def examine(arch: int, problem: Problem, protocol: str | None = None, uneven: bo
     row["shared_weight_bytes"] = plan.shared_weight_bytes
     row["short"] = shortcomings(row, device)
     return row
+
+
+def _planned(problem: Problem, device: Device, protocol: str | None) -> Plan | None:
+    plans = all_plans(problem, device)
+    if protocol is not None:
+        plans = [p for p in plans if p.kernel == "single" or p.protocol == protocol]
+    return plans[0] if plans else None
 
 
 def _why_none(problem: Problem, device: Device) -> str:
@@ -133,13 +137,29 @@ def examine_step(arch: int, dtype: str) -> list[dict]:
     return rows
 
 
-def _job(job: tuple) -> list[dict]:
-    kind, *arguments = job
-    return examine_step(*arguments) if kind == "step" else [examine(*arguments)]
+def _rows(jobs: list[tuple]) -> list[list[dict]]:
+    return [
+        examine_step(*arguments) if kind == "step" else [examine(*arguments)]
+        for kind, *arguments in jobs
+    ]
+
+
+def _same_kernel(job: tuple) -> str:
+    """Jobs that have this in common compile one kernel: batches differ in their launches alone."""
+    kind, arch, problem, *rest = job
+    if kind == "step":
+        return repr(job)
+    protocol, uneven = (*rest, None, False)[:2] if rest else (None, False)
+    plan = _planned(problem, for_triton(DEVICES[arch], TRITON_VERSION), protocol)
+    if plan is None:
+        return "none"
+    constants = scan_constants(plan, problem, uneven)
+    kernel = arch, problem.direction, problem.dtype, problem.hidden % 16 == 0, plan.warps
+    return repr((kernel, constants))
 
 
 def report(archs: list[int], short: bool, processes: int) -> list[dict]:
-    """Every row of the grid."""
+    """Every row of the grid; each kernel is compiled once, 675 of them for the whole grid."""
     hidden, batches = (SHORT_HIDDEN, SHORT_BATCHES) if short else (HIDDEN, BATCHES)
     jobs = []
     for arch in archs:
@@ -166,8 +186,15 @@ def report(archs: list[int], short: bool, processes: int) -> list[dict]:
                     jobs.append(("scan", arch, make(128, "bfloat16"), None, True))
                     jobs.append(("scan", arch, make(largest["float32"], "float32"), None, True))
                     jobs.append(("scan", arch, make(768, "float32", tensor_cores=False)))
+    kernels: dict[str, list[int]] = {}
+    for n, job in enumerate(jobs):
+        kernels.setdefault(_same_kernel(job), []).append(n)
+    found = {}
     with concurrent.futures.ProcessPoolExecutor(processes) as pool:
-        return [row for rows in pool.map(_job, jobs, chunksize=1) for row in rows]
+        batches = [[jobs[n] for n in numbers] for numbers in kernels.values()]
+        for numbers, rows in zip(kernels.values(), pool.map(_rows, batches), strict=True):
+            found |= zip(numbers, rows, strict=True)
+    return [row for n in range(len(jobs)) for row in found[n]]
 
 
 def sizes(arch: int, hidden: list[int], batch: int = 16) -> list[dict]:

@@ -229,7 +229,7 @@ def scan_backward_kernel(
                 acc = product(zero, vector, w_n, 0, CHUNKS, DTYPE, PRECISION, STAGE_ALL)
             else:
                 acc = product_own(zero, da_n, w_n, DTYPE, PRECISION)
-            du = total(acc, ROWS, COLS, SPLIT)
+            du = tl.where(real, total(acc, ROWS, COLS, SPLIT), 0.0)
             da_r = reset_gradient(du * h, r)
             if HAS_LENGTHS:
                 da_r = tl.where(active, da_r, 0.0)
@@ -283,7 +283,8 @@ def scan_backward_kernel(
             acc = product_own(acc, da_z, w_z, DTYPE, PRECISION)
             if RESET_AFTER:
                 acc = product_own(acc, d_hidden_n, w_n, DTYPE, PRECISION)
-        new = before + total(acc, ROWS, COLS, SPLIT)
+        # Columns beyond H stay 0, as in the forward: infinity times their weights is NaN.
+        new = tl.where(real, before + total(acc, ROWS, COLS, SPLIT), 0.0)
         if GROUP > 1:
             new = tl.where(failed != 0, float("nan"), new)
         if HAS_LENGTHS:

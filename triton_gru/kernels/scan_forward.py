@@ -203,8 +203,9 @@ def scan_forward_kernel(
         r = sigmoid(x_r.to(tl.float32) + h_r)
         z = sigmoid(x_z.to(tl.float32) + h_z)
         if not RESET_AFTER:
+            u = tl.where(real, r * h, 0.0)
             if GROUP > 1:
-                u = tl.where(failed != 0, float("nan"), r * h)
+                u = tl.where(failed != 0, float("nan"), u)
                 publish(gated + time * slot + own, u, stored, PROTOCOL)
                 announce(counter, PROTOCOL)
                 here = wanted
@@ -222,12 +223,14 @@ def scan_forward_kernel(
                 failed = failed | late
                 acc_n = product(zero, vector, w_n, 0, CHUNKS, DTYPE, PRECISION, STAGE_ALL)
             else:
-                acc_n = product_own(zero, r * h, w_n, DTYPE, PRECISION)
+                acc_n = product_own(zero, u, w_n, DTYPE, PRECISION)
             h_n = total(acc_n, ROWS, COLS, SPLIT)
         if HAS_BIAS:
             h_n += b_n
         n = candidate(x_n.to(tl.float32), r, h_n, RESET_AFTER)
-        new = blend(z, n, h)
+        # Columns beyond H stay 0: an infinite h makes them NaN, by the zeros of their weights, and
+        # in the next product they would make the whole row so.
+        new = tl.where(real, blend(z, n, h), 0.0)
         if GROUP > 1:
             new = tl.where(failed != 0, float("nan"), new)
 
