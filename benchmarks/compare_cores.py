@@ -1,4 +1,4 @@
-"""The README's table of cores, from the run directories of one sweep.
+"""The table of docs/lstm.md, from the run directories of one sweep.
 
     triton-gru-train -m experiment=compare model/core=gru,gru_reset_before,lstm,rnn \
         data=shakespeare,sanguo
@@ -19,10 +19,18 @@ from omegaconf import OmegaConf
 from lightning_module.reports import SAMPLES, SUMMARY
 from lightning_module.run_files import CONFIG
 
-NAMES = {"gru": "GRU", "gru_reset_before": "GRU, reset before", "lstm": "LSTM", "rnn": "RNN"}
+NAMES = {"gru": "GRU", "gru_reset_before": "GRU, `reset_after=False`", "lstm": "LSTM", "rnn": "RNN"}
 TEXTS = {"shakespeare": "Shakespeare", "sanguo": "三国演义"}
 TOLERANCE = {"parameters": 0.01, "seconds": 0.1}
-COLUMNS = ("text", "core", "units", "parameters", "nats", "bits a character", "characters/s")
+COLUMNS = (
+    "text",
+    "layer",
+    "units",
+    "parameters",
+    "nats per character",
+    "bits per character",
+    "characters/s",
+)
 
 
 def runs(folder: Path) -> list[dict[str, Any]]:

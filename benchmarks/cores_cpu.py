@@ -48,7 +48,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     print(f"T {STEPS}, B {LANES}, E {EMBEDDING}, {VOCABULARY} tokens; the GRU's step is 1")
-    print("| core | units | parameters | time of a step |\n|---|---|---|---|")
+    print("| layer | units | parameters | time per step |\n|---|---|---|---|")
     cases = [(core, units) for core in CORES for units in sorted({256, UNITS[core]})]
     times = {case: [] for case in cases}
     parameters = {}
