@@ -11,6 +11,7 @@ import errno
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -170,11 +171,19 @@ def sweep_report() -> None:
 def rank() -> None:
     """Entry point of the processes that `launch.py` starts, which says what there is to say."""
     _let_waiting_threads_sleep()
+    threading.Thread(target=_end_with_launcher, daemon=True).start()
     with handled_by(lambda number, frame: os._exit(exit_code(number))):
         from lightning_module.rank import run
 
         with handled_by(interrupt), _lasting_output():
             run()
+
+
+def _end_with_launcher() -> None:
+    # Standard input is a pipe from the process that started this one, and ends when that one does.
+    # (Read as a file descriptor: a thread in sys.stdin.read would hold a lock that exiting needs.)
+    os.read(0, 1)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def version() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -34,6 +35,15 @@ def in_one_line(error: Exception, command: str, configs: Path) -> str:
             f"{key}={value} are several values: for a list put them in brackets, {key}=[{value}], "
             "to train with each in turn add -m"
         )
+    if message.startswith("Config group override must be a string or a list"):
+        empty = [a for a in sys.argv[1:] if a.endswith("=null") and (configs / a[:-5]).is_dir()]
+        if empty:
+            group = empty[0][:-5]
+            names = ", ".join(sorted(path.stem for path in (configs / group).glob("*.yaml")))
+            return (
+                f"{empty[0]}: {group} is a group of settings and cannot be left out; choose one "
+                f"of {names}"
+            )
     if isinstance(error, HydraException) and error.__cause__ is not None:
         cause = str(error.__cause__).splitlines()[0]
         message = f"{message.splitlines()[0]}: {cause}" if message else cause

@@ -8,9 +8,7 @@ if __name__ == "__main__":  # python -m, before the imports below, see commands.
 import json
 import logging
 import os
-import signal
 import sys
-import threading
 import time
 import traceback
 from pathlib import Path
@@ -25,13 +23,6 @@ from lightning_module.signals import Interrupted
 from lightning_module.train import quiet, train
 
 
-def _end_with_parent() -> None:
-    # Standard input is a pipe from the process that started this one, and ends when that one does.
-    # (Read as a file descriptor: a thread in sys.stdin.read would hold a lock that exiting needs.)
-    os.read(0, 1)
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
 def _describe(error: BaseException) -> dict[str, Any]:
     kind = type(error).__name__
     plain = isinstance(error, (Stopped, Interrupted, *EXPECTED.values()))
@@ -42,7 +33,6 @@ def _describe(error: BaseException) -> dict[str, Any]:
 def run() -> None:
     """Train as the job says and write down how it ended."""
     folder, number = Path(sys.argv[1]), int(os.environ["RANK"])
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     logging.basicConfig(
         level=logging.INFO if number == 0 else logging.ERROR,
         format="%(message)s",

@@ -31,6 +31,8 @@ from lightning_module.run_files import RunError
 STRATEGIES = ("single", "auto", "ddp", "fsdp")  # what conf/strategy/ and trainer.strategy name
 # Making the tokens of a large corpus takes its time, which the other ranks of a machine wait.
 _PATIENCE = timedelta(days=7)
+# Each imports torch, 0.3 GB and 4 s of processor time: a mistyped number would stop the machine.
+_MOST_ON_CPU = 8
 
 Result = TypeVar("Result")
 
@@ -98,6 +100,12 @@ class World:
                 raise RunError(
                     f"trainer.num_nodes={trainer.num_nodes} needs torchrun or srun to start "
                     "processes on every machine; set trainer.num_nodes=1 to train on this one"
+                )
+            most = max(_MOST_ON_CPU, os.cpu_count() or 1)
+            if device == "cpu" and probe.num_devices > most:
+                raise RunError(
+                    f"trainer.devices={trainer.devices} are as many processes, and this machine "
+                    f"has {os.cpu_count()} processors: at most {most} are started on it"
                 )
             return cls(probe.num_devices, 1, device, None)
         here, nodes = _started(environment)

@@ -117,7 +117,8 @@ RUN: dict[str, Kind] = {
     "callbacks.report.run_dir": PATH,
     "callbacks.best.dirpath": PATH,
     "callbacks.best.filename": NAME,
-    "callbacks.best.monitor": NAME,
+    # Of the metrics, those whose lowest value is the best one.
+    "callbacks.best.monitor": choice("val_loss", "val_perplexity", "val_bits_per_char"),
     "callbacks.best.save_top_k": whole(-1),
     "callbacks.best.enable_version_counter": FLAG,
     "callbacks.last.checkpoint_dir": PATH,

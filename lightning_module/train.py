@@ -47,7 +47,7 @@ from lightning_module.run_directory import (
     resume_command,
     resumed,
 )
-from lightning_module.run_files import CONFIG, METRICS, read_metrics, summarize
+from lightning_module.run_files import CHECKPOINTS, CONFIG, LAST, METRICS, read_metrics, summarize
 from lightning_module.run_lock import RunLock
 from lightning_module.settings import SettingsError
 from lightning_module.signals import Interrupted, exit_code
@@ -209,6 +209,7 @@ def _built(what: str, config: DictConfig, **arguments: Any) -> Any:
     except (InstantiationException, OmegaConfBaseException) as error:
         cause = error.__cause__ or error
         text = str(cause).split("\n    full_key")[0]
+        text = " ".join(text.split())
         raise RunError(f"the settings of {what} cannot be used: {text}") from error
 
 
@@ -298,11 +299,13 @@ def quiet() -> None:
 
 def _show(metrics: dict[str, Any], run_dir: Path) -> None:
     """What the last validation, printed before, leaves to be said."""
-    if metrics and metrics["val_loss"] < metrics["last_val_loss"]:
-        print(f"{BEST} is of step {metrics['best_step']}: {metrics['val_loss']:.4f} nats a token")
-    elif metrics:
-        print(f"{BEST} is of step {metrics['best_step']}, the last validation")
-    for profile in sorted(run_dir.glob("fit-profile*.txt")):  # of debug=profile
-        print(f"Where the time went: {profile}")
+    kept = [name for name in (BEST, LAST) if (run_dir / CHECKPOINTS / name).is_file()]
+    if metrics and BEST in kept:
+        is_last = metrics["val_loss"] >= metrics["last_val_loss"]
+        what = ", the last validation" if is_last else f": {metrics['val_loss']:.4f} nats a token"
+        print(f"{BEST} is of step {metrics['best_step']}{what}")
+    if not kept:
+        print(f"No step was trained, so there is no checkpoint in {run_dir}")
+        return
     print(f"Checkpoints, curves, samples and summary are in {run_dir}")
     print(f"Predict with: triton-gru-predict {shlex.quote(f'checkpoint={run_dir}')}")

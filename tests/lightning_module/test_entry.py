@@ -197,6 +197,22 @@ def test_a_signal_ends_a_command_in_one_line(tmp_path, when, number):
     assert done.stderr == f"\nstopped by {number.name}\n"
 
 
+@pytest.mark.skipif(os.name != "posix", reason="sends signals")
+def test_a_rank_whose_launcher_is_gone_ends_while_it_imports():
+    """A machine with little memory may import for minutes; `sleep` stands for that."""
+    program = (
+        "import sys, time\n"
+        "from lightning_module import commands\n"
+        "class Slow:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        time.sleep(60 * (name == 'lightning_module.rank'))\n"
+        "sys.meta_path.insert(0, Slow())\n"
+        "commands.rank()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], stdin=subprocess.DEVNULL, timeout=60)
+    assert done.returncode == -signal.SIGKILL
+
+
 def test_a_signal_that_is_ignored_or_handled_otherwise_stays_so():
     before = signal.getsignal(signal.SIGTERM)
     try:

@@ -15,7 +15,7 @@ from lightning_module.commands import CONFIGS
 from lightning_module.guards import Stopped
 from lightning_module.ranks import RunError
 from lightning_module.run_directory import how_to_resume, resumed
-from lightning_module.run_files import CHECKPOINTS, LAST, METRICS, read_metrics
+from lightning_module.run_files import CHECKPOINTS, LAST, METRICS, read_metrics, summarize
 from lightning_module.signals import Interrupted
 from lightning_module.train import _show, quiet, train
 from tests.lightning_module.conftest import TINY, made_text
@@ -233,6 +233,32 @@ def test_debug_settings_do_what_they_are_named_for(run, tmp_path, capsys):
     said = capsys.readouterr().out
     assert f"Where the time went: {tmp_path / 'profile' / 'fit-profile.txt'}" in said
     assert "backward" in (tmp_path / "profile" / "fit-profile.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (["trainer.max_steps=0"], ["No step was trained"]),
+        (["callbacks.best=null"], ["Checkpoints, curves", "Predict with"]),
+        (["trainer.val_check_interval=4"], ["best.ckpt is of step", "Checkpoints", "Predict with"]),
+    ],
+)
+def test_the_end_names_the_checkpoints_there_are(run, tmp_path, capsys, settings, says):
+    try:
+        run("run", *settings)
+    except FileNotFoundError:  # `run` reads the last checkpoint
+        assert "trainer.max_steps=0" in settings
+    capsys.readouterr()
+    _show(summarize(read_metrics(tmp_path / "run" / METRICS)), tmp_path / "run")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(says)
+    assert all(line.startswith(start) for line, start in zip(lines, says, strict=True))
+
+
+def test_settings_that_build_nothing_are_named_in_one_line(run):
+    with pytest.raises(RunError, match="the settings of optimizer cannot be used") as refused:
+        run("run", "optimizer._target_=torch.optim.Nothing")
+    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("package", ["wandb", "mlflow"])

@@ -44,6 +44,7 @@ def test_processes_of_this_machine(settings, here):
         ({"strategy": "horovod"}, "must be one of single, auto, ddp, fsdp; got 'horovod'"),
         ({"strategy": "ddp", "devices": 0}, "trainer.devices=0 cannot be used"),
         ({"strategy": "ddp", "devices": "two"}, "trainer.devices=two cannot be used"),
+        ({"strategy": "ddp", "devices": 4000}, "trainer.devices=4000 .*: at most .* are started"),
         (
             {"strategy": "ddp", "devices": 2, "accelerator": "abacus"},
             "accelerator=abacus .* cannot",

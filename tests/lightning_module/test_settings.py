@@ -114,6 +114,7 @@ BAD = {
     "model.core.name=x": "gru, gru_reset_before, lstm or rnn; got 'x'",
     "data.lanes=0": "at least 1",
     "seed=-1": "from 0 to 4294967295; got -1",
+    "callbacks.best.monitor=val_acc": "or val_bits_per_char; got 'val_acc'",
     "compile=maybe": "true or false; got 'maybe'",
     "run_dir=": "a path",
     f"run_dir={'a' * 300}": r"at most 255 bytes.*\(302 characters\)",
@@ -168,6 +169,7 @@ REFUSED = {
     "foo=[": "foo=. cannot be read",
     "run_dir=${nothing": "run_dir",
     "--config-dir=nowhere": "not found",
+    "callbacks=null": "callbacks is a group of settings .* one of default, early_stopping",
     "optimizer.lr=abc": "optimizer.lr must be a number",
 }
 
