@@ -98,6 +98,13 @@ class SentenceDataModule(lightning.LightningDataModule):
         train: `LaneChunks` or `PackedChunks` to train on, after `setup`.
         val: The same held out, after `setup`.
         ends_line: Which tokens are line ends, bool [vocab_size], after `setup`; packed only.
+
+    Example:
+        >>> from lightning_module.corpora import text_files
+        >>> characters = TokenizerSettings("char")
+        >>> data = SentenceDataModule(text_files, characters, seq_len=32, paths=["my.txt"])
+        >>> data.seq_len
+        32
     """
 
     tokenizer: Tokenizer

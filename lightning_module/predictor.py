@@ -74,6 +74,12 @@ class SentencePredictor(L.LightningModule):
 
     Raises:
         ValueError: unknown core, or a size or probability outside its range.
+
+    Example:
+        >>> model = SentencePredictor(vocab_size=80, hidden_size=32)
+        >>> logits, state = model(torch.randint(80, (16, 4)))  # 16 tokens of 4 rows
+        >>> logits.shape
+        torch.Size([16, 4, 80])
     """
 
     def __init__(

@@ -25,6 +25,9 @@ class UseTritonGRU(L.Callback):
     Attributes:
         replacements: What was swapped and left, with `undo()` for afterwards, in the order in which
             it came about.
+
+    Example:
+        >>> trainer = L.Trainer(callbacks=[UseTritonGRU()], logger=False)
     """
 
     def __init__(self, backend: str = "auto") -> None:

@@ -27,6 +27,12 @@ class GRUCell(nn.GRUCell):
     Raises:
         TypeError: A size or reset_after is of the wrong type.
         ValueError: A size is negative, or the backend is unknown or cannot compute the variant.
+
+    Example:
+        >>> cell = GRUCell(10, 20)
+        >>> h = cell(torch.randn(3, 10))
+        >>> cell(torch.randn(3, 10), h).shape
+        torch.Size([3, 20])
     """
 
     def __init__(

@@ -88,6 +88,12 @@ def gru(
             PackedSequence.
         RuntimeError: Another shape, dtype or device does not fit, the sequence is empty, or the
             backend asked for by name cannot run here.
+
+    Example:
+        >>> layers = torch.nn.GRU(10, 20, num_layers=2)
+        >>> y, h_n = gru(torch.randn(5, 3, 10), None, list(layers.parameters()))
+        >>> y.shape, h_n.shape
+        (torch.Size([5, 3, 20]), torch.Size([2, 3, 20]))
     """
     packed = input if isinstance(input, PackedSequence) else None
     x = input if packed is None else packed.data
@@ -329,6 +335,11 @@ def gru_cell(
             unknown or cannot compute the variant.
         RuntimeError: Another shape, dtype or device does not fit, or backend="triton" cannot run
             here.
+
+    Example:
+        >>> cell = torch.nn.GRUCell(10, 20)
+        >>> gru_cell(torch.randn(3, 10), None, cell.weight_ih, cell.weight_hh).shape
+        torch.Size([3, 20])
     """
     check_cell(input, hx, weight_ih, weight_hh.shape[1])
     if (bias_ih is None) != (bias_hh is None):
