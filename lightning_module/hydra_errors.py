@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+import yaml
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 
 from lightning_module.settings import SETTINGS
@@ -73,12 +74,18 @@ def no_setting(key: str, command: str, configs: Path, known: Iterable[str] = ())
 
 def _choices_with(key: str, configs: Path) -> list[str]:
     """The choices of a group that have a setting: data=text_files for data.paths."""
-    group, _, name = key.rpartition(".")
-    folder = configs / group.replace(".", "/")
-    if not group or not folder.is_dir():
-        return []
-    found = [p for p in sorted(folder.glob("*.yaml")) if f"\n{name}:" in f"\n{p.read_text()}"]
-    return [f"{group.replace('.', '/')}={path.stem}" for path in found]
+    found = []
+    for path in sorted(configs.glob("*/**/*.yaml")):
+        group = path.parent.relative_to(configs).as_posix()
+        text = path.read_text("utf-8")
+        package = re.match(r"# @package (\S+)", text)
+        package = package[1] if package else group.replace("/", ".")
+        node = {} if package == "_global_" else yaml.safe_load(text)
+        for name in key.removeprefix(f"{package}.").split("."):
+            node = node.get(name) if isinstance(node, dict) else None
+        if node is not None and key.startswith(f"{package}."):
+            found.append(f"{group}={path.stem}")
+    return found
 
 
 def _no_such_choice(message: str) -> str:

@@ -68,7 +68,7 @@ MODEL: dict[str, Kind] = {
     "model.dropout": DROPOUT,
     "model.tie_weights": FLAG,
     "model.core.name": choice("gru", "gru_reset_before", "lstm", "rnn"),
-    "model.core.backend": choice("auto", "triton", "torch", "reference"),
+    "model.core.backend": choice("auto", "triton", "cpu", "torch", "reference"),
     "model.core.recurrent_dropout": DROPOUT,
     "model.core.weight_dropout": DROPOUT,
     "model.core.zoneout": DROPOUT,
