@@ -151,15 +151,14 @@ def gru(
             x, packed.batch_sizes, hx, params, bias, L, dropout, training, bidirectional
         )
     elif choice.backend == "cpu":
-        y, h_n = _on_packed_rows(
-            *(x.transpose(0, 1) if rows_first else x, hx, params, bias, D),
-            dropout if training else 0.0,
+        y, h_n = _on_cpu_engine(
+            *(x, hx, params, D, dropout if training else 0.0),
+            rows_first=rows_first,
             reset_after=reset_after,
             batch_sizes=None if packed is None else packed.batch_sizes,
             lengths=lengths,
-            resets=resets.t() if rows_first and resets is not None else resets,
+            resets=resets,
         )
-        y = own(y.transpose(0, 1)) if rows_first else y
     else:
         past_end = None
         if rows_first:
@@ -237,21 +236,25 @@ def _layers(
     return x, torch.cat(last_states)
 
 
-def _on_packed_rows(
+def _on_cpu_engine(
     x: Tensor,
     hx: Tensor,
     params: Sequence[Tensor],
-    bias: bool,
     D: int,
     dropout: float,
     *,
+    rows_first: bool,
     reset_after: bool,
     batch_sizes: Tensor | None,
     lengths: Tensor | None,
     resets: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """The CPU engine over x [T, B, I], or [N, I] with batch_sizes, all layers."""
-    order = places = None
+    """The CPU engine over x [T, B, I], [B, T, I] with rows_first or [N, I] with batch_sizes."""
+    rows = order = places = None
+    x, hx, *params = [t if t.dtype == torch.float32 else t.float() for t in (x, hx, *params)]
+    turned = rows_first and not (lengths is None and resets is None)
+    if turned:
+        x, resets = x.transpose(0, 1), None if resets is None else resets.t()
     if batch_sizes is not None:
         lengths, _ = sequences.places(batch_sizes, hx.shape[1], len(x), x.device)
         rows = PackedRows.of(lengths, len(batch_sizes))
@@ -259,19 +262,29 @@ def _on_packed_rows(
         lengths, order = lengths.sort(descending=True, stable=True)
         rows, hx = PackedRows.of(lengths, len(x)), hx.index_select(1, order)
         places = rows.places(order)
-    else:
-        rows = PackedRows.whole(*x.shape[:2])
     if resets is not None:
         original = None if order is None else lengths.index_select(0, order.argsort())
         resets = sequences.resets_of_directions(resets, original, D)
-        resets = resets.flatten(0, 1) if places is None else sequences.pack(resets, places)
-    T, B = len(rows.offsets) - 1, rows.batch_size
-    x = x if places is None else sequences.pack(x, places)
-    scan = partial(cpu_layer, rows=rows, resets=resets, reset_after=reset_after)
-    y, h_n = _layers(*(scan, x.float(), hx.float(), [p.float() for p in params]), bias, D, dropout)
-    if places is None:
-        return y, h_n
-    return own(sequences.pad(y, places, T, B)), h_n.index_select(1, order.argsort())
+        resets = (resets if places is None else sequences.pack(resets, places)).contiguous()
+    y = x if places is None else sequences.pack(x, places)
+    L, last_states = hx.shape[0] // D, []
+    for layer in range(L):
+        y, last = cpu_layer(
+            F.dropout(y, dropout) if dropout and layer else y,
+            hx if L == 1 else hx[layer * D : (layer + 1) * D],
+            params if L == 1 else params[layer * len(params) // L : (layer + 1) * len(params) // L],
+            rows=rows,
+            resets=resets,
+            rows_first=rows_first and not turned,
+            reset_after=reset_after,
+        )
+        last_states.append(last)
+    h_n = last if L == 1 else torch.cat(last_states)
+    if places is not None:
+        y = sequences.pad(y, places, len(x), rows.batch_size)
+        h_n = h_n.index_select(1, order.argsort())
+    y = y.transpose(0, 1) if turned else y
+    return own(y) if turned or places is not None else y, h_n
 
 
 def _padded_is_faster(x: Tensor, hx: Tensor, params: Sequence[Tensor], dropout: float) -> bool:
@@ -362,18 +375,15 @@ def gru_cell(
         h = _VF.gru_cell(x, hx, weight_ih, weight_hh, bias_ih, bias_hh)
     else:
         params = [weight_ih, weight_hh] + ([] if bias_ih is None else [bias_ih, bias_hh])
-        scan = partial(recurrence, reset_after=reset_after, backend=choice.backend)
+        x, hx, *params = [t.to(dtype) for t in (x, hx, *params)]
+        states = hx.unsqueeze(0)
         if choice.backend == "cpu":
-            rows = PackedRows.whole(1, x.shape[0])
-            scan = partial(cpu_layer, rows=rows, resets=None, reset_after=reset_after)
-        _, h = _layers(
-            scan,
-            x.to(dtype).unsqueeze(0),
-            hx.to(dtype).unsqueeze(0),
-            [p.to(dtype) for p in params],
-            bias_ih is not None,
-            1,
-        )
+            _, h = cpu_layer(
+                x.unsqueeze(0), states, params, rows=None, resets=None, reset_after=reset_after
+            )
+        else:
+            scan = partial(recurrence, reset_after=reset_after, backend=choice.backend)
+            _, h = _layers(scan, x.unsqueeze(0), states, params, bias_ih is not None, 1)
         h = own(h.squeeze(0))
     return h if input.dim() == 2 else h.squeeze(0)
 

@@ -35,8 +35,8 @@ def draw(seed, **fixed):
     size = {
         "T": choose.choice([1, 2, 5, 9, 40]),
         "B": choose.choice([1, 2, 3, 5, 8, 17, 33]),
-        "H": choose.choice([1, 5, 16, 17, 33, 64, 100]),
-        "I": choose.choice([1, 3, 16, 40, 70]),
+        "H": choose.choice([1, 5, 16, 17, 33, 64, 100, 300]),
+        "I": choose.choice([1, 3, 16, 40, 300]),
         "D": choose.choice([1, 2]),
         "bias": choose.random() < 0.7,
         "ragged": choose.random() < 0.5,
@@ -60,12 +60,15 @@ def draw(seed, **fixed):
 
 
 def packed(tensors, rows, resets):
-    """The same with packed rows, as `layer` takes them, leaves of autograd."""
-    x, *others = tensors
+    """The same with packed rows, as `layer` takes them: x, h0, params and keywords; and leaves."""
+    x, h0, *params = tensors
     pack = sequences.pack
-    x = pack(x, rows.places())
-    leaves = [None if t is None else t.clone().requires_grad_() for t in (x, *others)]
-    return leaves, None if resets is None else pack(resets, rows.places())
+    stacked = [None if t is None else t.clone().requires_grad_() for t in params]
+    by_direction = [t[d] for d in range(len(h0)) for t in stacked if t is not None]
+    x = pack(x, rows.places()).clone().requires_grad_()
+    h0 = h0.clone().requires_grad_()
+    resets = None if resets is None else pack(resets, rows.places()).contiguous()
+    return (x, h0, by_direction), {"rows": rows, "resets": resets}, [x, h0, *stacked]
 
 
 def by_equations(tensors, rows, resets, reset_after):
@@ -97,8 +100,8 @@ def test_agrees_with_the_equations_in_float64(seed, monkeypatch):
     tensors, rows, resets, reset_after = draw(seed)
     torch.set_num_threads(1 + seed % 4)
     monkeypatch.setattr(engine, "ROWS_A_PIECE", (1, 16, 1024)[seed % 3])
-    leaves, packed_resets = packed(tensors, rows, resets)
-    ours = results(layer(*leaves, rows=rows, resets=packed_resets, reset_after=reset_after), leaves)
+    given, where, leaves = packed(tensors, rows, resets)
+    ours = results(layer(*given, **where, reset_after=reset_after), leaves)
     exact = [None if t is None else t.double().requires_grad_() for t in tensors]
     theirs = results(by_equations(exact, rows, resets, reset_after), exact)
     theirs[2] = sequences.pack(theirs[2], rows.places())
@@ -106,23 +109,25 @@ def test_agrees_with_the_equations_in_float64(seed, monkeypatch):
 
 
 @needs_library
+@pytest.mark.parametrize("steps", [3, 7])  # with few steps weights are not packed
 @pytest.mark.parametrize("reset_after", [True, False])
-def test_a_row_has_the_same_bits_beside_other_rows_and_with_other_threads(reset_after):
-    tensors, rows, _, _ = draw(3, T=7, B=13, H=50, I=40, D=2, ragged=False, resets=False)
-    alone, whole = PackedRows.whole(7, 1), []
+def test_a_row_has_the_same_bits_beside_other_rows_and_with_other_threads(reset_after, steps):
+    # Enough work for several threads.
+    tensors, rows, _, _ = draw(3, T=steps, B=13, H=220, I=200, D=2, ragged=False, resets=False)
+    alone, whole = PackedRows.whole(steps, 1), []
     for threads in (1, 2, 3, 5):
         torch.set_num_threads(threads)
-        leaves, _ = packed(tensors, rows, None)
-        y, _ = layer(*leaves, rows=rows, resets=None, reset_after=reset_after)
+        given, where, leaves = packed(tensors, rows, None)
+        y, _ = layer(*given, **where, reset_after=reset_after)
         (dx,) = torch.autograd.grad(y.square().sum(), [leaves[0]])
-        whole.append((y.view(7, 13, -1), dx.view(7, 13, -1)))
+        whole.append((y.view(steps, 13, -1), dx.view(steps, 13, -1)))
     for y, dx in whole[1:]:
         assert torch.equal(y, whole[0][0])
         assert torch.equal(dx, whole[0][1])
     for b in (0, 4, 12):
         one = [tensors[0][:, b : b + 1], tensors[1][:, b : b + 1].contiguous(), *tensors[2:]]
-        leaves, _ = packed(one, alone, None)
-        y, _ = layer(*leaves, rows=alone, resets=None, reset_after=reset_after)
+        given, where, leaves = packed(one, alone, None)
+        y, _ = layer(*given, **where, reset_after=reset_after)
         (dx,) = torch.autograd.grad(y.square().sum(), [leaves[0]])
         assert torch.equal(y, whole[0][0][:, b])
         assert torch.equal(dx, whole[0][1][:, b])
@@ -134,7 +139,8 @@ def test_a_row_has_the_same_bits_beside_other_rows_and_with_other_threads(reset_
 def test_values_at_the_ends_of_a_float(value, reset_after):
     tensors, rows, _, _ = draw(5, T=3, B=4, H=20, I=6, D=1, ragged=False, resets=False, bias=True)
     tensors[0][1, 2, 3] = value
-    y, _ = layer(*packed(tensors, rows, None)[0], rows=rows, resets=None, reset_after=reset_after)
+    given, where, _ = packed(tensors, rows, None)
+    y, _ = layer(*given, **where, reset_after=reset_after)
     expected, _ = by_equations(tensors, rows, None, reset_after)
     assert torch.equal(y.isnan(), expected.isnan())
     assert_close(y.detach().nan_to_num(), expected.nan_to_num())
@@ -145,13 +151,13 @@ def test_values_at_the_ends_of_a_float(value, reset_after):
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_second_derivative(seed):
     tensors, rows, resets, reset_after = draw(seed, T=4, B=3, H=5, I=3, bias=True)
-    leaves, packed_resets = packed(tensors, rows, resets)
+    given, where, leaves = packed(tensors, rows, resets)
 
     def second(outputs, leaves):
         first = torch.autograd.grad(outputs[0].sin().sum(), leaves, create_graph=True)
         return torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
 
-    ours = second(layer(*leaves, rows=rows, resets=packed_resets, reset_after=reset_after), leaves)
+    ours = second(layer(*given, **where, reset_after=reset_after), leaves)
     exact = [t.double().requires_grad_() for t in tensors]
     theirs = [*second(by_equations(exact, rows, resets, reset_after), exact)]
     theirs[0] = sequences.pack(theirs[0], rows.places())
@@ -164,13 +170,13 @@ def test_a_forked_child_computes_and_ends():
     """OpenMP's threads are not there in a child, as in a worker of a DataLoader."""
     tensors, rows, _, reset_after = draw(7, T=3, B=16, H=40, I=8, D=2, ragged=False, resets=False)
     torch.set_num_threads(2)
-    options = {"rows": rows, "resets": None, "reset_after": reset_after}
+    given, where, _ = packed(tensors, rows, None)
     with torch.no_grad():
-        leaves, _ = packed(tensors, rows, None)
-        y, _ = layer(*leaves, **options)
+        y, _ = layer(*given, **where, reset_after=reset_after)
         child = os.fork()
         if child == 0:
-            os._exit(0 if torch.equal(layer(*leaves, **options)[0], y) else 3)
+            again, _ = layer(*given, **where, reset_after=reset_after)
+            os._exit(0 if torch.equal(again, y) else 3)
     killer = threading.Timer(60, os.kill, (child, 9))
     killer.start()
     _, status = os.waitpid(child, 0)

@@ -1,10 +1,13 @@
-"""One layer on the CPU engine as one autograd node, over packed rows."""
+"""One layer on the CPU engine as one autograd node, over packed or whole rows."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from triton_gru import sequences
 from triton_gru.cpu import engine
+from triton_gru.equations import stack
 from triton_gru.recurrence import records, recurrence
 from triton_gru.sequences import PackedRows
 
@@ -12,81 +15,105 @@ from triton_gru.sequences import PackedRows
 def layer(
     x: Tensor,
     h0: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias_ih: Tensor | None,
-    bias_hh: Tensor | None,
+    params: Sequence[Tensor],
     *,
-    rows: PackedRows,
+    rows: PackedRows | None,
     resets: Tensor | None,
+    rows_first: bool = False,
     reset_after: bool,
 ) -> tuple[Tensor, Tensor]:
-    """`recurrence` over packed rows: x [N, I] and resets [N, D] give y [N, D * H] and [D, B, H].
+    """y and the last states [D, B, H] of one layer, all its directions; see `engine.forward`."""
+    layout = (rows, resets, rows_first, reset_after)
+    if records(x, h0, *params):
+        return _Layer.apply(x, h0, layout, *params)
+    x, h0, *params = _contiguous(x, h0, *params)
+    y, last, _ = _forward(x, h0, params, layout, save_gates=False)
+    return y, last
 
-    Rows that all have T steps may come as [T, B, I], which gives y [T, B, D * H].
-    """
-    tensors = (x, h0, weight_ih, weight_hh, bias_ih, bias_hh)
-    if records(*tensors):
-        return _Layer.apply(*tensors, rows, resets, reset_after)
-    y, _ = engine.forward(*tensors, rows, resets, reset_after=reset_after, save_gates=False)
-    return y, _last(y, h0, rows)
+
+def _forward(x, h0, params, layout, *, save_gates):
+    rows, resets, rows_first, reset_after = layout
+    return engine.forward(
+        *(x, h0, params, rows, resets),
+        rows_first=rows_first,
+        reset_after=reset_after,
+        save_gates=save_gates,
+    )
 
 
 class _Layer(torch.autograd.Function):
     """Keeps x, y and the gates, four times y, as torch's own GRU does on a CPU."""
 
     @staticmethod
-    def forward(ctx, x, h0, weight_ih, weight_hh, bias_ih, bias_hh, rows, resets, reset_after):
-        tensors = (x, h0, weight_ih, weight_hh, bias_ih, bias_hh)
-        y, gates = engine.forward(*tensors, rows, resets, reset_after=reset_after, save_gates=True)
-        ctx.save_for_backward(*tensors, resets, y, gates)
-        ctx.rows, ctx.reset_after = rows, reset_after
-        return y, _last(y, h0, rows)
+    def forward(ctx, x, h0, layout, *params):
+        tensors = _contiguous(x, h0, *params)
+        y, last, gates = _forward(*tensors[:2], tensors[2:], layout, save_gates=True)
+        ctx.save_for_backward(y, gates, x, h0, *params)
+        ctx.layout = layout
+        ctx.set_materialize_grads(False)
+        return y, last
 
     @staticmethod
     def backward(ctx, dy, dlast):
-        *tensors, resets, y, gates = ctx.saved_tensors
+        y, gates, *inputs = ctx.saved_tensors
+        if dy is None and dlast is None:
+            return None, None, None, *[None] * (len(inputs) - 2)
         # With grad mode on, this derivative is to be differentiated; nor does C know the further
         # dimension of is_grads_batched. Plain torch does both.
-        if torch.is_grad_enabled() or torch._C._functorch.is_legacy_batchedtensor(dy):
-            needed = [t for t in tensors if t is not None and t.requires_grad]
-            with torch.enable_grad():
-                outputs = _in_plain_torch(*tensors, ctx.rows, resets, ctx.reset_after)
-                found = iter(torch.autograd.grad(outputs, needed, (dy, dlast), create_graph=True))
-            grads = [next(found) if t is not None and t.requires_grad else None for t in tensors]
-            return *grads, None, None, None
-        *grads, dbias_ih, dbias_hh = engine.backward(
-            *(dy, dlast, y, gates, *tensors[:4], ctx.rows, resets),
-            reset_after=ctx.reset_after,
+        given = dlast if dy is None else dy
+        if torch.is_grad_enabled() or torch._C._functorch.is_legacy_batchedtensor(given):
+            dx, dh0, *dparams = _in_plain_torch(dy, dlast, inputs, ctx.layout)
+            return dx, dh0, None, *dparams
+        rows, resets, rows_first, reset_after = ctx.layout
+        x, h0, *params = _contiguous(*inputs)
+        dx, dh0, dparams = engine.backward(
+            *(
+                None if dy is None else dy.contiguous(),
+                dlast,
+                y,
+                gates,
+                x,
+                h0,
+                params,
+                rows,
+                resets,
+            ),
+            rows_first=rows_first,
+            reset_after=reset_after,
             input_needed=ctx.needs_input_grad[0],
+            params_needed=any(ctx.needs_input_grad[3:]),
         )
-        biases = (None, None) if tensors[4] is None else (dbias_ih, dbias_hh)
-        return *grads, *biases, None, None, None
+        return dx, dh0, None, *dparams
 
 
-def _last(y: Tensor, h0: Tensor, rows: PackedRows) -> Tensor:
-    """The state of each row after its last step, and of the second direction after its first."""
-    B, (D, _, H) = rows.batch_size, h0.shape
-    y = y.flatten(0, -2).unflatten(-1, (D, H))
-    if rows.lengths is None:
-        return torch.stack([y[-B:, 0], y[:B, -1]][:D])
-    # Of a row without steps the place is wrong, and not looked at.
-    row = torch.arange(B)
-    end = rows.offsets.index_select(0, (rows.lengths - 1).clamp(min=0)) + row
-    places = [place.clamp(max=len(y) - 1) for place in (end, row)[:D]]
-    last = torch.stack([y[:, d].index_select(0, place) for d, place in enumerate(places)])
-    return torch.where((rows.lengths > 0).unsqueeze(-1), last, h0)
+def _contiguous(*tensors: Tensor) -> list[Tensor]:
+    return [t if t.is_contiguous() else t.contiguous() for t in tensors]
 
 
-def _in_plain_torch(x, h0, weight_ih, weight_hh, bias_ih, bias_hh, rows, resets, reset_after):
-    """What `layer` computes, by the equations over padded rows."""
-    B, T, places = rows.batch_size, len(rows.offsets) - 1, rows.places()
-    y, last = recurrence(
-        sequences.pad(x.flatten(0, -2), places, T, B),
-        *(h0, weight_ih, weight_hh, bias_ih, bias_hh),
-        reset_after=reset_after,
-        backend="reference",
-        lengths=rows.lengths,
-        resets=None if resets is None else sequences.pad(resets, places, T, B),
-    )
-    return sequences.pack(y.flatten(2), places).reshape(*x.shape[:-1], -1), last
+def _in_plain_torch(dy, dlast, inputs, layout):
+    """The derivatives of `layer` by the equations over padded rows, which can be differentiated."""
+    x, h0, *params = inputs
+    rows, resets, rows_first, reset_after = layout
+    kinds = len(params) // len(h0)
+    if rows is None:
+        to_padded = from_padded = lambda t: t.transpose(0, 1) if rows_first else t
+        lengths = None
+    else:
+        places, lengths = rows.places(), rows.lengths
+        steps = len(rows.offsets) - 1
+        to_padded = lambda t: sequences.pad(t, places, steps, rows.batch_size)
+        from_padded = lambda t: sequences.pack(t, places)
+    with torch.enable_grad():
+        y, last = recurrence(
+            *(to_padded(x), h0, *(stack(params[kind::kinds]) for kind in range(kinds))),
+            *[None] * (4 - kinds),
+            reset_after=reset_after,
+            backend="reference",
+            lengths=lengths,
+            resets=None if resets is None else to_padded(resets),
+        )
+        given = [pair for pair in ((from_padded(y), dy), (last, dlast)) if pair[1] is not None]
+        needed = [t for t in inputs if t.requires_grad]
+        outputs, cotangents = zip(*given, strict=True)
+        found = iter(torch.autograd.grad(outputs, needed, cotangents, create_graph=True))
+    return [next(found) if t.requires_grad else None for t in inputs]

@@ -23,6 +23,7 @@ from triton_gru.cache import cache_directory
 log = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("scan.c")
+HEADERS = ("vectors.h", "products.h", "layer.h", "forward.h", "backward.h")
 # No -ffast-math: NaN and infinity count, and a sum keeps its order. Multiply-add is one rounding in
 # every tile alike, so that a row's bits do not depend on its neighbours.
 FLAGS = (
@@ -64,12 +65,8 @@ def library() -> ctypes.CDLL:
         lib = ctypes.CDLL(str(_built(compiler)))
     except OSError as error:
         raise Unavailable(f"the CPU engine cannot be built or loaded: {error}") from error
-    size, pointer, number = ctypes.c_int64, ctypes.c_void_p, ctypes.c_int
-    lib.tile_width.restype = size
-    lib.pack.restype = None
-    lib.pack.argtypes = [pointer, *[size] * 4, pointer]
-    lib.scan_forward.argtypes = lib.scan_backward.argtypes = [pointer, number]
-    lib.outer.argtypes = [pointer, *[size] * 3, pointer, size, size, pointer, pointer, number]
+    for function in (lib.scan_forward, lib.scan_backward):
+        function.argtypes = [ctypes.c_char_p]  # the bytes of a Layer
     return lib
 
 
@@ -119,7 +116,7 @@ def _key(compiler: str) -> str:
     """Changes with all that the library is made of and for."""
     found = os.stat(compiler)
     parts = (
-        SOURCE.read_bytes(),
+        *(SOURCE.with_name(name).read_bytes() for name in (SOURCE.name, *HEADERS)),
         FLAGS,
         os.path.realpath(compiler),
         found.st_size,

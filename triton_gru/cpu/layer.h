@@ -1,0 +1,106 @@
+/* What Python hands over (engine.py packs it, field by field), and what one thread does of it. */
+#pragma once
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+
+#include "products.h"
+
+/* Floats of projected gates that a thread makes ahead of its scan: half of a second-level cache. */
+enum { AHEAD = 128 * 1024 };
+/* Up to so many steps a weight is used too seldom to be packed for the forward. */
+enum { FEW_STEPS = 4 };
+
+typedef struct { /* the parameters of one direction; biases may be NULL */
+  const float *weight_ih, *weight_hh; /* [3H, I], [3H, H] */
+  const float *bias_ih, *bias_hh;     /* [3H] */
+  float *dweight_ih, *dweight_hh, *dbias_ih, *dbias_hh;
+} Parameters;
+
+/* Tensors are row-major, float but for resets. N rows in all: row b of step t is the one at `row_of`,
+   in x, y, dy, dx, gates and resets alike. */
+typedef struct {
+  int64_t steps, batch, inputs, hidden, directions, reset_after, threads;
+  int64_t piece;           /* backward: rows whose derivatives are formed before the weights' take them */
+  int64_t to_step, to_row; /* where rows are whole: from one step, or row, to the next */
+  const int64_t *offsets;  /* else [steps + 1]: the rows of step t are offsets[t] to offsets[t + 1],
+                              sorted by length, longest first, as in a PackedSequence */
+  const float *x;          /* [N, I] */
+  const uint8_t *resets;   /* [N, D], or NULL */
+  const float *h0;         /* [D, B, H] */
+  float *y;                /* [N, D * H] */
+  float *last;             /* [D, B, H]: each row's state after its last step */
+  float *gates;            /* [D, N, 3 or 4, H]: r, z, n, c; NULL where they are not kept */
+  const float *dy;         /* [N, D * H], or NULL */
+  float *dx;               /* [D, N, I], or NULL */
+  float *dh;               /* [D, B, H]: the last states' derivative comes in, that of h0 goes out */
+  Parameters parameters[2];
+} Layer;
+
+typedef struct { /* one direction in C's own form */
+  float *weight_ih, *weight_hh;  /* panels: forward of each gate's W^T, NULL with few steps; backward of W */
+  float *bias_x;                 /* [3H]: of both products, but for n with reset_after */
+  const float *bias_h;           /* [H]: of c, with reset_after alone, or NULL */
+  float *u;                      /* forward, reset_after=0: r h, [B, H] */
+  /* Backward, [rows of the piece, 3H or H]. The derivatives of both products are one without reset_after;
+     state: h before the step, zero at a reset; u: r h. */
+  float *d_gates_x, *d_gates_h, *state, *u_rows;
+  const float **x_rows;          /* [rows of the piece] */
+} Direction;
+
+typedef struct { /* what one thread does: rows lo to hi, units u0 to u1 (both with whole tiles) */
+  const Layer *layer;
+  const Direction *d;
+  int64_t reverse;                /* which direction: 0 or 1 */
+  int64_t lo, hi, u0, u1, i0, i1; /* i0, i1: of dx, the columns */
+  int64_t first, last;            /* backward: the steps of the piece, in the direction's own order */
+  int64_t members, round;
+  atomic_long *count;
+  float *ahead;                   /* [most][3][units] */
+  const float **from;             /* [most] */
+  float **to;                     /* [most] */
+  const float *zeros;             /* [H] */
+} Part;
+
+INLINE int64_t offset(const Layer *l, int64_t t) { return l->offsets ? l->offsets[t] : t * l->batch; }
+INLINE int64_t rows_at(const Layer *l, int64_t t) {
+  return l->offsets ? l->offsets[t + 1] - l->offsets[t] : l->batch;
+}
+INLINE int64_t row_of(const Layer *l, int64_t t, int64_t b) {
+  return l->offsets ? l->offsets[t] + b : t * l->to_step + b * l->to_row;
+}
+INLINE int64_t row_count(const Layer *l) { return offset(l, l->steps); }
+INLINE int64_t kept(const Layer *l) { return l->reset_after ? 4 : 3; }
+INLINE int64_t step_of(const Part *p, int64_t s) { return p->reverse ? p->layer->steps - 1 - s : s; }
+INLINE int is_reset(const Part *p, int64_t t, int64_t b) {
+  const Layer *l = p->layer;
+  return l->resets && l->resets[row_of(l, t, b) * l->directions + p->reverse];
+}
+INLINE float *y_at(const Part *p, int64_t t, int64_t b) {
+  const Layer *l = p->layer;
+  return l->y + (row_of(l, t, b) * l->directions + p->reverse) * l->hidden;
+}
+INLINE float *gates_at(const Part *p, int64_t t, int64_t b) {
+  const Layer *l = p->layer;
+  return l->gates + (p->reverse * row_count(l) + row_of(l, t, b)) * kept(l) * l->hidden;
+}
+INLINE int64_t state_at(const Part *p, int64_t b) { /* in h0, last and dh */
+  return (p->reverse * p->layer->batch + b) * p->layer->hidden;
+}
+
+/* The state before step t of row b: that after the step before, the first one, or zero. */
+INLINE const float *state_before(const Part *p, int64_t t, int64_t b) {
+  const Layer *l = p->layer;
+  if (is_reset(p, t, b)) return p->zeros;
+  int64_t before = p->reverse ? t + 1 : t - 1;
+  if (before < 0 || before >= l->steps || b >= rows_at(l, before)) return l->h0 + state_at(p, b);
+  return y_at(p, before, b);
+}
+
+static void meet(Part *p) {
+  if (p->members < 2) return;
+  long goal = ++p->round * p->members;
+  atomic_fetch_add_explicit(p->count, 1, memory_order_acq_rel);
+  for (int i = 0; atomic_load_explicit(p->count, memory_order_acquire) < goal; i++)
+    if (i > 2000) sched_yield(); /* another program may have the other thread's core */
+}

@@ -1,0 +1,138 @@
+/* Matrix products, row by row and tile by tile. An element is summed over k in one order whatever the
+   tile, so that a row's numbers depend neither on the rows beside it nor on the number of threads. */
+#pragma once
+#include "vectors.h"
+
+/* The k range that one pass over the rows takes: a panel's part stays in the first cache. */
+enum { DEPTH = 128 };
+
+INLINE int64_t whole_tiles(int64_t n) { return (n + TW - 1) / TW * TW; }
+
+/* w [K, N], element (k, n) at w[k * sk + n * sn], as a panel [K][TW] of its columns from n0 on, padded
+   with zeros. */
+static void pack_panel(const float *w, int64_t sk, int64_t sn, int64_t K, int64_t n0, int64_t N,
+                       float *out) {
+  int64_t width = MIN(TW, N - n0);
+  if (width < TW) memset(out, 0, 4 * K * TW);
+  if (sn == 1)
+    for (int64_t k = 0; k < K; k++) memcpy(out + k * TW, w + k * sk + n0, 4 * width);
+  else /* few rows of the source at a time, so that they stay in the first cache */
+    for (int64_t k0 = 0; k0 < K; k0 += 64)
+      for (int64_t j = 0; j < width; j++)
+        for (int64_t k = k0; k < MIN(K, k0 + 64); k++) out[k * TW + j] = w[k * sk + (n0 + j) * sn];
+}
+
+/* sums[g][i] += row a[i] [K] times the panel at w + g * stride, for g panels and m rows. */
+INLINE void multiply(int m, int g, const float *const *a, const float *w, int64_t stride, int64_t K,
+                     vf sums[][MR][NV]) {
+  vf s[3][MR][NV];
+  for (int p = 0; p < g; p++)
+    for (int i = 0; i < m; i++)
+      for (int v = 0; v < NV; v++) s[p][i][v] = sums[p][i][v];
+  for (int64_t k = 0; k < K; k++, w += TW)
+    for (int p = 0; p < g; p++) {
+      vf b[NV];
+      for (int v = 0; v < NV; v++) b[v] = *(const vf *)(w + p * stride + v * VL);
+      for (int i = 0; i < m; i++)
+        for (int v = 0; v < NV; v++) s[p][i][v] += a[i][k] * b[v];
+    }
+  for (int p = 0; p < g; p++)
+    for (int i = 0; i < m; i++)
+      for (int v = 0; v < NV; v++) sums[p][i][v] = s[p][i][v];
+}
+
+/* Up to three panels: together where the registers hold their sums (few rows would wait for the
+   latency of each sum otherwise), else one after another. */
+INLINE void multiply_panels(int m, int g, const float *const *a, const float *w, int64_t stride,
+                            int64_t K, vf sums[][MR][NV]) {
+  if (g * m * NV <= ACC) {
+    multiply(m, g, a, w, stride, K, sums);
+    return;
+  }
+  for (int p = 0; p < g; p++) multiply(m, 1, a, w + p * stride, 0, K, sums + p);
+}
+
+/* out[i][j] = row a[i] [K] times row j of w [units, K], for m rows and TW units (those past the last
+   one repeat it): no packing, and worth it where a weight meets few rows. m is 1, 2 or 4. */
+INLINE void dots_of(int m, const float *const *a, const float *w, int64_t units, int64_t K,
+                    float out[][TW]) {
+  const int n = VL / m;
+  for (int j0 = 0; j0 < TW; j0 += n) {
+    if (j0 >= units) break;
+    const float *row[VL];
+    vf s[VL];
+    for (int j = 0; j < n; j++) row[j] = w + MIN(j0 + j, units - 1) * K;
+    for (int i = 0; i < VL; i++) s[i] = (vf){0};
+    int64_t k = 0;
+    for (; k + VL <= K; k += VL)
+      for (int i = 0; i < m; i++)
+        for (int j = 0; j < n; j++) s[i * n + j] += *(const vf *)(a[i] + k) * *(const vf *)(row[j] + k);
+    if (k < K)
+      for (int i = 0; i < m; i++)
+        for (int j = 0; j < n; j++) s[i * n + j] += load(a[i] + k, K - k) * load(row[j] + k, K - k);
+    sum_lanes(s);
+    for (int i = 0; i < m; i++) memcpy(out[i] + j0, (const float *)s + i * n, 4 * n);
+  }
+}
+INLINE void dots(int m, const float *const *a, const float *w, int64_t units, int64_t K,
+                 float out[][TW]) {
+  const int step = MIN(m, MIN(4, VL));
+  for (int i = 0; i < m; i += step) dots_of(step, a + i, w, units, K, out + i);
+}
+
+/* Calls with a constant number of rows, which the compiler unrolls. */
+#define BY_ROWS(lo, hi, b, call)               \
+  for (int64_t b = lo, m_; b < (hi); b += m_) { \
+    int64_t left_ = (hi) - b;                   \
+    if (MR > 4 && left_ >= MR) { m_ = MR; call(MR); } \
+    else if (left_ >= 4) { m_ = 4; call(4); }   \
+    else if (left_ >= 2) { m_ = 2; call(2); }   \
+    else { m_ = 1; call(1); }                   \
+  }
+
+/* Calls for every tile of units u0 to u1 and every few rows. One or two rows take three tiles at once. */
+#define BY_TILES(lo, hi, u0, u1, b, u, call)                       \
+  for (int64_t u = u0, g_; u < (u1); u += g_ * TW) {               \
+    g_ = (hi) - (lo) <= 2 && (u1) - u > 2 * TW ? 3 : 1;            \
+    if (g_ == 1) {                                                 \
+      BY_ROWS(lo, hi, b, call##_1)                                 \
+    } else if ((hi) - (lo) == 2) {                                 \
+      int64_t b = lo;                                              \
+      call(2, 3);                                                  \
+    } else if ((hi) - (lo) == 1) {                                 \
+      int64_t b = lo;                                              \
+      call(1, 3);                                                  \
+    }                                                              \
+  }
+
+/* to[i] [N] = bias + from[i] [K] times w (panels), for many rows at once; `add`: to[i] += instead. */
+static void product(const float *const *from, float *const *to, int64_t rows, int64_t K, int64_t N,
+                    const float *w, const float *bias, int add) {
+#define ROWS(m, g)                                                                     \
+  {                                                                                    \
+    const float *a_[MR];                                                               \
+    vf s[3][MR][NV];                                                                   \
+    for (int i = 0; i < m; i++) a_[i] = from[b + i] + k0;                              \
+    for (int p = 0; p < g; p++)                                                        \
+      for (int v = 0; v < NV; v++) {                                                   \
+        int64_t at = n + p * TW + v * VL;                                              \
+        vf start = bias ? load(bias + at, N - at) : (vf){0};                           \
+        for (int i = 0; i < m; i++)                                                    \
+          s[p][i][v] = add || k0 ? load(to[b + i] + at, N - at) : start;               \
+      }                                                                                \
+    multiply(m, g, a_, w + n * K + k0 * TW, K * TW, depth, s);                         \
+    for (int p = 0; p < g; p++)                                                        \
+      for (int i = 0; i < m; i++)                                                      \
+        for (int v = 0; v < NV; v++)                                                   \
+          store(to[b + i] + n + p * TW + v * VL, N - n - p * TW - v * VL, s[p][i][v]); \
+  }
+#define ROWS_1(m) ROWS(m, 1)
+  const int many = rows > 2 * MR; /* few rows do not use a panel's part often enough to keep it */
+  const int64_t width = many ? TW : N, most = many ? DEPTH : MAX(1, K);
+  for (int64_t n0 = 0; n0 < N; n0 += width)
+    for (int64_t k0 = 0; k0 == 0 || k0 < K; k0 += most) {
+      const int64_t n1 = MIN(N, n0 + width), depth = MIN(most, K - k0);
+      BY_TILES(0, rows, n0, n1, b, n, ROWS)
+    }
+}
+
