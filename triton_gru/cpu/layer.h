@@ -8,8 +8,9 @@
 
 /* Floats of projected gates that a thread makes ahead of its scan: half of a second-level cache. */
 enum { AHEAD = 128 * 1024 };
-/* Up to so many steps a weight is used too seldom to be packed for the forward. */
-enum { FEW_STEPS = 4 };
+/* With so few steps the forward uses a weight too seldom to pack it: measured with 1 to 128 rows.
+   Not by the number of rows, on which the bits of a row must not depend. */
+#define FEW(steps, hidden) ((steps) == 1 || ((steps) <= 4 && 64 * (steps) <= (hidden)))
 
 typedef struct { /* the parameters of one direction; biases may be NULL */
   const float *weight_ih, *weight_hh; /* [3H, I], [3H, H] */

@@ -22,7 +22,7 @@ def layer(
     rows_first: bool = False,
     reset_after: bool,
 ) -> tuple[Tensor, Tensor]:
-    """y and the last states [D, B, H] of one layer, all its directions; see `engine.forward`."""
+    """States y and the last ones [D, B, H] of a layer, all directions; see `engine.forward`."""
     layout = (rows, resets, rows_first, reset_after)
     if records(x, h0, *params):
         return _Layer.apply(x, h0, layout, *params)
@@ -95,21 +95,25 @@ def _in_plain_torch(dy, dlast, inputs, layout):
     x, h0, *params = inputs
     rows, resets, rows_first, reset_after = layout
     kinds = len(params) // len(h0)
-    if rows is None:
-        to_padded = from_padded = lambda t: t.transpose(0, 1) if rows_first else t
-        lengths = None
-    else:
-        places, lengths = rows.places(), rows.lengths
-        steps = len(rows.offsets) - 1
-        to_padded = lambda t: sequences.pad(t, places, steps, rows.batch_size)
-        from_padded = lambda t: sequences.pack(t, places)
+    places = None if rows is None else rows.places()
+
+    def to_padded(t):
+        if rows is None:
+            return t.transpose(0, 1) if rows_first else t
+        return sequences.pad(t, places, len(rows.offsets) - 1, rows.batch_size)
+
+    def from_padded(t):
+        if rows is None:
+            return t.transpose(0, 1) if rows_first else t
+        return sequences.pack(t, places)
+
     with torch.enable_grad():
         y, last = recurrence(
             *(to_padded(x), h0, *(stack(params[kind::kinds]) for kind in range(kinds))),
             *[None] * (4 - kinds),
             reset_after=reset_after,
             backend="reference",
-            lengths=lengths,
+            lengths=None if rows is None else rows.lengths,
             resets=None if resets is None else to_padded(resets),
         )
         given = [pair for pair in ((from_padded(y), dy), (last, dlast)) if pair[1] is not None]

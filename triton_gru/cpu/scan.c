@@ -55,7 +55,8 @@ static void prepare(Memory *m, const Layer *l, Direction *d, const Parameters *p
     d->x_rows = take(m, most * sizeof *d->x_rows);
     return;
   }
-  if (l->steps > FEW_STEPS) d->weight_hh = floats(m, 3 * HP * H), d->weight_ih = floats(m, 3 * HP * I);
+  if (!FEW(l->steps, H))
+    d->weight_hh = floats(m, 3 * HP * H), d->weight_ih = floats(m, 3 * HP * I);
   if (!l->reset_after) d->u = floats(m, l->batch * H);
   if (!p->bias_ih) return;
   d->bias_x = floats(m, 3 * H);

@@ -58,6 +58,7 @@ INLINE void store(float *p, int64_t n, vf v) {
    half of each added to its lower one. */
 INLINE vf halve(vf a, vf b, int width) {
   vi low, high;
+#pragma GCC unroll 16
   for (int l = 0; l < VL; l++) {
     low[l] = l / (width / 2) * width + l % (width / 2);
     high[l] = low[l] + width / 2;
@@ -72,8 +73,14 @@ INLINE vf halve(vf a, vf b, int width) {
   return __builtin_shuffle(a, b, low) + __builtin_shuffle(a, b, high);
 #endif
 }
-/* v[0] = the sum over the lanes of each of v[0] to v[VL - 1], all in the same order. */
+INLINE void halve_all(vf *v, int width) {
+#pragma GCC unroll 16
+  for (int i = 0; i < width / 2; i++) v[i] = halve(v[2 * i], v[2 * i + 1], width);
+}
+/* v[0] = the sum over the lanes of each of v[0] to v[VL - 1], all in the same order. Widths are
+   constants, for the compiler to know the shuffles. */
 INLINE void sum_lanes(vf *v) {
-  for (int width = VL; width > 1; width /= 2)
-    for (int i = 0; i < width / 2; i++) v[i] = halve(v[2 * i], v[2 * i + 1], width);
+  if (VL >= 16) halve_all(v, 16);
+  if (VL >= 8) halve_all(v, 8);
+  halve_all(v, 4), halve_all(v, 2);
 }
