@@ -1,4 +1,4 @@
-"""Backends of the GRU in a whole training: tokens a second, and the loss against wall time.
+"""Backends of the GRU in a whole training: tokens per second, and the loss against wall time.
 
     triton-gru-train -m experiment=char_best trainer.precision=bf16-mixed trainer.max_steps=2000 \
         trainer.max_time=null model.core.backend=torch,triton seed=1,2,3
@@ -65,7 +65,7 @@ def runs(folder: Path) -> list[dict[str, Any]]:
 
 
 def curve(rows: list[dict[str, float]], tokens: int) -> list[tuple[float, float]]:
-    """Seconds spent training and the held-out loss then.
+    """Seconds spent training and the validation loss then.
 
     Args:
         rows: as `read_metrics` returns them.
@@ -82,7 +82,7 @@ def curve(rows: list[dict[str, float]], tokens: int) -> list[tuple[float, float]
 
 
 def compared(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row a backend: runs, median tokens a second, the last loss's mean and its noise."""
+    """A row per backend: runs, median tokens per second, the last loss's mean and its noise."""
     table = []
     for backend in dict.fromkeys(run["backend"] for run in found):
         of_it = [run for run in found if run["backend"] == backend]
@@ -108,7 +108,7 @@ def within_noise(table: list[dict[str, Any]]) -> bool:
 def text_table(table: list[dict[str, Any]]) -> str:
     """In Markdown, with what is to be said of the losses."""
     lines = [
-        "| backend | runs | tokens/s | ratio | held-out loss | between seeds |",
+        "| backend | runs | tokens/s | ratio | validation loss | between seeds |",
         "|---|---|---|---|---|---|",
     ]
     first = table[0]
@@ -123,7 +123,7 @@ def text_table(table: list[dict[str, Any]]) -> str:
 
 
 def draw(found: list[dict[str, Any]], path: Path) -> None:
-    """The held-out loss against the seconds of training into a PNG, a line a run."""
+    """The validation loss against the seconds of training into a PNG, one line per run."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
@@ -136,7 +136,7 @@ def draw(found: list[dict[str, Any]], path: Path) -> None:
         colour = COLOURS.get(backend)
         axes.plot(*zip(*run["curve"], strict=True), "o-", color=colour, label=label, markersize=3)
     axes.set_xlabel(f"seconds of training, {found[0]['device']}")
-    axes.set_ylabel("held-out text, nats a token")
+    axes.set_ylabel("validation loss, nats per token")
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, title="a line a seed")

@@ -75,7 +75,7 @@ def class_of(operation: str) -> str:
 
 
 def counts(launch: Launch, steps: int) -> Counts:
-    """What a launch that was counted (`counting=True`) did in its loop, a step."""
+    """What a launch that was counted (`counting=True`) did in its loop, per step."""
     program = launch.program
     classes, wavefronts, least, sectors = {}, 0.0, 0.0, 0.0
     for number in program.loop - program.polls:

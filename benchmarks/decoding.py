@@ -1,9 +1,9 @@
 """Decoding with GRU.step against running the prefix again: `python -m benchmarks.decoding`.
 
 A SentencePredictor takes the likeliest token, `--tokens` times, for several rows at once: with
-`SentencePredictor.step`, and by reading the whole text so far anew for every token, as a model
-without a state has to. Both say the same tokens, which is checked. Printed are microseconds a token
-and row step, and the median of the ratios of repeats that ran one after another.
+`SentencePredictor.step`, and by running the whole text so far again for every token, as a model
+without a state has to. Both give the same tokens, which is checked. Printed are microseconds per
+token of all rows, and the median of the ratios of repeats that ran one after another.
 """
 
 import argparse
@@ -72,7 +72,7 @@ def main() -> None:
                 ratios.append(whole / one)
         print(
             f"rows {rows}, hidden_size {hidden_size}, layers {layers}: "
-            f"{statistics.median(steps) * 1e6:.0f} us a step, "
+            f"{statistics.median(steps) * 1e6:.0f} us per step, "
             f"the prefix again takes {statistics.median(ratios):.1f} times as long "
             f"({min(ratios):.1f}-{max(ratios):.1f})"
         )

@@ -2,7 +2,7 @@
 
 With --overhead, calls so short that Python counts: T 1 to 4, B 1, H 16, on one thread.
 
-Every repeat runs all contestants one after another and each is compared with nn.GRU of the same
+Every repeat runs all implementations one after another and each is compared with nn.GRU of the same
 repeat, so that what else the machine does meets all of them alike. Printed is the median of these
 ratios and the quartiles around it.
 """
@@ -29,7 +29,7 @@ LIMITS = {"auto": 1.03, "reference": 1.3}
 OVERHEAD_LIMIT = 1.15
 
 
-def contestants(input_size: int, hidden_size: int) -> dict[str, nn.Module]:
+def implementations(input_size: int, hidden_size: int) -> dict[str, nn.Module]:
     theirs = nn.GRU(input_size, hidden_size)
     engine = {} if library.obstacle() else {"cpu": GRU.from_torch(theirs, backend="cpu")}
     return {
@@ -53,13 +53,13 @@ def seconds(module: nn.Module, x: torch.Tensor, dy: torch.Tensor, calls: int) ->
 def measure(shape: tuple[int, int, int, int], repeats: int) -> dict[str, list[float]]:
     T, B, I, H = shape  # noqa: E741
     x, dy = torch.randn(T, B, I, requires_grad=True), torch.randn(T, B, H)
-    modules = contestants(I, H)
+    modules = implementations(I, H)
     calls = 1
     while seconds(modules["nn.GRU"], x, dy, calls) * calls < 0.02:
         calls *= 2
     times = {name: [] for name in modules}
     for repeat in range(repeats + 2):
-        # The order turns, as a contestant's caches depend on who ran before it.
+        # The order turns, as an implementation's caches depend on who ran before it.
         names = list(modules)
         for name in names[repeat % len(names) :] + names[: repeat % len(names)]:
             times[name].append(seconds(modules[name], x, dy, calls))

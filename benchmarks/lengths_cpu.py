@@ -1,7 +1,7 @@
 """What rows of unequal length cost on a CPU: `python -m benchmarks.lengths_cpu`.
 
-Lengths are uniform between 0.3 and 1 of T. Every contestant is compared with torch.nn.GRU over the
-same rows padded, in the same repeat, forward and backward together and forward alone. The packed
+Lengths are uniform between 0.3 and 1 of T. Each implementation is compared with torch.nn.GRU over
+the same rows padded, in the same repeat, forward and backward together and forward alone. Packed
 ones start and end with padded rows, as the others do. Printed is the median of the ratios and the
 quartiles around it.
 """
@@ -26,7 +26,7 @@ SHAPES = [
 LIMIT = 1.2  # of the padded time, for lengths= in training
 
 
-def contestants(
+def implementations(
     x: Tensor, lengths: Tensor, theirs: nn.GRU
 ) -> dict[str, tuple[nn.Module, Callable]]:
     ours = GRU.from_torch(theirs)
@@ -59,10 +59,10 @@ def measure(shape: tuple, repeats: int, train: bool, clock: Callable) -> dict[st
     T, B, I, H, layers, bidirectional = shape  # noqa: E741
     x = torch.randn(T, B, I, requires_grad=train)
     lengths = (T * (0.3 + 0.7 * torch.rand(B))).ceil().long()
-    runs = contestants(x, lengths, nn.GRU(I, H, layers, bidirectional=bidirectional))
+    runs = implementations(x, lengths, nn.GRU(I, H, layers, bidirectional=bidirectional))
     times = {name: [] for name in runs}
     for repeat in range(repeats + 2):
-        # The order turns, as a contestant's caches depend on who ran before it.
+        # The order turns, as an implementation's caches depend on who ran before it.
         names = list(runs)
         for name in names[repeat % len(names) :] + names[: repeat % len(names)]:
             times[name].append(seconds(*runs[name], x, train, clock))

@@ -6,7 +6,7 @@ matplotlib is imported when a plot is drawn: the tables do without it.
 import math
 from pathlib import Path
 
-from benchmarks.findings import MODES, NAMES, floor_us, median_ms, speedup
+from benchmarks.metrics import MODES, NAMES, floor_us, median_ms, speedup
 from benchmarks.suites import CUDNN, LSTM, OURS
 
 COLORS = {OURS: "#1b6ca8", CUDNN: "#d1495b", LSTM: "#8d96a3", "compiled loop": "#edae49"}
@@ -90,7 +90,7 @@ def _lines(record: dict, over: str, fixed: str, values: tuple[int, ...]):
                     axis.plot(*zip(*points, strict=True), "o-", color=COLORS[name], label=name)
             points = [(c[over], f) for c in some if (f := floor_us(c))]
             if points:
-                axis.plot(*zip(*points, strict=True), ":", color="#555555", label="floor")
+                axis.plot(*zip(*points, strict=True), ":", color="#555555", label="lower bound")
             axis.set_xscale("log", base=2)
             axis.set_yscale("log")
             axis.set_xticks(sorted({c[over] for c in cells}))
@@ -104,7 +104,7 @@ def _lines(record: dict, over: str, fixed: str, values: tuple[int, ...]):
     for axis in axes[-1]:
         axis.set_xlabel({"H": "hidden size H", "B": "batch B"}[over])
     for axis in axes[:, 0]:
-        axis.set_ylabel("time a step, µs")
+        axis.set_ylabel("time per step, µs")
     axes[0, 0].legend(frameon=False, fontsize=8)
     figure.suptitle(f"Whole layer, bf16, T = {cells[0]['T']}; lower is better")
     figure.tight_layout(rect=(0, 0.015, 1, 1))
@@ -174,12 +174,12 @@ def _floor(record: dict):
     for i, row in enumerate(rows):
         share = row["step_us"] / row["plan"]["floor_us"]
         end = max(row["step_us"], row["plan"]["estimate_us"]) + 0.015 * longest
-        axis.text(end, i, f"{share:.1f}x floor", va="center", fontsize=8)
+        axis.text(end, i, f"{share:.1f}x lower bound", va="center", fontsize=8)
     axis.set_xlim(0, 1.14 * longest)
     axis.set_yticks(at, names)
     axis.invert_yaxis()
-    axis.set_xlabel("time a step of the kernel alone, µs")
-    figure.suptitle("Kernels against what their plans promise")
+    axis.set_xlabel("time per step of the kernel alone, µs")
+    figure.suptitle("Kernels against the predictions of their plans")
     axis.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.4, 1), ncols=3)
     figure.tight_layout(rect=(0, 0.015, 1, 1))
     return figure

@@ -1,4 +1,4 @@
-"""The first measurements: the device's ceilings, what an exchange costs, plans against predictions.
+"""The first measurements: peak rates, the latency of an exchange, plans against predictions.
 
 Each probe is a function of a device and of whether to keep it tiny; it returns what goes into the
 record. `PROBES` lists them in the order in which a suite runs them.
@@ -23,11 +23,11 @@ from triton_gru.planner import all_plans
 REPEATS = 7
 
 
-# -- ceilings ---------------------------------------------------------------------------------
+# -- peak rates -------------------------------------------------------------------------------
 
 
 def copy_rate(device: torch.device, clock, tiny: bool) -> dict:
-    """Bytes read and written a second by one large copy on the device."""
+    """Bytes read and written per second by one large copy on the device."""
     elements = 1 << (10 if tiny else 31)  # 4 GiB in 16 bit, far more than any L2
     source = torch.empty(elements, dtype=torch.bfloat16, device=device).normal_()
     target = torch.empty_like(source)
@@ -37,7 +37,7 @@ def copy_rate(device: torch.device, clock, tiny: bool) -> dict:
 
 
 def product_rate(device: torch.device, clock, tiny: bool, dtype: torch.dtype) -> dict:
-    """Floating-point operations a second of one large matrix product on random data."""
+    """Floating-point operations per second of one large matrix product on random data."""
     size = 32 if tiny else 8192
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     tf32 = torch.backends.cuda.matmul.allow_tf32
@@ -65,7 +65,7 @@ def exchange_kernel(
     SPAN: tl.constexpr,
     PROTOCOL: tl.constexpr,
 ):
-    """Programs that do nothing but hand each other WIDTH words a step.
+    """Programs that do nothing but hand each other WIDTH words per step.
 
     A step's value is 1, plus a quarter of the program's own last value, plus a quarter of the mean
     over all: it tends to 2, and to nothing else when a word is missed.
@@ -127,7 +127,7 @@ def exchange_step(device: torch.device, protocol: str, group: int, steps: int) -
 
 
 def exchange_latency(device: torch.device, clock, tiny: bool, protocol: str) -> dict:
-    """Microseconds a step against the number of programs that exchange.
+    """Microseconds per step against the number of programs that exchange.
 
     The difference between a long and a short launch, so that the launch itself drops out.
     """

@@ -1,6 +1,6 @@
 """Tables and plots of a record: `python -m benchmarks.report FILE.json [--out DIR]`.
 
-Prints the README's table in Markdown; with --out writes it to DIR/report.md beside the plots, each
+Prints the table in Markdown; with --out writes it to DIR/report.md beside the plots, each
 as PNG and SVG. matplotlib is needed for the plots alone.
 """
 
@@ -8,7 +8,8 @@ import argparse
 import json
 from pathlib import Path
 
-from benchmarks.findings import (
+from benchmarks.measurements import Record
+from benchmarks.metrics import (
     MODES,
     NAMES,
     geometric_mean,
@@ -21,7 +22,6 @@ from benchmarks.findings import (
     worst_error_ratio,
 )
 from benchmarks.plots import plots
-from benchmarks.record import Record
 from benchmarks.suites import CUDNN, LSTM, OURS
 
 
@@ -31,9 +31,9 @@ def one_line(result: dict) -> str:
         return f"{result['status']}: {result.get('reason', '')}".rstrip(": ")
     if "rows" in result:
         steps = [f"{row['step_us']:.2f}" for row in result["rows"] if "step_us" in row]
-        return "us a step: " + " ".join(steps)
+        return "us per step: " + " ".join(steps)
     rate = [f", {result[key]:,.0f} {key}" for key in ("GB_s", "TFLOP_s") if key in result]
-    step = f", {result['step_us']:.2f} us a step" if "step_us" in result else ""
+    step = f", {result['step_us']:.2f} us per step" if "step_us" in result else ""
     return f"{result['median_ms']:.3f} ms{step}{''.join(rate)}"
 
 
@@ -84,19 +84,19 @@ def _number(value: float | None, form: str) -> str:
 
 def _probe_row(row: dict) -> str:
     if "plan" not in row:
-        return f"{row['programs']:4} programs {row['step_us']:7.3f} us a step"
+        return f"{row['programs']:4} programs {row['step_us']:7.3f} us per step"
     plan = row["plan"]
     where = f"T{row['T']} B{row['B']} H{row['H']} {NAMES[row['dtype']]} {row['direction']}"
     where += "" if row["reset_after"] else " reset before"
     how = f"{plan['rows']}x{plan['columns']} {plan['groups']}x{plan['group']} programs"
     how += f" {plan['warps']} warps" + (f" {plan['protocol']}" if plan["group"] > 1 else "")
     measured = f"{row['step_us']:7.3f}" if "step_us" in row else f"failed: {row['failed'][:60]}"
-    promise = f"floor {plan['floor_us']:.2f} estimate {plan['estimate_us']:.2f}"
-    return f"{where:42} {how:38} {promise}: {measured}"
+    predicted = f"lower bound {plan['floor_us']:.2f} estimate {plan['estimate_us']:.2f}"
+    return f"{where:42} {how:38} {predicted}: {measured}"
 
 
 def markdown(record: dict) -> str:
-    """The README's table: where it was measured, then a row a cell."""
+    """The table in Markdown: where it was measured, then a row per cell."""
     place = record["environment"] or {}
     lines = [
         f"{place.get('device', 'unknown device')}, driver {place.get('driver', 'none')}, torch "
@@ -118,13 +118,23 @@ def markdown(record: dict) -> str:
     if measured:
         apart = sorted(100 * noise(cell) for cell in measured)
         lines += [
-            f"Two rounds of the same contestant lie {apart[len(apart) // 2]:.0f} % apart in the "
-            f"median cell, {apart[-1]:.0f} % in the worst: less than that says nothing.",
+            f"Two rounds of one implementation differ by {apart[len(apart) // 2]:.0f} % in the "
+            f"median cell, {apart[-1]:.0f} % in the worst: smaller differences are noise.",
             "",
         ]
     others = [LSTM, "compiled loop", "gru-qat", "torchrl", "flashrnn"]
     others = [name for name in others if any(median_ms(c, name) for c in record["cells"].values())]
-    head = ["T", "B", "H", "dtype", "timed", "triton_gru ms", "us a step", "nn.GRU ms", "speed-up"]
+    head = [
+        "T",
+        "B",
+        "H",
+        "dtype",
+        "timed",
+        "triton_gru ms",
+        "us per step",
+        "nn.GRU ms",
+        "speed-up",
+    ]
     head += [f"{name} ms" for name in others] + ["error", "memory"]
     lines += [_row(head), _row(["---"] * len(head))]
     for cell in record["cells"].values():

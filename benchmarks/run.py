@@ -1,16 +1,16 @@
 """Times GRU layers on a GPU: `python -m benchmarks.run --suite smoke|quick|full --out FILE.json`.
 
-Needs torch, triton and numpy. Measures first what the device can do and what the plans promised,
-then every cell of the suite with all its contestants on the same inputs, each beside its error
+Needs torch, triton and numpy. Measures first the device's peak rates and the plans' predictions,
+then every cell of the suite with all its implementations on the same inputs, each with its error
 against float64. The file is complete after every single measurement: a run that is killed keeps
-what it has, and the same command goes on where it stopped. What is not reached before --minutes
+its measurements, and the same command resumes it. What is not reached before --minutes
 are over is recorded as not run.
 
 The measurements run in a process of their own, which is replaced when it dies, hangs or loses its
-device; what it was at is then recorded as lost.
+device; the measurement in progress is then recorded as lost.
 
     --device cpu    a wall clock on a CPU; with TRITON_INTERPRET=1 the kernels run in the
-                    interpreter of tests/interpreter (smoke only: it takes seconds a launch)
+                    interpreter of tests/interpreter (smoke only: it takes seconds per launch)
 """
 
 import argparse
@@ -25,12 +25,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import report
-from benchmarks.record import NOT_RUN, ROOT, Record
-from benchmarks.stand import Stand, failure, tf32_of
+from benchmarks.measurements import NOT_RUN, ROOT, Record
+from benchmarks.measuring import Measuring, failure, tf32_of
 from benchmarks.suites import SUITES, Cell
 
 DEFAULT_MINUTES = {"smoke": 2, "quick": 8, "full": 45}
-# A contestant that writes nothing for so long hangs; compiling takes most of a minute at worst,
+# Without output for so long, an implementation hangs: compiling takes most of a minute at worst,
 # except for FlashRNN, which starts nvcc.
 STALL_SECONDS, STALL_SECONDS_NVCC = 150, 400
 # Processes that compile before anything is timed, and how long they may take.
@@ -128,7 +128,7 @@ def compile_jobs(cells: list[Cell]) -> list[Callable]:
 
     shapes: dict[tuple, Cell] = {}
     for cell in cells:
-        if "triton_gru" in cell.contestants:
+        if "triton_gru" in cell.implementations:
             short = dataclasses.replace(cell, T=COMPILED_STEPS, mode="train")
             shapes.setdefault(short.id, short)
     jobs = [functools.partial(_compile_cell, cell) for cell in shapes.values()]
@@ -142,8 +142,8 @@ def compile_jobs(cells: list[Cell]) -> list[Callable]:
 
 def _compile_cell(cell: Cell, device) -> None:
     with tf32_of(cell):
-        stand = Stand(cell, device, None)
-        stand.call(stand.runner("triton_gru"), stand.inputs[0])
+        measuring = Measuring(cell, device, None)
+        measuring.call(measuring.runner("triton_gru"), measuring.inputs[0])
 
 
 # -- the process that watches -------------------------------------------------------------------
@@ -202,7 +202,7 @@ def _watch(worker: subprocess.Popen, path: Path) -> int | None:
 def work(options) -> int:
     import torch
 
-    from benchmarks.record import environment
+    from benchmarks.measurements import environment
     from benchmarks.timing import clock_for
 
     if options.device == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
@@ -251,7 +251,7 @@ def run_probe(record, name, probes, device, clock, tiny: bool, until: float) -> 
 
 
 def run_cell(record: Record, cell: Cell, device, clock, until: float) -> bool:
-    """Measures the contestants of a cell that have not run; returns whether the device was lost."""
+    """Measures the implementations of a cell that have not run; True if the device was lost."""
     import torch
 
     results = record.data["cells"][cell.id]["results"]
@@ -262,7 +262,7 @@ def run_cell(record: Record, cell: Cell, device, clock, until: float) -> bool:
     record.save()
     with tf32_of(cell):
         try:
-            stand = Stand(cell, device, clock)
+            measuring = Measuring(cell, device, clock)
         except Exception as error:  # no room for the inputs
             keep = functools.partial(_keep, record, "cell", cell.id, clock=clock)
             lost = [keep(name, result=failure(error)) for name in waiting]
@@ -272,14 +272,14 @@ def run_cell(record: Record, cell: Cell, device, clock, until: float) -> bool:
                 break
             record.data["in_flight"] = ["cell", cell.id, name]
             record.save()
-            if _keep(record, "cell", cell.id, name, stand.result(name), clock):
+            if _keep(record, "cell", cell.id, name, measuring.result(name), clock):
                 return True
     if device.type == "cuda":
         torch.cuda.empty_cache()
     return False
 
 
-def _keep(record: Record, kind, id, contestant, result: dict, clock) -> bool:
+def _keep(record: Record, kind, id, implementation, result: dict, clock) -> bool:
     """Writes a result; returns whether the device was lost on the way."""
     try:
         clock.synchronize()
@@ -287,10 +287,10 @@ def _keep(record: Record, kind, id, contestant, result: dict, clock) -> bool:
     except Exception as error:
         lost = True
         result = {"status": "failed", "reason": f"the device was lost: {error}", "before": result}
-    record.put(kind, id, contestant, result)
+    record.put(kind, id, implementation, result)
     record.data["in_flight"] = None
     record.save()
-    print(f"{id} {contestant or ''}: {report.one_line(result)}", flush=True)
+    print(f"{id} {implementation or ''}: {report.one_line(result)}", flush=True)
     return lost
 
 

@@ -1,21 +1,21 @@
-"""What limits tokens a second on many GPUs: arithmetic, nothing here is a measurement.
+"""What limits tokens per second on many GPUs: arithmetic, nothing here is a measurement.
 
     python -m benchmarks.scaling --gpus 8 64 512
 
 Data parallel training of embedding, GRU layers and output layer. One optimizer step of a rank is
 
-    scan        seq_len x layers x (forward floor + backward floor), from triton_gru/costs.py
+    scan        seq_len x layers x (forward + backward lower bound), from triton_gru/costs.py
     products    what is not in the scan: input projections, output layer, all weight gradients
     optimizer   parameters x 28 bytes over the memory (AdamW: p, m, v read and written, g read)
-    all-reduce  what of it the backward does not hide
+    all-reduce  the part that does not overlap with the backward
 
 and all-reduce of S bytes over m nodes of g GPUs, hierarchical as NCCL's:
 
     2 (g-1)/g S / nvlink  +  2 (m-1)/m (S/g) / network  +  2 (log2 g near + log2 m far)
 
 The output layer's gradient is ready before any scan runs backward, a layer's before the next lower
-layer's scan: these hide behind what is still to come. The lowest layer's and the embedding's hide
-behind nothing. docs/scaling.md discusses the result.
+layer's scan: these overlap with the rest of the backward. The lowest layer's and the embedding's
+overlap with nothing. docs/scaling.md discusses the result.
 """
 
 import argparse
@@ -70,7 +70,7 @@ class Model:
         return self.embedding_parameters + self.layer_parameters(0)
 
     def product_flops(self, layer: int) -> tuple[int, int]:
-        """Forward and backward flops a token outside the scan.
+        """Forward and backward flops per token outside the scan.
 
         Forward: x W_ih^T. Backward: its two gradients, dW_hh, and h W_hh^T once more, from which
         the gates come back.
@@ -80,7 +80,7 @@ class Model:
 
     @property
     def output_flops(self) -> int:
-        """Forward and backward flops a token of the output layer."""
+        """Forward and backward flops per token of the output layer."""
         return 3 * 2 * self.hidden * self.vocab
 
 
@@ -91,13 +91,13 @@ class Cluster:
     Attributes:
         device: of triton_gru/devices.py, by compute capability.
         per_node: GPUs that NVLink joins.
-        nvlink: bytes a second and GPU, one way. 450e9: NVLink 4, the vendor's figure.
-        network: bytes a second and GPU between nodes. 50e9: one 400 Gb/s port a GPU.
+        nvlink: bytes per second and GPU, one way. 450e9: NVLink 4, the vendor's figure.
+        network: bytes per second and GPU between nodes. 50e9: one 400 Gb/s port per GPU.
         near: seconds a message takes within a node.
         far: seconds a message takes between nodes.
-        flops: dense 16-bit products a second. 989e12: H100 and H200, the vendor's figure.
+        flops: dense 16-bit products per second. 989e12: H100 and H200, the vendor's figure.
         reached: share of flops and of memory that large products and the optimizer reach.
-        memory: bytes a second. 4.8e12: H200, the vendor's figure.
+        memory: bytes per second. 4.8e12: H200, the vendor's figure.
     """
 
     device: int = 90
@@ -124,7 +124,7 @@ class Step:
     """One optimizer step on a number of GPUs; times in seconds."""
 
     gpus: int
-    lanes: int
+    batch_size: int
     tokens: int
     scan: float
     products: float
@@ -154,14 +154,14 @@ class Step:
         return max(parts, key=parts.get)
 
 
-def scan_floors(model: Model, cluster: Cluster, lanes: int) -> tuple[float, float]:
+def scan_floors(model: Model, cluster: Cluster, batch_size: int) -> tuple[float, float]:
     """Seconds that one step of one layer's scan cannot be shorter than, forward and backward.
 
     Raises:
-        triton_gru.planner.DoesNotFit: hidden_size or lanes are too large for the kernels.
+        triton_gru.planner.DoesNotFit: hidden_size or batch_size is too large for the kernels.
     """
     device = DEVICES[cluster.device]
-    problem = Problem(lanes, model.hidden, "bfloat16", reset_after=True)
+    problem = Problem(batch_size, model.hidden, "bfloat16", reset_after=True)
     return tuple(
         best_plan(dataclasses.replace(problem, direction=direction), device).floor_us * 1e-6
         for direction in ("forward", "backward")
@@ -169,7 +169,7 @@ def scan_floors(model: Model, cluster: Cluster, lanes: int) -> tuple[float, floa
 
 
 def step(
-    model: Model, cluster: Cluster, gpus: int, lanes: int, seq_len: int, accumulate: int = 1
+    model: Model, cluster: Cluster, gpus: int, batch_size: int, seq_len: int, accumulate: int = 1
 ) -> Step:
     """One optimizer step.
 
@@ -177,13 +177,13 @@ def step(
         model: its sizes.
         cluster: the machines.
         gpus: ranks.
-        lanes: of one rank.
+        batch_size: of one rank.
         seq_len: tokens a chunk.
-        accumulate: chunks a step.
+        accumulate: chunks per step.
     """
-    tokens = lanes * seq_len
+    tokens = batch_size * seq_len
     rate = cluster.flops * cluster.reached
-    forward, backward = scan_floors(model, cluster, lanes)
+    forward, backward = scan_floors(model, cluster, batch_size)
     behind = 0.0  # seconds of backward that hide gradients: all after the output layer's
     scan = products = 0.0
     for layer in range(model.layers):
@@ -197,7 +197,7 @@ def step(
     exposed = max(last, all_reduce - behind) if gpus > 1 else 0.0
     return Step(
         gpus=gpus,
-        lanes=lanes,
+        batch_size=batch_size,
         tokens=accumulate * tokens * gpus,
         scan=accumulate * scan,
         products=accumulate * products,
@@ -209,26 +209,27 @@ def step(
 
 def table(model: Model, cluster: Cluster, steps: list[Step], alone: Step, seq_len: int) -> str:
     """The steps side by side, and against as many GPUs that never wait for each other."""
-    forward, backward = scan_floors(model, cluster, steps[0].lanes)
+    forward, backward = scan_floors(model, cluster, steps[0].batch_size)
     lines = [
         "arithmetic, not a measurement: "
-        f"{DEVICES[cluster.device].name}, {cluster.per_node} a node,",
-        f"{cluster.nvlink / 1e9:.0f} GB/s NVLink, {cluster.network / 1e9:.0f} GB/s network a GPU;",
+        f"{DEVICES[cluster.device].name}, {cluster.per_node} per node,",
+        f"{cluster.nvlink / 1e9:.0f} GB/s NVLink, "
+        f"{cluster.network / 1e9:.0f} GB/s network per GPU;",
         f"vocabulary {model.vocab}, embedding {model.embedding}, hidden {model.hidden}, "
         f"{model.layers} layers, seq_len {seq_len}:",
         f"{model.parameters / 1e6:.1f} M parameters, "
         f"{model.parameters * GRADIENT_BYTES / 1e6:.0f} MB of gradients;",
-        f"one step of a layer's scan at {steps[0].lanes} lanes: {forward * 1e6:.2f} us forward, "
-        f"{backward * 1e6:.2f} us backward",
+        f"one step of a layer's scan at batch size {steps[0].batch_size}: "
+        f"{forward * 1e6:.2f} us forward, {backward * 1e6:.2f} us backward",
         "",
-        "      lanes    milliseconds a step                                   a second",
-        " GPUs a GPU    scan products optimizer all-reduce exposed   all  steps  tokens  of linear"
+        "      batch    milliseconds per step                               per second",
+        " GPUs  /GPU    scan products optimizer all-reduce exposed   all  steps  tokens  of linear"
         "  largest",
     ]
     for s in steps:
         ideal = alone.tokens_per_second * s.gpus / alone.gpus
         lines.append(
-            f"{s.gpus:>5}{s.lanes:>6}{s.scan * 1e3:>8.2f}{s.products * 1e3:>9.2f}"
+            f"{s.gpus:>5}{s.batch_size:>6}{s.scan * 1e3:>8.2f}{s.products * 1e3:>9.2f}"
             f"{s.optimizer * 1e3:>10.2f}{s.all_reduce * 1e3:>11.2f}{s.exposed * 1e3:>8.2f}"
             f"{s.seconds * 1e3:>6.2f}{1 / s.seconds:>7.0f}{s.tokens_per_second / 1e6:>6.0f} M"
             f"{s.tokens_per_second / ideal:>11.0%}  {s.limit}"
@@ -240,12 +241,14 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.scaling",
-        description="Tokens a second on many GPUs, by arithmetic (see docs/scaling.md).",
+        description="Tokens per second on many GPUs, by arithmetic (see docs/scaling.md).",
     )
     parser.add_argument("--gpus", type=int, nargs="+", default=[8, 64, 512])
-    parser.add_argument("--lanes", type=int, default=64, help="of one GPU")
+    parser.add_argument("--batch-size", type=int, default=64, help="of one GPU")
     parser.add_argument(
-        "--all-lanes", type=int, help="of all GPUs together, divided among them, instead of --lanes"
+        "--total-batch-size",
+        type=int,
+        help="of all GPUs together, divided among them, instead of --batch-size",
     )
     parser.add_argument("--seq-len", type=int, default=128)
     parser.add_argument("--accumulate", type=int, default=1, help="chunks an optimizer step")
@@ -259,23 +262,31 @@ def main() -> None:
     cluster = Cluster(**{f.name: getattr(given, f.name) for f in dataclasses.fields(Cluster)})
     if cluster.device not in DEVICES:
         parser.error(f"--device must be one of {', '.join(map(str, DEVICES))}")
-    numbers = [*given.gpus, given.lanes, given.seq_len, given.accumulate, *vars(model).values()]
+    numbers = [
+        *given.gpus,
+        given.batch_size,
+        given.seq_len,
+        given.accumulate,
+        *vars(model).values(),
+    ]
     if min(numbers) < 1:
         parser.error("every size must be at least 1")
-    if given.all_lanes and any(given.all_lanes % gpus for gpus in given.gpus):
-        parser.error(f"--all-lanes {given.all_lanes} must be a multiple of every one of --gpus")
+    if given.total_batch_size and any(given.total_batch_size % gpus for gpus in given.gpus):
+        parser.error(
+            f"--total-batch-size {given.total_batch_size} must be a multiple of every one of --gpus"
+        )
     steps = [
         step(
             model,
             cluster,
             gpus,
-            given.all_lanes // gpus if given.all_lanes else given.lanes,
+            given.total_batch_size // gpus if given.total_batch_size else given.batch_size,
             given.seq_len,
             given.accumulate,
         )
         for gpus in given.gpus
     ]
-    alone = step(model, cluster, 1, steps[0].lanes, given.seq_len, given.accumulate)
+    alone = step(model, cluster, 1, steps[0].batch_size, given.seq_len, given.accumulate)
     print(table(model, cluster, steps, alone, given.seq_len))
 
 

@@ -94,13 +94,13 @@ def shortcomings(row: dict, device: Device) -> list[str]:
     """What is wrong with a row; empty if nothing is."""
     found = []
     if row["loop_spill_bytes"]:
-        found.append(f"spills {row['loop_spill_bytes']} B a step")
+        found.append(f"spills {row['loop_spill_bytes']} B per step")
     if row["shared"] > device.shared_bytes:
         found.append(f"needs {row['shared']} B of {device.shared_bytes} B shared memory")
     if row["shared"] < row["shared_weight_bytes"]:
         found.append("keeps more weights in registers than planned, where they crowd out the rest")
     if row["loop_weight_loads"]:
-        found.append(f"loads weights {row['loop_weight_loads']} times a step")
+        found.append(f"loads weights {row['loop_weight_loads']} times per step")
     found += row["lost_operands"]
     if not row["loop_matrix"] and row["tensor_cores"]:
         found.append("issues no matrix instruction")
@@ -208,13 +208,13 @@ def sizes(arch: int, hidden: list[int], batch: int = 16) -> list[dict]:
 
 
 def sizes_table(rows: list[dict]) -> str:
-    """As Markdown: the weights held by all programs and read a step by one, against 3 H^2 and 3 H.
+    """As Markdown: weights held by all programs and read per step by one, against 3 H^2 and 3 H.
 
-    `us for H` is the floor of a slice that holds exactly H columns of the vector.
+    `us for H` is the lower bound of a slice that holds exactly H columns of the vector.
     """
     lines = [
-        "| H | scan | reset | tile | programs | chunks | weights held, MB | of 3 H^2 | read a step "
-        "| shared bytes | spill | floor us | us for H | estimate us |",
+        "| H | scan | reset | tile | programs | chunks | weights held, MB | of 3 H^2 "
+        "| read per step | shared bytes | spill | lower bound us | us for H | estimate us |",
         "|" + "---|" * 14,
     ]
     for r in rows:

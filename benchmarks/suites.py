@@ -9,7 +9,7 @@ import dataclasses
 OURS, CUDNN, LSTM, LOOP = "triton_gru", "nn.GRU", "nn.LSTM", "compiled loop"
 PEERS = ("gru-qat", "torchrl", "flashrnn")
 BASE = (OURS, CUDNN)
-YARDSTICK = (OURS, CUDNN, LSTM)
+COMPARED = (OURS, CUDNN, LSTM)
 # "tf32" is float32 with both of torch's tf32 switches on, "float32" with both off.
 DTYPES = ("bfloat16", "float16", "tf32", "float32")
 MODES = ("forward", "train")
@@ -30,7 +30,7 @@ class Cell:
         directions: 1 or 2.
         lengths: "full", or rows of 0.3 T to T, uniform: as a PackedSequence ("packed") or as padded
             rows with the layer's `lengths` argument.
-        contestants: who is timed.
+        implementations: who is timed.
     """
 
     T: int
@@ -41,7 +41,7 @@ class Cell:
     reset_after: bool = True
     directions: int = 1
     lengths: str = "full"
-    contestants: tuple[str, ...] = BASE
+    implementations: tuple[str, ...] = BASE
 
     @property
     def id(self) -> str:
@@ -59,60 +59,60 @@ def _smoke() -> list[Cell]:
     """Every kind of cell once, small enough for the interpreter on a CPU."""
     shape = {"T": 2, "B": 3}
     return [
-        Cell(**shape, H=20, dtype="float32", mode="forward", contestants=(*YARDSTICK, *PEERS)),
-        Cell(**shape, H=20, dtype="float32", contestants=(*YARDSTICK, LOOP)),
+        Cell(**shape, H=20, dtype="float32", mode="forward", implementations=(*COMPARED, *PEERS)),
+        Cell(**shape, H=20, dtype="float32", implementations=(*COMPARED, LOOP)),
         Cell(**shape, H=140, dtype="bfloat16"),
         Cell(**shape, H=20, dtype="tf32", directions=2),
-        Cell(**shape, H=20, dtype="float16", reset_after=False, contestants=(OURS,)),
+        Cell(**shape, H=20, dtype="float16", reset_after=False, implementations=(OURS,)),
         Cell(**shape, H=20, dtype="float32", lengths="packed"),
-        Cell(**shape, H=20, dtype="float32", lengths="lengths", contestants=(OURS,)),
+        Cell(**shape, H=20, dtype="float32", lengths="lengths", implementations=(OURS,)),
     ]
 
 
 def _quick() -> list[Cell]:
     # The shapes that goals are stated for.
-    cells = _both(1024, 16, 768, contestants=YARDSTICK)
-    cells += _both(1024, 16, 768, dtype="float16", contestants=YARDSTICK)
-    cells += _both(512, 64, 1024, contestants=YARDSTICK)
+    cells = _both(1024, 16, 768, implementations=COMPARED)
+    cells += _both(1024, 16, 768, dtype="float16", implementations=COMPARED)
+    cells += _both(512, 64, 1024, implementations=COMPARED)
     # Over H and B.
     for mode in reversed(MODES):
         for H in (256, 512, 768, 1024, 64, 128, 1536, 2048):
             for B in (16, 64, 1, 128, 8):
-                names = YARDSTICK if B in (16, 64) else BASE
-                cells.append(Cell(512, B, H, mode=mode, contestants=names))
+                names = COMPARED if B in (16, 64) else BASE
+                cells.append(Cell(512, B, H, mode=mode, implementations=names))
     for H in (256, 768):
         for dtype in ("tf32", "float32"):
             cells += _both(512, 16, H, dtype=dtype)
     for H, B in ((128, 16), (768, 16), (1024, 64)):
-        cells += _both(512, B, H, reset_after=False, contestants=(OURS,))
+        cells += _both(512, B, H, reset_after=False, implementations=(OURS,))
     for H, B in ((256, 16), (768, 16), (768, 64)):
         cells += _both(512, B, H, lengths="packed")
-        cells.append(Cell(512, B, H, lengths="lengths", contestants=(OURS,)))
+        cells.append(Cell(512, B, H, lengths="lengths", implementations=(OURS,)))
     cells += _both(512, 16, 512, directions=2)
-    cells += _both(128, 16, 768, contestants=YARDSTICK)
+    cells += _both(128, 16, 768, implementations=COMPARED)
     cells += [Cell(512, B, H, dtype="float16") for H in (256, 512, 1024) for B in (16, 64)]
-    cells += [Cell(128, 16, 256, "tf32", contestants=(OURS, CUDNN, LOOP, "gru-qat", "torchrl"))]
-    cells += [Cell(128, 16, 256, contestants=(OURS, CUDNN, LOOP, "gru-qat", "torchrl"))]
+    cells += [Cell(128, 16, 256, "tf32", implementations=(OURS, CUDNN, LOOP, "gru-qat", "torchrl"))]
+    cells += [Cell(128, 16, 256, implementations=(OURS, CUDNN, LOOP, "gru-qat", "torchrl"))]
     return _once(cells)
 
 
 def _full() -> list[Cell]:
-    everyone = ("triton_gru auto", *YARDSTICK)
+    everyone = ("triton_gru auto", *COMPARED)
     cells = _quick()
     for H in (64, 128, 256, 512, 650, 768, 1024, 1536, 2048):
         for B in (1, 4, 8, 16, 32, 64, 128, 256):
-            cells += _both(256, B, H, contestants=everyone)
+            cells += _both(256, B, H, implementations=everyone)
     for T in (32, 128, 1024, 2048):
         for H in (128, 256, 768, 1024):
             for B in (16, 64):
-                cells += _both(T, B, H, contestants=YARDSTICK)
+                cells += _both(T, B, H, implementations=COMPARED)
     for dtype in ("float16", "tf32", "float32"):
         for H in (64, 128, 256, 512, 768, 1024):
             for B in (1, 16, 64, 128):
                 cells += _both(512, B, H, dtype=dtype)
     for H in (64, 128, 256, 512, 768, 1024, 2048):
         for B in (1, 16, 128):
-            cells += _both(512, B, H, reset_after=False, contestants=(OURS,))
+            cells += _both(512, B, H, reset_after=False, implementations=(OURS,))
     for H in (64, 256, 512, 1024):
         for B in (16, 64):
             cells += _both(512, B, H, directions=2)
@@ -120,10 +120,10 @@ def _full() -> list[Cell]:
         for B in (16, 64, 128):
             for T in (128, 512):
                 cells += _both(T, B, H, lengths="packed")
-                cells += _both(T, B, H, lengths="lengths", contestants=(OURS,))
+                cells += _both(T, B, H, lengths="lengths", implementations=(OURS,))
     for dtype in ("tf32", "bfloat16"):
         for H in (256, 512, 768):
-            cells += _both(512, 16, H, dtype=dtype, contestants=(OURS, CUDNN, LOOP, *PEERS))
+            cells += _both(512, 16, H, dtype=dtype, implementations=(OURS, CUDNN, LOOP, *PEERS))
     return _once(cells)
 
 
@@ -132,8 +132,8 @@ def _once(cells: list[Cell]) -> list[Cell]:
     merged: dict[str, Cell] = {}
     for cell in cells:
         known = merged.get(cell.id, cell)
-        names = dict.fromkeys((*known.contestants, *cell.contestants))
-        merged[cell.id] = dataclasses.replace(known, contestants=tuple(names))
+        names = dict.fromkeys((*known.implementations, *cell.implementations))
+        merged[cell.id] = dataclasses.replace(known, implementations=tuple(names))
     return list(merged.values())
 
 

@@ -105,8 +105,8 @@ def quantile(values: Sequence[float], q: float) -> float:
 def summary(rounds: Sequence[Sequence[float]]) -> dict:
     """Quantiles of all repeats in milliseconds, and the median of each round.
 
-    The medians of the rounds, between which the other contestants ran, say how far the same thing
-    timed twice lies apart: a smaller difference between contestants is noise.
+    The other implementations run between the rounds, so the medians of the rounds show how much two
+    measurements of the same thing differ: a smaller difference between implementations is noise.
     """
     every = [1e3 * value for values in rounds for value in values]
     named = {f"p{round(100 * q)}_ms": quantile(every, q) for q in QUANTILES}

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from benchmarks.record import ROOT
+from benchmarks.measurements import ROOT
 
 pytest.importorskip("triton")
 

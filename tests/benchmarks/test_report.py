@@ -6,7 +6,8 @@ import math
 import pytest
 
 from benchmarks import report
-from benchmarks.findings import (
+from benchmarks.measurements import Record
+from benchmarks.metrics import (
     find_cell,
     floor_us,
     geometric_mean,
@@ -16,7 +17,6 @@ from benchmarks.findings import (
     worst_error_ratio,
 )
 from benchmarks.plots import plots
-from benchmarks.record import Record
 from benchmarks.suites import Cell
 from triton_gru.devices import DEVICES
 from triton_gru.plan import Problem
@@ -99,7 +99,7 @@ def test_the_table_for_the_readme(data):
     assert cells[-2:] == ["1.50x", "0.80x"]
     mean = math.exp(sum(map(math.log, (2, 8, 0.5, 9 / 1.3))) / 4)
     assert f"forward + backward {mean:.2f}x over 4 cells" in table
-    assert "10 % apart in the median cell, 10 % in the worst" in table
+    assert "differ by 10 % in the median cell, 10 % in the worst" in table
 
 
 def test_what_failed_stands_under_the_table(data):
@@ -118,7 +118,7 @@ def test_the_text_names_every_measured_cell(data):
     }
     text = report.text(data)
     assert "T512 B16 H256 bf16 train packed" in text and "T7 " not in text
-    assert "  48 programs   1.180 us a step" in text
+    assert "  48 programs   1.180 us per step" in text
     assert "16 ok" in text.splitlines()[-1] and "1 not run" in text.splitlines()[-1]
 
 

@@ -10,9 +10,9 @@ import time
 import pytest
 import torch
 
-from benchmarks import contestants, run
-from benchmarks.record import ROOT, Record, environment
-from benchmarks.stand import Stand
+from benchmarks import implementations, run
+from benchmarks.measurements import ROOT, Record, environment
+from benchmarks.measuring import Measuring
 from benchmarks.suites import SUITES, Cell
 from benchmarks.timing import WallClock
 
@@ -21,14 +21,20 @@ FOREVER = math.inf
 
 
 def small(**changes) -> Cell:
-    fields = {"T": 3, "B": 2, "H": 8, "dtype": "float32", "contestants": ("nn.GRU", "reference")}
+    fields = {
+        "T": 3,
+        "B": 2,
+        "H": 8,
+        "dtype": "float32",
+        "implementations": ("nn.GRU", "reference"),
+    }
     return Cell(**(fields | changes))
 
 
 @pytest.fixture
 def record(tmp_path, monkeypatch):
-    """A record of two cells; the contestant "reference" stands for a second implementation."""
-    monkeypatch.setitem(contestants.CONTESTANTS, "reference", _reference)
+    """A record of two cells; the implementation "reference" stands for a second implementation."""
+    monkeypatch.setitem(implementations.IMPLEMENTATIONS, "reference", _reference)
     cells = [small(), small(mode="forward")]
     record = Record.new(tmp_path / "out.json", "smoke", cells, ["probe"])
     record.save()
@@ -37,7 +43,7 @@ def record(tmp_path, monkeypatch):
 
 
 def _reference(cell, weights):
-    runner = contestants._ours(cell, weights, "reference")
+    runner = implementations._ours(cell, weights, "reference")
     return runner
 
 
@@ -73,14 +79,14 @@ def test_a_cell_holds_time_error_and_what_it_is(record):
     assert on_disk(record)["in_flight"] is None
 
 
-def test_a_wrong_contestant_shows_in_the_error(record, monkeypatch):
+def test_a_wrong_implementation_shows_in_the_error(record, monkeypatch):
     def wrong(cell, weights):
         runner = _reference(cell, weights)
         forward = runner.forward
         runner.forward = lambda inputs: forward(inputs) * 1.01
         return runner
 
-    monkeypatch.setitem(contestants.CONTESTANTS, "reference", wrong)
+    monkeypatch.setitem(implementations.IMPLEMENTATIONS, "reference", wrong)
     run.run_cell(record, record.cells[0], CPU, WallClock(), FOREVER)
     error = record.slot("cell", record.cells[0].id, "reference")["error"]
     assert error["y"] == pytest.approx(0.01, rel=0.01)
@@ -93,7 +99,7 @@ def test_nan_is_no_result(record, monkeypatch):
         runner.forward = lambda inputs: forward(inputs) * torch.nan
         return runner
 
-    monkeypatch.setitem(contestants.CONTESTANTS, "reference", broken)
+    monkeypatch.setitem(implementations.IMPLEMENTATIONS, "reference", broken)
     run.run_cell(record, record.cells[0], CPU, WallClock(), FOREVER)
     result = record.slot("cell", record.cells[0].id, "reference")
     assert result["status"] == "failed" and "NaN" in result["reason"]
@@ -103,15 +109,17 @@ def test_nan_is_no_result(record, monkeypatch):
     ("error", "status"),
     [
         (ValueError("wrong weather"), "failed"),
-        (contestants.Missing("not here"), "missing"),
-        (contestants.Unsupported("not that"), "unsupported"),
+        (implementations.Missing("not here"), "missing"),
+        (implementations.Unsupported("not that"), "unsupported"),
     ],
 )
-def test_a_contestant_that_fails_says_so_and_the_others_go_on(record, monkeypatch, error, status):
+def test_a_implementation_that_fails_says_so_and_the_others_go_on(
+    record, monkeypatch, error, status
+):
     def fails(cell, weights):
         raise error
 
-    monkeypatch.setitem(contestants.CONTESTANTS, "nn.GRU", fails)
+    monkeypatch.setitem(implementations.IMPLEMENTATIONS, "nn.GRU", fails)
     assert not run.run_cell(record, record.cells[0], CPU, WallClock(), FOREVER)
     results = on_disk(record)["cells"][record.cells[0].id]["results"]
     assert results["nn.GRU"]["status"] == status
@@ -123,7 +131,7 @@ def test_no_room_for_the_inputs_is_a_failure_of_the_cell(record, monkeypatch):
     def no_room(*_):
         raise torch.OutOfMemoryError("too large")
 
-    monkeypatch.setattr(contestants, "make_inputs", no_room)
+    monkeypatch.setattr(implementations, "make_inputs", no_room)
     assert not run.run_cell(record, record.cells[0], CPU, WallClock(), FOREVER)
     results = on_disk(record)["cells"][record.cells[0].id]["results"]
     assert {result["status"] for result in results.values()} == {"failed"}
@@ -247,16 +255,16 @@ def test_a_process_that_cannot_start_is_not_tried_again(record, monkeypatch, tmp
     assert "no torch here" in capsys.readouterr().err
 
 
-# -- contestants and suites -----------------------------------------------------------------------
+# -- implementations and suites --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("suite", SUITES)
-def test_every_cell_is_there_once_with_known_contestants(suite):
+def test_every_cell_is_there_once_with_known_implementations(suite):
     cells = SUITES[suite]()
     assert len({cell.id for cell in cells}) == len(cells)
     for cell in cells:
-        assert set(cell.contestants) <= set(contestants.CONTESTANTS)
-        assert cell.dtype in contestants.TORCH_DTYPES
+        assert set(cell.implementations) <= set(implementations.IMPLEMENTATIONS)
+        assert cell.dtype in implementations.TORCH_DTYPES
 
 
 def test_the_full_suite_holds_the_quick_one():
@@ -265,18 +273,23 @@ def test_the_full_suite_holds_the_quick_one():
 
 
 @pytest.mark.parametrize("name", ["nn.GRU", "compiled loop"])
-def test_contestants_compute_the_same(name, monkeypatch):
-    monkeypatch.setattr(contestants, "_compiled_step", lambda: contestants._step)
+def test_implementations_compute_the_same(name, monkeypatch):
+    monkeypatch.setattr(implementations, "_compiled_step", lambda: implementations._step)
     cell = small(T=5, B=3)
-    stand = Stand(cell, CPU, WallClock())
-    assert max(stand.error(contestants.CONTESTANTS[name](cell, stand.weights)).values()) < 1e-5
+    measuring = Measuring(cell, CPU, WallClock())
+    assert (
+        max(
+            measuring.error(implementations.IMPLEMENTATIONS[name](cell, measuring.weights)).values()
+        )
+        < 1e-5
+    )
 
 
 def test_flashrnns_order_of_gates():
     """Its equations, as its own plain version states them, on the arguments we hand it."""
     H, weights = 8, torch.nn.GRU(8, 8)
     x = torch.randn(5, 3, H)
-    gates_x, R, b = contestants.flashrnn_arguments(x, *weights.parameters())
+    gates_x, R, b = implementations.flashrnn_arguments(x, *weights.parameters())
     h, states = torch.zeros(3, H), []
     for t in range(5):
         w = gates_x[:, t, :, 0]
@@ -288,7 +301,7 @@ def test_flashrnns_order_of_gates():
 
 
 def test_lengths_are_between_three_tenths_and_all():
-    inputs = contestants.make_inputs(small(T=100, B=64, lengths="packed"), 0, CPU)
+    inputs = implementations.make_inputs(small(T=100, B=64, lengths="packed"), 0, CPU)
     lengths = inputs.lengths
     assert lengths[0] == 100 and lengths.min() >= 30 and lengths.float().mean() < 75
     assert inputs.leaf.shape[0] == lengths.sum() == inputs.dy.shape[0]
@@ -296,7 +309,7 @@ def test_lengths_are_between_three_tenths_and_all():
 
 def test_every_set_of_inputs_is_another_one():
     cell = small()
-    one, two, same = (contestants.make_inputs(cell, seed, CPU) for seed in (0, 1, 0))
+    one, two, same = (implementations.make_inputs(cell, seed, CPU) for seed in (0, 1, 0))
     assert not torch.equal(one.leaf, two.leaf) and torch.equal(one.leaf, same.leaf)
 
 
@@ -310,7 +323,7 @@ def test_the_command_without_a_gpu_or_interpreter(tmp_path):
     environ = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     # Compiling a loop step takes longer than all the rest: an earlier run has lost it.
     record = Record.new(out, "smoke", SUITES["smoke"](), [])
-    loop = next(cell for cell in SUITES["smoke"]() if "compiled loop" in cell.contestants)
+    loop = next(cell for cell in SUITES["smoke"]() if "compiled loop" in cell.implementations)
     record.data["in_flight"] = ["cell", loop.id, "compiled loop"]
     record.save()
     done = subprocess.run(

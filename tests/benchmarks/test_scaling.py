@@ -82,7 +82,7 @@ def test_the_page_shows_what_its_commands_print():
 
 
 def test_bad_sizes_are_refused():
-    for bad in (["--lanes", "0"], ["--all-lanes", "100"], ["--device", "70"]):
+    for bad in (["--batch-size", "0"], ["--total-batch-size", "100"], ["--device", "70"]):
         done = subprocess.run(
             [sys.executable, "-m", "benchmarks.scaling", *bad], capture_output=True, text=True
         )

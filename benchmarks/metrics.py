@@ -1,4 +1,4 @@
-"""What a record says in numbers: speed-ups, errors, floors, noise, and what is promised of them."""
+"""Metrics of a record: speed-ups, errors, lower bounds, noise, and the goals for them."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -12,7 +12,7 @@ GOAL_H, GOAL_B, GOAL_T = (256, 1024), (8, 128), 128
 
 
 def median_ms(cell: dict, name: str) -> float | None:
-    """A contestant's median in a cell, or None where it has none."""
+    """An implementation's median in a cell, or None where it has none."""
     result = cell["results"].get(name, {})
     return result["median_ms"] if result.get("status") == "ok" else None
 
@@ -29,7 +29,7 @@ def geometric_mean(values: Iterable[float]) -> float | None:
 
 
 def in_goal(cell: dict) -> bool:
-    """Whether the cell is one over which the mean speed-up is promised."""
+    """Whether the goal of the mean speed-up covers the cell."""
     return (
         cell["mode"] == "train"
         and cell["dtype"] in ("bfloat16", "float16")
@@ -56,13 +56,13 @@ def worst_error_ratio(cell: dict) -> float | None:
 
 
 def floor_us(cell: dict) -> float | None:
-    """What the plans of a cell say a step cannot be shorter than."""
+    """The lower bound of a step by the plans of a cell."""
     plans = cell["results"].get(OURS, {}).get("plans")
     return sum(plan["floor_us"] for plan in plans.values()) if plans else None
 
 
 def noise(cell: dict) -> float:
-    """Largest distance between two rounds of one contestant, as a share."""
+    """Largest distance between two rounds of one implementation, as a share."""
     shares = []
     for result in cell["results"].values():
         rounds = result.get("round_medians_ms", [])
@@ -72,7 +72,7 @@ def noise(cell: dict) -> float:
 
 
 def goals(record: dict) -> list[tuple[str, float, str]]:
-    """What is promised for an H200, as (goal, measured, unit), where it was measured."""
+    """The goals for an H200, as (goal, measured, unit), where they were measured."""
     found = []
     half = [v for c in record["cells"].values() if is_half(c) and (v := speedup(c)) is not None]
     if half:
@@ -89,7 +89,7 @@ def goals(record: dict) -> list[tuple[str, float, str]]:
         cell = find_cell(record, T=1024, B=16, H=768, mode=mode, dtype="bfloat16", lengths="full")
         ours = cell and median_ms(cell, OURS)
         if ours:
-            label = f"{MODES[mode]} a step at B16 H768, bf16, whole layer (goal {goal})"
+            label = f"{MODES[mode]} per step at B16 H768, bf16, whole layer (goal {goal})"
             found.append((label, 1e3 * ours / cell["T"], "us"))
     for lengths in ("packed", "lengths"):
         shares = []

@@ -1,12 +1,12 @@
-"""The file of measurements: what it holds, how it is written, and where a run goes on.
+"""The file of measurements: its format, how it is written, and how a run resumes.
 
     format       of this description
     suite        smoke, quick or full
     started      when, in UTC
     environment  device, driver, versions, commit
-    in_flight    [kind, id, contestant] being measured, or null: what a process that died was at
+    in_flight    [kind, id, implementation] being measured, or null: known after a crash
     probes       by name: {"status", ...}, see benchmarks.probes
-    cells        by id: the cell's fields, and "results" by contestant: {"status", ...}
+    cells        by id: the cell's fields, and "results" by implementation: {"status", ...}
 
 A status is "ok", "failed", "missing" (not installed), "unsupported" (no such function), "lost" (the
 process died or hung on it) or "not run" (the time was up). All but the last are final.
@@ -104,7 +104,7 @@ class Record:
         }
         for cell in cells:
             fields = dataclasses.asdict(cell)
-            names = fields.pop("contestants")
+            names = fields.pop("implementations")
             fields["results"] = {name: {"status": NOT_RUN} for name in names}
             data["cells"][cell.id] = fields
         return cls(path, data)
@@ -140,14 +140,14 @@ class Record:
                     f"{environment[key]!r}; give another --out"
                 )
 
-    def slot(self, kind: str, id: str, contestant: str | None) -> dict:
+    def slot(self, kind: str, id: str, implementation: str | None) -> dict:
         """Where the result of one measurement is kept, as `in_flight` names it."""
         if kind == "probe":
             return self.data["probes"][id]
-        return self.data["cells"][id]["results"][contestant]
+        return self.data["cells"][id]["results"][implementation]
 
-    def put(self, kind: str, id: str, contestant: str | None, result: dict) -> None:
-        slot = self.slot(kind, id, contestant)
+    def put(self, kind: str, id: str, implementation: str | None, result: dict) -> None:
+        slot = self.slot(kind, id, implementation)
         slot.clear()
         slot.update(result)
 

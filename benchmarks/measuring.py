@@ -1,6 +1,7 @@
-"""Where the contestants of a cell are measured: the same inputs, weights and exact result for all.
+"""Measures the implementations of a cell on the same inputs, weights and exact result.
 
-A contestant's result is its times, its error against float64 and its memory, or why there are none.
+The result of an implementation is its times, its error against float64 and its memory, or the
+reason why there are none.
 """
 
 import contextlib
@@ -34,31 +35,31 @@ def tf32_of(cell: Cell) -> Iterator[None]:
 
 
 def failure(error: Exception) -> dict:
-    from benchmarks.contestants import Missing, Unsupported
+    from benchmarks.implementations import Missing, Unsupported
 
     status = {Missing: "missing", Unsupported: "unsupported"}.get(type(error), "failed")
     reason = str(error) if status != "failed" else f"{type(error).__name__}: {error}"
     return {"status": status, "reason": reason[:600]}
 
 
-class Stand:
-    """What the contestants of one cell share: weights, inputs, and the exact result."""
+class Measuring:
+    """What the implementations of one cell share: weights, inputs, and the exact result."""
 
     def __init__(self, cell: Cell, device, clock):
-        from benchmarks import contestants
+        from benchmarks import implementations
         from benchmarks.timing import LEAST_REPEATS
 
         self.cell, self.device, self.clock = cell, device, clock
         self.least = LEAST_REPEATS if device.type == "cuda" else 1
-        self.weights = contestants.make_weights(cell, device)
-        first = contestants.make_inputs(cell, 0, device)
+        self.weights = implementations.make_weights(cell, device)
+        first = implementations.make_inputs(cell, 0, device)
         count = set_count(first, device)
-        more = [contestants.make_inputs(cell, seed, device) for seed in range(1, count)]
+        more = [implementations.make_inputs(cell, seed, device) for seed in range(1, count)]
         self.inputs = [first, *more]
         self._exact = None
 
     def result(self, name: str) -> dict:
-        """One contestant's times, error and memory; never raises what a contestant does wrong."""
+        """Times, error and memory of an implementation; its exceptions are recorded, not raised."""
         from benchmarks.timing import measure, summary
 
         try:
@@ -77,9 +78,9 @@ class Stand:
         return result
 
     def runner(self, name: str):
-        from benchmarks.contestants import CONTESTANTS
+        from benchmarks.implementations import IMPLEMENTATIONS
 
-        return CONTESTANTS[name](self.cell, self.weights)
+        return IMPLEMENTATIONS[name](self.cell, self.weights)
 
     def call(self, runner, inputs) -> list:
         """What is timed: y, or y and the gradients by input and parameters."""
@@ -106,32 +107,32 @@ class Stand:
 
     def shortened(self):
         """The first inputs, over no more steps than float64 has room for."""
-        from benchmarks import contestants
+        from benchmarks import implementations
 
         cell, first = self.cell, self.inputs[0]
         steps = max(1, min(cell.T, MOST_EXACT // (cell.B * cell.H * cell.directions)))
         if steps == cell.T or cell.lengths != "full":
             return first
         leaf = first.leaf.detach()[:steps].requires_grad_()
-        return contestants.Inputs(leaf, leaf, None, first.dy[:steps])
+        return implementations.Inputs(leaf, leaf, None, first.dy[:steps])
 
     def exact(self, inputs) -> list:
-        """float64, computed once for all contestants of the cell."""
+        """float64, computed once for all implementations of the cell."""
         from torch.nn.utils.rnn import PackedSequence
 
-        from benchmarks import contestants
+        from benchmarks import implementations
 
         if self._exact is None:
             leaf = inputs.leaf.detach().double().requires_grad_()
             packed = isinstance(inputs.x, PackedSequence)
             x = inputs.x._replace(data=leaf) if packed else leaf
-            double = contestants.Inputs(x, leaf, inputs.lengths, inputs.dy.double())
-            runner = contestants.reference(self.cell, self.weights)
+            double = implementations.Inputs(x, leaf, inputs.lengths, inputs.dy.double())
+            runner = implementations.reference(self.cell, self.weights)
             self._exact = [t.detach() for t in self.call(runner, double)]
         return self._exact
 
     def plans(self) -> dict:
-        """What the planner chose and promised for this cell."""
+        """The plan for this cell and its predicted times."""
         from triton_gru import tuning
         from triton_gru.kernels import support
         from triton_gru.plan import Problem

@@ -1,7 +1,7 @@
-"""Who is timed. Each is built for a cell on the same weights and takes the same inputs.
+"""The implementations that are timed, each built for a cell on the same weights and inputs.
 
-A contestant is a function from (cell, weights) to a `Runner`. One whose package is missing raises
-`Missing`, one that has no such function `Unsupported`; both say so in the record.
+An implementation is a function from (cell, weights) to a `Runner`. One whose package is missing
+raises `Missing`, one that has no such function `Unsupported`; the record has the reason.
 """
 
 import dataclasses
@@ -28,11 +28,11 @@ SHORTEST = 0.3
 
 
 class Missing(RuntimeError):
-    """The contestant's package is not installed."""
+    """The implementation's package is not installed."""
 
 
 class Unsupported(RuntimeError):
-    """The contestant has no function for this cell."""
+    """The implementation has no function for this cell."""
 
 
 @dataclasses.dataclass
@@ -54,7 +54,7 @@ class Inputs:
 
 @dataclasses.dataclass
 class Runner:
-    """A contestant, ready.
+    """An implementation, ready.
 
     Attributes:
         forward: from Inputs to y, or the data of y where x is packed.
@@ -68,7 +68,7 @@ class Runner:
 
 
 def make_weights(cell: Cell, device: torch.device) -> nn.GRU:
-    """The weights of all contestants, rounded to the cell's dtype."""
+    """The weights of all implementations, rounded to the cell's dtype."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         module = nn.GRU(cell.H, cell.H, bidirectional=cell.directions == 2)
@@ -125,7 +125,7 @@ def takes_lengths() -> bool:
 
 
 def reference(cell: Cell, weights: nn.GRU) -> Runner:
-    """The equations in float64, with the weights as the contestants have them."""
+    """The equations in float64, with the weights as the implementations have them."""
     module = triton_gru.GRU(
         cell.H,
         cell.H,
@@ -260,7 +260,7 @@ def _import(module: str, package: str):
         raise Missing(f"{package}: {error}") from error
 
 
-CONTESTANTS: dict[str, Callable[[Cell, nn.GRU], Runner]] = {
+IMPLEMENTATIONS: dict[str, Callable[[Cell, nn.GRU], Runner]] = {
     OURS: functools.partial(_ours, backend="triton"),
     "triton_gru auto": functools.partial(_ours, backend="auto"),
     CUDNN: _cudnn,
