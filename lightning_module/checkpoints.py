@@ -170,7 +170,7 @@ def load_predictor(path: str | Path) -> tuple[SentencePredictor, Tokenizer]:
     except (TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"the settings and weights in {path} fit no model of this version of lightning_module: "
-            f"{error}"
+            + " ".join(str(error).split())
         ) from error
     tokenizer_file = path.parent / TOKENIZER
     if not tokenizer_file.is_file():

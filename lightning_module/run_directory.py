@@ -122,7 +122,7 @@ def make_run_dir(run_dir: Path, config: DictConfig, data: Any, lock: RunLock) ->
 
 def go_on_in_run_dir(
     run_dir: Path, config: DictConfig, data: Any, trainer: L.Trainer, saved: dict[str, Any] | None
-) -> None:
+) -> Callable[[], None]:
     """Clears up after a process that was killed, and forgets what it logged after its checkpoint.
 
     Args:
@@ -131,7 +131,12 @@ def go_on_in_run_dir(
         data: of the run, set up.
         trainer: whose loggers will go on.
         saved: the checkpoint; None for a run that begins anew.
+
+    Returns:
+        What takes the changes of the config back, for a start that comes to no step: they may be
+        what it failed by.
     """
+    before = (run_dir / CONFIG).read_bytes()
     (run_dir / CHECKPOINTS).mkdir(exist_ok=True)
     data.tokenizer.save(run_dir / CHECKPOINTS / TOKENIZER)  # should it be lost or another one
     for folder in (run_dir, run_dir / CHECKPOINTS):
@@ -139,6 +144,7 @@ def go_on_in_run_dir(
     _write_config(run_dir, config)
     saved = saved or {"global_step": 0}
     rewind(run_dir, trainer, saved["global_step"], saved.get(UNLOGGED, {}))
+    return lambda: write_atomically(run_dir / CONFIG, before)
 
 
 def _write_config(folder: Path, config: DictConfig) -> None:

@@ -148,24 +148,26 @@ def _train(
             model.load_state_dict(saved["state_dict"])
         except RuntimeError as error:
             raise CheckpointError(
-                f"{checkpoint} does not fit the model that the config describes: {error}"
+                f"{checkpoint} does not fit the model that the config describes: "
+                + " ".join(str(error).split())
             ) from error
     if ranks.rank() == 0:
         log.info(model.describe())
     if config.compile:
         model.compile()
     if go_on:
-        ranks.once(lambda: go_on_in_run_dir(run_dir, config, data, trainer, saved))
-        undo = None
+        undo = ranks.once(lambda: go_on_in_run_dir(run_dir, config, data, trainer, saved))
     else:
         undo = ranks.once(lambda: make_run_dir(run_dir, config, data, lock))
+    begun = saved["global_step"] if saved else 0
     try:
         trainer.fit(model, datamodule=data, ckpt_path=checkpoint)
     except BaseException as error:
         again = f"go on from the last checkpoint: resume={run_dir}"
-        if undo and trainer.global_step == 0:
-            undo()  # nothing was learnt: the name is free for another try
-            again = "train again"
+        asked_to_end = isinstance(error, Stopped | Interrupted)
+        if undo and trainer.global_step <= begun and not (go_on and asked_to_end):
+            undo()  # nothing was learnt: the run is as it was, or its name free for another try
+            again = again if go_on else "train again"
         if isinstance(error, OSError) and error.errno in NO_ROOM:
             raise CheckpointError(
                 f"could not write to {run_dir}: {error.strerror}. Free some space, then {again}"

@@ -12,10 +12,11 @@ from hydra import compose, initialize_config_dir
 
 from lightning_module.checkpoints import CheckpointError, load_predictor
 from lightning_module.commands import CONFIGS
+from lightning_module.corpora import DataError
 from lightning_module.guards import Stopped
 from lightning_module.ranks import RunError
 from lightning_module.run_directory import how_to_resume, resumed
-from lightning_module.run_files import CHECKPOINTS, LAST, METRICS, read_metrics, summarize
+from lightning_module.run_files import CHECKPOINTS, CONFIG, LAST, METRICS, read_metrics, summarize
 from lightning_module.signals import Interrupted
 from lightning_module.train import _show, quiet, train
 from tests.lightning_module.conftest import TINY, made_text
@@ -233,6 +234,27 @@ def test_debug_settings_do_what_they_are_named_for(run, tmp_path, capsys):
     said = capsys.readouterr().out
     assert f"Where the time went: {tmp_path / 'profile' / 'fit-profile.txt'}" in said
     assert "backward" in (tmp_path / "profile" / "fit-profile.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ("data.lanes=8", DataError),
+        ("model.hidden_size=16", CheckpointError),
+        ("optimizer._target_=torch.optim.Nothing", RunError),
+    ],
+)
+def test_a_change_that_is_refused_leaves_the_run_as_it_was(run, tmp_path, change, error):
+    run("run", "trainer.max_steps=4")
+    before = (tmp_path / "run" / CONFIG).read_bytes()
+    config, checkpoint = resumed(str(tmp_path / "run"), [TRUST, "trainer.max_steps=6", change])
+    with pytest.raises(error) as refused:
+        train(config, checkpoint, go_on=True)
+    assert "\n" not in str(refused.value)
+    assert (tmp_path / "run" / CONFIG).read_bytes() == before
+    config, checkpoint = resumed(str(tmp_path / "run"), [TRUST, "trainer.max_steps=6"])
+    train(config, checkpoint, go_on=True)
+    assert torch.load(checkpoint, weights_only=True)["global_step"] == 6
 
 
 @pytest.mark.parametrize(
