@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup train test soak cpus lint docs constraints
+.PHONY: help setup train test soak cpus coverage lint types docs constraints
 
 help:  ## list the commands
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 22
@@ -33,15 +33,22 @@ soak: setup  ## run the long tests: killed sweeps and runs, machines of their ow
 cpus: setup  ## run the numerics tests as CPUs of other kinds compute (ARGS=--quick: two minutes)
 	$(BIN)/python -m tests.cpus $(ARGS)
 
+coverage: setup  ## measure the coverage of the shorter tests; pyproject.toml has the least allowed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not soak" \
+		tests/triton_gru tests/lightning_module --cov --cov-report=term $(ARGS)
+
 lint: setup  ## check the format and the style
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+
+types: setup  ## check the types with mypy, but those of modules that pyproject.toml lists
+	$(BIN)/python -m tests.type_errors
 
 docs: setup  ## build the site of docs/ into build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # A fresh environment with the newest versions that pyproject.toml allows; torch and triton stay
-# where they are pinned until someone moves them by hand, because the kernels are proved on them.
+# where they are pinned until someone moves them by hand, because the kernels are tested with them.
 constraints:  ## refresh constraints.txt with the newest versions
 	rm -rf .venv-constraints
 	$(PYTHON) -m venv .venv-constraints
