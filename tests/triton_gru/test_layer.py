@@ -369,7 +369,10 @@ def test_conversions_refuse_what_would_compute_something_else():
 
 @pytest.mark.parametrize("base", [nn.GRU, GRU])
 @pytest.mark.compat(
-    "beyond", "from_torch, to_torch", "works better", "nn.GRU to ours and back; no subclass of it"
+    "beyond",
+    "from_torch, to_torch",
+    "works better",
+    "nn.GRU to triton_gru.GRU and back; no subclass of it",
 )
 def test_from_torch_refuses_a_subclass(base):
     class Doubled(base):

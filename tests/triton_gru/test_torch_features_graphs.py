@@ -88,7 +88,7 @@ def test_a_cell_compiles(backend, reset_after):
     "graphs",
     "torch.export",
     "works better",
-    "the number of steps may be dynamic too; the program then holds an operator of ours",
+    "the number of steps may be dynamic too; the program then holds an operator of triton_gru",
 )
 def test_export(backend, reset_after, dynamic):
     layer = GRU(IN, 7, bidirectional=True, backend=backend, reset_after=reset_after).eval()
