@@ -92,8 +92,8 @@ class GRUCell(nn.GRUCell):
                 whose forward may compute something else.
         """
         conversion.check_type(module, nn.GRUCell, GRUCell, cls)
-        options = {**conversion.beyond_torch(module, GRUCell), "backend": backend}
-        return conversion.copy(module, cls(*conversion.settings(module), device="meta", **options))
+        options = {**conversion.beyond_torch(module, GRUCell), "backend": backend, "device": "meta"}
+        return conversion.copy(module, cls(*conversion.settings(module), **options))
 
     def to_torch(self) -> nn.GRUCell:
         """A `torch.nn.GRUCell` with these settings, this mode and a copy of these parameters.
@@ -102,7 +102,8 @@ class GRUCell(nn.GRUCell):
             ValueError: reset_after is False.
         """
         conversion.check_computes_the_same(self)
-        return conversion.copy(self, nn.GRUCell(*conversion.settings(self), device="meta"))
+        input_size, hidden_size, bias = conversion.settings(self)
+        return conversion.copy(self, nn.GRUCell(input_size, hidden_size, bias, device="meta"))
 
     def extra_repr(self) -> str:
         """The arguments that differ from their defaults."""

@@ -1,10 +1,12 @@
 """From torch's modules to ours and back: what may be converted, and what is taken along."""
 
 import inspect
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 from torch.nn.utils import parametrize
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 def own_type(module: nn.Module) -> type[nn.Module]:
@@ -65,7 +67,7 @@ def beyond_torch_repr(module: nn.Module, ours: type[nn.Module]) -> str:
     return "".join(f", {name}={v!r}" for name, v in given.items() if v != usual[name])
 
 
-def settings(module: nn.RNNBase | nn.GRUCell) -> tuple:
+def settings(module: nn.RNNBase | nn.GRUCell) -> tuple[Any, ...]:
     """The constructor's arguments before device, in order."""
     sizes = (module.input_size, module.hidden_size)
     if isinstance(module, nn.GRUCell):
@@ -80,7 +82,7 @@ def settings(module: nn.RNNBase | nn.GRUCell) -> tuple:
     )
 
 
-def copy(source: nn.Module, target: nn.Module) -> nn.Module:
+def copy(source: nn.Module, target: ModuleT) -> ModuleT:
     """Gives target, made on the meta device, the mode and parameters of source."""
     for name, _ in list(target.named_parameters()):
         # By attribute and not from source's parameters: a parametrization (weight_norm) has the

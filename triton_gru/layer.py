@@ -72,6 +72,16 @@ class GRU(nn.RNNBase):
         (torch.Size([5, 3, 20]), torch.Size([2, 3, 20]))
     """
 
+    reset_after: bool
+    backend: str
+    save_gates: bool
+    recurrent_dropout: float
+    weight_dropout: float
+    zoneout: float
+    layer_norm: bool
+    weight_ih_l0: Tensor
+    _flat_weights: Any  # to torch a list of Parameter or None; here no weight is None
+
     def __init__(
         self,
         input_size: int,
@@ -280,16 +290,16 @@ class GRU(nn.RNNBase):
             lengths: What forward would be given.
             resets: What forward would be given.
         """
-        packed = isinstance(input, PackedSequence)
-        x = input.data if packed else input
+        x = input.data if isinstance(input, PackedSequence) else input
         batch_size = 1
-        if input is not None:
+        if x is not None:
+            packed = isinstance(input, PackedSequence)
             try:
                 check_sequence(x, None, self.weight_ih_l0, packed, self.batch_first)
                 check_rows(lengths, resets, x, packed, self.batch_first)
             except CHECKED as error:
                 return refusal(error)
-            if packed:
+            if isinstance(input, PackedSequence):
                 batch_size = int(input.batch_sizes[0])
             elif x.dim() == 3:
                 batch_size = x.shape[0 if self.batch_first else 1]
@@ -313,8 +323,8 @@ class GRU(nn.RNNBase):
                 forward may compute something else.
         """
         conversion.check_type(module, nn.GRU, GRU, cls)
-        options = {**conversion.beyond_torch(module, GRU), "backend": backend}
-        return conversion.copy(module, cls(*conversion.settings(module), device="meta", **options))
+        options = {**conversion.beyond_torch(module, GRU), "backend": backend, "device": "meta"}
+        return conversion.copy(module, cls(*conversion.settings(module), **options))
 
     def to_torch(self) -> nn.GRU:
         """A `torch.nn.GRU` with these settings, this mode and a copy of these parameters.

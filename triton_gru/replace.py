@@ -1,7 +1,7 @@
 """replace_gru(): every `torch.nn.GRU` and `torch.nn.GRUCell` inside a model becomes ours."""
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -56,7 +56,9 @@ class Replacement:
 
     def explain(self) -> dict[str, str]:
         """Which backend will run and why, for each swapped module by name; see `GRU.explain`."""
-        return {name: module.explain() for name, module in self.swapped.items()}
+        return {
+            name: cast("GRU | GRUCell", module).explain() for name, module in self.swapped.items()
+        }
 
     def __str__(self) -> str:
         names = ", ".join(name or "the model itself" for name in self.swapped)
