@@ -20,8 +20,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from lightning_module.reports import SUMMARY
-from lightning_module.run_files import CONFIG, METRICS, read_metrics
+from lightning_module.run_files import CONFIG, METRICS, SUMMARY, read_metrics
 
 FIRST = "torch"  # whom the others are compared with
 COLOURS = {"torch": "tab:gray", "triton": "tab:blue", "reference": "tab:orange"}

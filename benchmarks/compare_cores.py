@@ -16,8 +16,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from lightning_module.reports import SAMPLES, SUMMARY
-from lightning_module.run_files import CONFIG
+from lightning_module.run_files import CONFIG, SAMPLES, SUMMARY
 
 NAMES = {"gru": "GRU", "gru_reset_before": "GRU, `reset_after=False`", "lstm": "LSTM", "rnn": "RNN"}
 TEXTS = {"shakespeare": "Shakespeare", "sanguo": "三国演义"}

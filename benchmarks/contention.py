@@ -32,7 +32,7 @@ BUSY = "while True: pass"
 TRAINING = """
 import json, sys, time
 import torch
-from lightning_module.predictor import SentencePredictor
+from lightning_module.model import SentencePredictor
 
 seconds = float(sys.argv[1])
 torch.manual_seed(0)

@@ -13,8 +13,8 @@ from functools import partial
 
 import torch
 
-from lightning_module.chunks import Chunk
-from lightning_module.predictor import CORES, SentencePredictor
+from lightning_module.data.chunks import Chunk
+from lightning_module.model import CORES, SentencePredictor
 
 VOCABULARY, EMBEDDING, STEPS, LANES = 82, 64, 64, 32
 # Equal to the GRU's at 256 within 0.3 %, as in conf/experiment/compare.yaml.

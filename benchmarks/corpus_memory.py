@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lightning_module.checksums import write_checksums
+from lightning_module.data.checksums import write_checksums
 
 
 def write_text(path: Path, size: int) -> None:

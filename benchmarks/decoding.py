@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lightning_module.predictor import SentencePredictor
+from lightning_module.model import SentencePredictor
 
 VOCABULARY = 84
 # (rows, hidden_size, layers)

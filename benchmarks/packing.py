@@ -11,8 +11,8 @@ import numpy as np
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from lightning_module.chunks import LaneChunks, padded_share
-from lightning_module.commands import CONFIGS
+from lightning_module.data.chunks import LaneChunks, padded_share
+from lightning_module.settings.config_folder import CONFIGS
 
 
 def main() -> None:

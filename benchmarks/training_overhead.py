@@ -25,11 +25,11 @@ from lightning.pytorch.profilers import SimpleProfiler
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from lightning_module.chunks import Chunk
-from lightning_module.commands import CONFIGS
-from lightning_module.data import SentenceDataModule
-from lightning_module.predictor import SentencePredictor
-from lightning_module.train import quiet
+from lightning_module.data.chunks import Chunk
+from lightning_module.data.datamodule import SentenceDataModule
+from lightning_module.lightning_warnings import quiet
+from lightning_module.model import SentencePredictor
+from lightning_module.settings.config_folder import CONFIGS
 
 # Steps in which loggers open their files and allocators grow; a training has thousands.
 WARM_UP = 20

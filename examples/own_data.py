@@ -20,9 +20,9 @@ import lightning as L
 import torch
 
 from lightning_module import SentenceDataModule, SentencePredictor
-from lightning_module.corpora import Corpus, Document
+from lightning_module.data.corpora import Corpus, Document
+from lightning_module.data.tokenizers import TokenizerSettings
 from lightning_module.generation import continue_prompt
-from lightning_module.tokenizers import TokenizerSettings
 
 
 def json_lines(path: str) -> Corpus:

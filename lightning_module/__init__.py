@@ -3,16 +3,16 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lightning_module.data import SentenceDataModule
-    from lightning_module.predictor import SentencePredictor
-    from lightning_module.use_triton_gru import UseTritonGRU
+    from lightning_module.callbacks.use_triton_gru import UseTritonGRU
+    from lightning_module.data.datamodule import SentenceDataModule
+    from lightning_module.model import SentencePredictor
 
 __all__ = ["SentenceDataModule", "SentencePredictor", "UseTritonGRU"]
 
 _MODULES = {
-    "SentenceDataModule": "data",
-    "SentencePredictor": "predictor",
-    "UseTritonGRU": "use_triton_gru",
+    "SentenceDataModule": "data.datamodule",
+    "SentencePredictor": "model",
+    "UseTritonGRU": "callbacks.use_triton_gru",
 }
 
 

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
-from lightning_module.disk import write_atomically
-from lightning_module.predictor import SentencePredictor
+from lightning_module.atomic_files import write_atomically
+from lightning_module.data.tokenizers import Tokenizer
+from lightning_module.errors import CheckpointError
+from lightning_module.model import SentencePredictor
 from lightning_module.run_files import BEST, CHECKPOINTS, LAST, TOKENIZER
-from lightning_module.tokenizers import Tokenizer
 
 _NEEDED = ("state_dict", "hyper_parameters")
 # What tensors, and what Lightning keeps of a run, are pickled with.
@@ -24,10 +25,6 @@ _DATA = re.compile(
     r"collections\.OrderedDict|torch\._utils\._rebuild_\w+|torch\.(storage\.)?\w+Storage"
     r"|torch\.(Size|device|Tensor|bool|(b?float|u?int|complex)\d+\w*)|torch\.nn\.parameter\.Parameter"
 )
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint cannot be found, read, written or used; says which and what to do."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

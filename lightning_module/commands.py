@@ -18,21 +18,17 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from lightning_module.output import (
+from lightning_module.settings.config_folder import CONFIGS
+from lightning_module.terminal.signals import SIGNALS, Interrupted, exit_code, handled_by, interrupt
+from lightning_module.terminal.standard_streams import (
     UNWRITABLE,
     LastingOutput,
     open_standard_streams,
     stop_printing,
 )
-from lightning_module.signals import SIGNALS, Interrupted, exit_code, handled_by, interrupt
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
-
-# In a checkout the configs lie at its top; a wheel carries them inside the package (see
-# pyproject.toml).
-_PACKAGE = Path(__file__).parent
-CONFIGS = next(p for p in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if p.is_dir())
 
 # The modules that each extra of pyproject.toml brings.
 EXTRAS = {
@@ -63,8 +59,8 @@ Run = Callable[["DictConfig"], Any]
 def train() -> None:
     """Entry point of `triton-gru-train`."""
     with _command("triton-gru-train"):
-        from lightning_module.overrides import quote_arguments, take_changes
-        from lightning_module.sweep_jobs import end_with_sweep, refuse_missing_launcher
+        from lightning_module.settings.overrides import quote_arguments, take_changes
+        from lightning_module.sweeps.jobs import end_with_sweep, refuse_missing_launcher
 
         end_with_sweep()
         changes = take_changes()
@@ -79,7 +75,7 @@ def _train(changes: list[str]) -> Run:
     from hydra.types import RunMode
 
     if HydraConfig.get().mode == RunMode.MULTIRUN:
-        from lightning_module.sweep_jobs import run_job
+        from lightning_module.sweeps.jobs import run_job
 
         return lambda config: run_job()
     from lightning_module.train import run
@@ -90,7 +86,7 @@ def _train(changes: list[str]) -> Run:
 def predict() -> None:
     """Entry point of `triton-gru-predict`."""
     with _command("triton-gru-predict"):
-        from lightning_module.overrides import quote_arguments, take_argument
+        from lightning_module.settings.overrides import quote_arguments, take_argument
 
         prompt = take_argument("prompt")
         # Hydra has no flags of a program's own; this one is short for a setting.
@@ -108,13 +104,13 @@ def predict() -> None:
 def inspect() -> None:
     """Entry point of `triton-gru-inspect`."""
     with _command("triton-gru-inspect"):
-        from lightning_module.overrides import quote_arguments, take_argument
+        from lightning_module.settings.overrides import quote_arguments, take_argument
 
         text = take_argument("text")
         quote_arguments()
 
         def load() -> Run:
-            from lightning_module.inspect_command import run
+            from lightning_module.inspect.command import run
 
             return lambda config: run(config, text)
 
@@ -124,12 +120,12 @@ def inspect() -> None:
 def memory() -> None:
     """Entry point of `triton-gru-memory`."""
     with _command("triton-gru-memory"):
-        from lightning_module.overrides import quote_arguments
+        from lightning_module.settings.overrides import quote_arguments
 
         quote_arguments()
 
         def load() -> Run:
-            from lightning_module.memory import run
+            from lightning_module.memory.command import run
 
             return run
 
@@ -139,7 +135,7 @@ def memory() -> None:
 def evaluate() -> None:
     """Entry point of `triton-gru-eval`."""
     with _command("triton-gru-eval"):
-        from lightning_module.overrides import quote_arguments
+        from lightning_module.settings.overrides import quote_arguments
 
         quote_arguments()
 
@@ -162,21 +158,22 @@ def sweep_report() -> None:
         )
         parser.add_argument("directory", type=Path, help="of the sweep, such as multirun/quick")
         directory = parser.parse_args().directory
-        from lightning_module.sweep_report import run
+        from lightning_module.sweeps.report import run
 
         with handled_by(interrupt):
             run(directory)
 
 
 def rank() -> None:
-    """Entry point of the processes that `launch.py` starts, which says what there is to say."""
+    """Entry point of the processes that `distributed/processes.py` starts."""
     _let_waiting_threads_sleep()
     threading.Thread(target=_end_with_launcher, daemon=True).start()
     with handled_by(lambda number, frame: os._exit(exit_code(number))):
-        from lightning_module.rank import run
+        from lightning_module.distributed.worker import run
+        from lightning_module.train import train
 
         with handled_by(interrupt), _lasting_output():
-            run()
+            run(train)
 
 
 def _end_with_launcher() -> None:
@@ -222,8 +219,9 @@ def _compose_and_run(config_name: str, load: Callable[[], Run]) -> None:
     import hydra
     from hydra.errors import HydraException
 
-    from lightning_module.hydra_errors import in_one_line
-    from lightning_module.settings import SettingsError, check
+    from lightning_module.errors import SettingsError
+    from lightning_module.settings.hydra_errors import in_one_line
+    from lightning_module.settings.table import check
 
     composed = False
 

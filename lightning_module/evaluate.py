@@ -15,17 +15,16 @@ import lightning as L
 from lightning.pytorch.callbacks import RichProgressBar
 from omegaconf import DictConfig
 
-from lightning_module.checkpoints import CheckpointError, find_checkpoint, load_predictor
-from lightning_module.corpora import DataError
-from lightning_module.corpora.files import whole_files
-from lightning_module.data import ChunkLoader, SentenceDataModule
-from lightning_module.predict import UsageError, find_device
+from lightning_module.checkpoints import find_checkpoint, load_predictor
+from lightning_module.data.corpora.files import whole_files
+from lightning_module.data.datamodule import ChunkLoader, SentenceDataModule
+from lightning_module.data.token_cache import read_split, write_split
+from lightning_module.data.tokenizers import Tokenizer
+from lightning_module.device import find_device
+from lightning_module.errors import CheckpointError, DataError, RunError, SettingsError, UsageError
+from lightning_module.lightning_warnings import quiet
 from lightning_module.run_directory import resumed
-from lightning_module.run_files import RunError
-from lightning_module.settings import SettingsError
-from lightning_module.token_cache import read_split, write_split
-from lightning_module.tokenizers import Tokenizer
-from lightning_module.train import _built, quiet
+from lightning_module.settings.instantiation import build
 
 FORMATS = ("text", "json")
 
@@ -52,7 +51,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     checkpoint = find_checkpoint(str(config.checkpoint), str(config.runs))
     model, tokenizer = load_predictor(checkpoint)
     settings, _ = resumed(str(checkpoint), [f"trust=[{','.join(config.trust)}]"])
-    data = _built("data", settings.data, tokenizer=_built("tokenizer", settings.tokenizer))
+    data = build("data", settings.data, tokenizer=build("tokenizer", settings.tokenizer))
     with tempfile.TemporaryDirectory(prefix="triton_gru-eval-") as folder:
         if config.data.paths is None:
             _own_text(data, tokenizer, checkpoint)

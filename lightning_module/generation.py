@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_module.predictor import SentencePredictor, map_state
-from lightning_module.tokenizers import Tokenizer
+from lightning_module.data.tokenizers import Tokenizer
+from lightning_module.model import SentencePredictor, map_state
 
 # Of Unicode's Sentence_Terminal those that end most sentences of a living script.
 SENTENCE_END = frozenset(".!?…‼⁇⁈⁉‽。！？．｡﹒﹖﹗؟۔।॥։።፧။៕⸮")

@@ -12,26 +12,26 @@ import json
 import sys
 from collections.abc import Iterator
 
-import torch
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lightning_module.checkpoints import CheckpointError, find_checkpoint, load_predictor
-from lightning_module.commands import predict as main  # noqa: F401 - console scripts installed earlier
-from lightning_module.corpora import DataError
-from lightning_module.corpora.text import from_argument, read_lines
+from lightning_module.checkpoints import find_checkpoint, load_predictor
+from lightning_module.data.corpora.text import from_argument, read_lines
+from lightning_module.data.tokenizers import Tokenizer
+from lightning_module.device import find_device
+from lightning_module.errors import (
+    CheckpointError,
+    DataError,
+    InspectionError,
+    SettingsError,
+    UsageError,
+)
 from lightning_module.generation import NextToken, continue_prompt, next_tokens
-from lightning_module.inspection import InspectionError
-from lightning_module.predictor import SentencePredictor
-from lightning_module.serve import InspectionServer, serve
-from lightning_module.settings import SETTINGS, SettingsError
-from lightning_module.tokenizers import Tokenizer
-
-
-class UsageError(ValueError):
-    """What was asked for cannot be done here; the message says why."""
+from lightning_module.model import SentencePredictor
+from lightning_module.serve.server import InspectionServer, serve
+from lightning_module.settings.table import SETTINGS
 
 
 def _prompts(prompt: str | None) -> Iterator[tuple[str, str, DataError | None]]:
@@ -44,24 +44,6 @@ def _prompts(prompt: str | None) -> Iterator[tuple[str, str, DataError | None]]:
     for number, line, error in read_lines(sys.stdin.buffer, "standard input"):
         if line.strip():
             yield line, f"line {number}", error
-
-
-def find_device(name: str) -> torch.device:
-    """The device of that name; for "auto" a GPU where there is one.
-
-    Raises:
-        UsageError: it cannot be used here.
-    """
-    if name == "auto":
-        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(
-            f"device {name!r} cannot be used here: {str(error).splitlines()[0]}"
-        ) from error
-    return device
 
 
 def _show(console: Console, prompt: str, candidates: list[NextToken], sentences: list[str]) -> None:

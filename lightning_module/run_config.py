@@ -18,9 +18,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf._utils import get_yaml_loader  # OmegaConf's YAML 1.2: no dates, 1e-3 is a number
 from omegaconf.errors import OmegaConfBaseException
 
-from lightning_module.hydra_errors import in_one_line, no_setting
-from lightning_module.overrides import parse
-from lightning_module.settings import NEEDED, SettingsError, check
+from lightning_module.errors import SettingsError
+from lightning_module.settings.former_names import translate, translate_target
+from lightning_module.settings.hydra_errors import in_one_line, no_setting
+from lightning_module.settings.overrides import parse
+from lightning_module.settings.table import NEEDED, check
 
 _TRUST = "trust"
 
@@ -52,8 +54,11 @@ def read_config(file: Path) -> DictConfig:
 
 
 def from_yaml(text: str) -> Any:
-    """What `OmegaConf.to_yaml(config, resolve=True)` wrote, every text in it as it stands."""
-    content = _literal(yaml.load(text, Loader=get_yaml_loader()))
+    """What `OmegaConf.to_yaml(config, resolve=True)` wrote, every text in it as it stands.
+
+    What earlier versions wrote has the present names afterwards.
+    """
+    content = _literal(translate(yaml.load(text, Loader=get_yaml_loader())))
     return OmegaConf.create(content) if isinstance(content, dict) else content
 
 
@@ -109,7 +114,8 @@ def change(config: DictConfig, changes: Iterable[str], file: Path, configs: list
 
 
 def _check_targets(config: DictConfig, trusted: list[str], file: Path, configs: list[Path]) -> None:
-    own = {target for folder in configs for target in targets(folder)}
+    own = {translate_target(target) for folder in configs for target in targets(folder)}
+    trusted = [translate_target(target) for target in trusted]
     for path, value in _leaves(OmegaConf.to_container(config, resolve=True)):
         if path[-1] != "_target_" or value in own:
             continue

@@ -11,14 +11,14 @@ from typing import Any
 import lightning as L
 from omegaconf import DictConfig, OmegaConf
 
-from lightning_module.checkpoints import CheckpointError, find_checkpoint
-from lightning_module.commands import CONFIGS
-from lightning_module.disk import remove_left_over, write_atomically
-from lightning_module.ranks import RunError
-from lightning_module.rewind import UNLOGGED, rewind
+from lightning_module.atomic_files import remove_left_over, write_atomically
+from lightning_module.checkpoints import find_checkpoint
+from lightning_module.errors import CheckpointError, RunError
+from lightning_module.loggers.rewind import UNLOGGED, rewind
 from lightning_module.run_config import change, read_config
 from lightning_module.run_files import CHECKPOINTS, CONFIG, LAST, TOKENIZER
 from lightning_module.run_lock import LOCK, RunLock, read_holder
+from lightning_module.settings.config_folder import CONFIGS
 
 # What the root of a file system holds that was just made.
 _OF_THE_DISK = ("lost+found",)

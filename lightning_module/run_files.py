@@ -4,6 +4,8 @@ import csv
 from pathlib import Path
 from typing import Any
 
+from lightning_module.errors import DamagedFile
+
 # A run directory holds CONFIG and CHECKPOINTS/; CHECKPOINTS holds BEST, LAST and the tokenizer they
 # were trained with.
 CONFIG = "config.yaml"
@@ -12,14 +14,9 @@ BEST = "best.ckpt"
 LAST = "last.ckpt"
 TOKENIZER = "tokenizer.json"
 METRICS = "metrics.csv"
-
-
-class RunError(RuntimeError):
-    """A run that cannot begin as asked for; the message says why and what to do."""
-
-
-class DamagedFile(RuntimeError):
-    """A file of a run or a sweep is not what was written there; names it and what to do."""
+SAMPLES = "samples.txt"
+CURVES = "curves.png"
+SUMMARY = "summary.json"
 
 
 def read_metrics(path: Path, up_to_step: float = float("inf")) -> list[dict[str, float]]:

@@ -31,8 +31,8 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
-from lightning_module.disk import beside
-from lightning_module.run_files import RunError
+from lightning_module.atomic_files import beside
+from lightning_module.errors import RunError
 
 try:
     import fcntl

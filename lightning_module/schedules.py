@@ -1,7 +1,7 @@
 """Learning rate over a run: factors on the peak rate, as functions of the share of the budget used.
 
-The share comes from `budget.py`, so a schedule needs no number of steps. `conf/scheduler/` names
-them; to add one, write such a function and a file there.
+The share comes from `training_progress.py`, so a schedule needs no number of steps.
+`conf/scheduler/` names them; to add one, write such a function and a file there.
 """
 
 import math

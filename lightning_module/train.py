@@ -9,36 +9,31 @@ import logging
 import os
 import shlex
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from lightning.fabric.plugins.environments import LightningEnvironment
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lightning_module import ranks
-from lightning_module.budget import SharedClock
+from lightning_module.atomic_files import NO_ROOM
+from lightning_module.callbacks.stopping import EndWhenTakenOver
 from lightning_module.checkpoints import (
     BEST,
     AtomicCheckpointIO,
-    CheckpointError,
     read_checkpoint,
     tokenizer_fingerprint,
 )
-from lightning_module.commands import CONFIGS  # noqa: F401
-from lightning_module.commands import train as main  # noqa: F401 - console scripts installed earlier
-from lightning_module.data import ChunkLoader
-from lightning_module.disk import NO_ROOM
-from lightning_module.guards import EndWhenTakenOver, Stopped
-from lightning_module.launch import EXPECTED, RankFailed, launch
-from lightning_module.predictor import SentencePredictor
-from lightning_module.ranks import RunError, World, make_strategy
+from lightning_module.data.datamodule import ChunkLoader
+from lightning_module.distributed import ranks
+from lightning_module.distributed.processes import EXPECTED, launch
+from lightning_module.distributed.ranks import World, make_strategy
+from lightning_module.errors import CheckpointError, RankFailed, RunError, SettingsError, Stopped
+from lightning_module.lightning_warnings import quiet
+from lightning_module.model import SentencePredictor
 from lightning_module.run_directory import (
     check_run_dir,
     go_on_in_run_dir,
@@ -49,8 +44,9 @@ from lightning_module.run_directory import (
 )
 from lightning_module.run_files import CHECKPOINTS, CONFIG, LAST, METRICS, read_metrics, summarize
 from lightning_module.run_lock import RunLock
-from lightning_module.settings import SettingsError
-from lightning_module.signals import Interrupted, exit_code
+from lightning_module.settings.instantiation import build
+from lightning_module.terminal.signals import Interrupted, exit_code
+from lightning_module.training_progress import SharedClock
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +111,7 @@ def _train(
     # Everything that can be wrong with settings and data shows before anything is written.
     if "paths" in config.data:  # a run is resumed from any directory
         config.data.paths = [os.path.abspath(os.path.expanduser(p)) for p in config.data.paths]
-    data = _built("data", config.data, tokenizer=_built("tokenizer", config.tokenizer))
+    data = build("data", config.data, tokenizer=build("tokenizer", config.tokenizer))
     ranks.once_a_machine(data.prepare_data)
     data.setup("fit")
     if ranks.rank() == 0:
@@ -177,7 +173,7 @@ def _train(
 
 
 def _trainer(config: DictConfig, world: World, callbacks: list[L.Callback]) -> L.Trainer:
-    callbacks += [_built(f"callbacks.{k}", c) for k, c in config.callbacks.items() if c]
+    callbacks += [build(f"callbacks.{k}", c) for k, c in config.callbacks.items() if c]
     if world.size > 1:
         callbacks.append(SharedClock())
     if config.trainer.strategy == "fsdp" and config.callbacks.get("averaging"):
@@ -190,29 +186,14 @@ def _trainer(config: DictConfig, world: World, callbacks: list[L.Callback]) -> L
         settings["strategy"] = make_strategy(config.trainer.strategy, world)
     if world.environment is not None and config.trainer.devices == "auto":
         settings["devices"] = world.here
-    return _built(
+    return build(
         "trainer",
         config.trainer,
         callbacks=callbacks,
-        logger=[_built(f"logger.{k}", c) for k, c in config.logger.items() if c],
+        logger=[build(f"logger.{k}", c) for k, c in config.logger.items() if c],
         plugins=[AtomicCheckpointIO(), world.environment or LightningEnvironment()],
         **settings,
     )
-
-
-def _built(what: str, config: DictConfig, **arguments: Any) -> Any:
-    """What a group of the config describes.
-
-    Raises:
-        RunError: it cannot be built; names the group and the cause.
-    """
-    try:
-        return instantiate(config, **arguments)
-    except (InstantiationException, OmegaConfBaseException) as error:
-        cause = error.__cause__ or error
-        text = str(cause).split("\n    full_key")[0]
-        text = " ".join(text.split())
-        raise RunError(f"the settings of {what} cannot be used: {text}") from error
 
 
 def _model(config: DictConfig, data: Any, device: torch.device) -> SentencePredictor:
@@ -225,8 +206,8 @@ def _model(config: DictConfig, data: Any, device: torch.device) -> SentencePredi
         model = SentencePredictor(
             data.vocab_size,
             chars_per_token=data.chars_per_token,
-            optimizer=_built("optimizer", config.optimizer),
-            schedule=_built("scheduler", config.scheduler),
+            optimizer=build("optimizer", config.optimizer),
+            schedule=build("scheduler", config.scheduler),
             **OmegaConf.to_container(config.model, resolve=True),
         )
         model.optimizer_factory(model.parameters())
@@ -278,25 +259,6 @@ def run(config: DictConfig, changes: list[str]) -> None:
     if ranks.rank() == 0:
         _show(metrics, Path(config.run_dir))
     ranks.leave()
-
-
-def quiet() -> None:
-    """Silence what Lightning says of choices that are made here on purpose."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for message in (
-        # Chunks are gathered from a memory map in microseconds: workers would only slow that down.
-        ".*does not have many workers",
-        # `train` has made sure that the run directory is new, or that it is to be gone on with.
-        "Experiment logs directory .* exists and is not empty",
-        "Checkpoint directory .* exists and is not empty",
-        # The metrics are sums over all ranks before they are logged.
-        "It is recommended to use .*sync_dist=True",
-        # configure_model does something for strategy=fsdp alone, which is refused with averaging.
-        "You're using the WeightAveraging callback with a model that overrides",
-        # Lightning 2.6 under torch 2.13, once a run.
-        ".*LeafSpec.* is deprecated",
-    ):
-        warnings.filterwarnings("ignore", message=message)
 
 
 def _show(metrics: dict[str, Any], run_dir: Path) -> None:

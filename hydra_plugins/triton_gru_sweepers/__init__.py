@@ -1,7 +1,7 @@
 """The sweepers of `triton-gru-train -m`: a grid, and a search with Optuna.
 
 They lie here because Hydra takes plugins from the namespace `hydra_plugins` alone. What a job is,
-and how it runs, is in lightning_module/sweep_jobs.py. These decide which jobs there are: grid.py
+and how it runs, is in lightning_module/sweeps/jobs.py. These decide which jobs there are: grid.py
 takes all combinations, search.py what Optuna draws, and common.py is what holds for both.
 
 Both keep to the same rules:

@@ -53,9 +53,9 @@ class NamedSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         """Run all jobs and write the report; leaves with SystemExit where that is not 0."""
-        from lightning_module.run_files import DamagedFile
-        from lightning_module.signals import Interrupted, exit_code, handled_by, interrupt
-        from lightning_module.sweep_report import report
+        from lightning_module.errors import DamagedFile
+        from lightning_module.sweeps.report import report
+        from lightning_module.terminal.signals import Interrupted, exit_code, handled_by, interrupt
 
         try:
             overrides = self._overrides(arguments)
@@ -102,7 +102,7 @@ class NamedSweeper(Sweeper):
                 "the whole sweep. Start the sweep once, without them: each job starts its ranks "
                 "(strategy=ddp trainer.devices=...), or launcher=submitit_slurm sends it to nodes"
             )
-        from lightning_module.overrides import quoted
+        from lightning_module.settings.overrides import quoted
 
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         configured = [quoted(f"{key}={value}") for key, value in self.params.items()]
@@ -123,9 +123,10 @@ class NamedSweeper(Sweeper):
             SweepError: an unknown key or group, which names the nearest that exists; or a value of
                 the wrong type or out of range.
         """
-        from lightning_module.commands import CONFIGS
-        from lightning_module.hydra_errors import in_one_line
-        from lightning_module.settings import SettingsError, check
+        from lightning_module.errors import SettingsError
+        from lightning_module.settings.config_folder import CONFIGS
+        from lightning_module.settings.hydra_errors import in_one_line
+        from lightning_module.settings.table import check
 
         first = {o.get_key_element(): self._samples(o)[0] for o in overrides}
         for override in overrides:
@@ -142,7 +143,7 @@ class NamedSweeper(Sweeper):
     @staticmethod
     def _samples(override: Override) -> list[str]:
         """Values of an override as they are typed, at least one of each kind."""
-        from lightning_module.overrides import quoted
+        from lightning_module.settings.overrides import quoted
 
         if not override.is_sweep_override():
             return [override.get_value_element_as_str()]
@@ -158,8 +159,8 @@ class NamedSweeper(Sweeper):
         """The sweep directory, as this process's own and made for these settings."""
         import fcntl  # which only Unix has; a single run does without
 
-        from lightning_module.disk import write_atomically
-        from lightning_module.sweep_jobs import (
+        from lightning_module.atomic_files import write_atomically
+        from lightning_module.sweeps.jobs import (
             JOBS,
             SWEEP,
             SWEEP_PROCESS,

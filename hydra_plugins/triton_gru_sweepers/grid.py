@@ -12,7 +12,7 @@ class GridSweeper(NamedSweeper):
     """Every combination of the listed values, as Hydra's own basic sweeper."""
 
     def _run(self, overrides: list[Override]) -> None:
-        from lightning_module.sweep_jobs import COMPLETE, read_job
+        from lightning_module.sweeps.jobs import COMPLETE, read_job
 
         settings = [[f"{o.get_key_element()}={v}" for v in self._samples(o)] for o in overrides]
         jobs = dict(enumerate(itertools.product(*settings)))

@@ -6,13 +6,13 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from benchmarks.compare_cores import runs, table
-from lightning_module.commands import CONFIGS
+from lightning_module.settings.config_folder import CONFIGS
 
 
 def made_run(folder, number, core, parameters=1000, seconds=60.0):
     run = folder / str(number)
     run.mkdir(parents=True)
-    corpus = {"_target_": "lightning_module.corpora.shakespeare"}
+    corpus = {"_target_": "lightning_module.data.corpora.shakespeare"}
     model = {"core": {"name": core}, "hidden_size": 7}
     OmegaConf.save({"data": {"corpus": corpus}, "model": model}, run / "config.yaml")
     summary = {"parameters": parameters, "wall_seconds": seconds, "val_loss": 1.5}

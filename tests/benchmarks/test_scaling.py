@@ -16,7 +16,7 @@ MODEL = Model(vocab=1000, embedding=96, hidden=256, layers=3)
 
 
 def test_parameters_are_those_of_the_model():
-    from lightning_module.predictor import SentencePredictor
+    from lightning_module.model import SentencePredictor
 
     model = SentencePredictor(1000, embedding_size=96, hidden_size=256, num_layers=3)
     assert MODEL.parameters == sum(p.numel() for p in model.parameters())

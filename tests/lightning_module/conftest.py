@@ -43,9 +43,13 @@ def command(tmp_path_factory):
     """Runs the real commands, each in a process of its own, with a cache of their own."""
     home = tmp_path_factory.mktemp("home")
 
-    def run(module, *arguments, cwd=home, stdin="", **environment):
+    def run(name, *arguments, cwd=home, stdin="", **environment):
         return subprocess.run(
-            [sys.executable, "-m", f"lightning_module.{module}", *map(str, arguments)],
+            [
+                sys.executable,
+                *("-c", f"from lightning_module.commands import {name}; {name}()"),
+                *map(str, arguments),
+            ],
             cwd=cwd,
             input=stdin,
             capture_output=True,
@@ -68,9 +72,10 @@ def train_here(monkeypatch, tmp_path, text_file):
         from hydra import compose, initialize_config_dir
 
         from lightning_module import train
-        from lightning_module.commands import CONFIGS
+        from lightning_module.lightning_warnings import quiet
+        from lightning_module.settings.config_folder import CONFIGS
 
-        train.quiet()
+        quiet()
         small = ["model.hidden_size=8", "model.embedding_size=4", "trainer.max_steps=3"]
         quick = ["callbacks.samples.max_tokens=3", f"data.paths=[{text_file}]"]
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):

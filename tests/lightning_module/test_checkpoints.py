@@ -10,11 +10,11 @@ import torch
 
 from lightning_module.checkpoints import (
     AtomicCheckpointIO,
-    CheckpointError,
     find_checkpoint,
     load_predictor,
     read_checkpoint,
 )
+from lightning_module.errors import CheckpointError
 from lightning_module.run_files import BEST, CHECKPOINTS, LAST, TOKENIZER
 
 

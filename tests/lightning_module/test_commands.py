@@ -14,8 +14,8 @@ import torch
 from omegaconf import OmegaConf
 
 from lightning_module import commands
-from lightning_module.commands import CONFIGS
 from lightning_module.run_files import BEST, CHECKPOINTS, LAST, TOKENIZER
+from lightning_module.settings.config_folder import CONFIGS
 from tests.lightning_module.conftest import TINY, made_text
 
 PNG = b"\x89PNG\r\n\x1a\n"

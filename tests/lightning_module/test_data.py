@@ -18,13 +18,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_module import checksums, ranks, token_cache
-from lightning_module.checksums import CHECKED, SUMS
-from lightning_module.chunks import IGNORE, LaneChunks
-from lightning_module.corpora import Corpus, DataError, Document, text_files
-from lightning_module.data import SentenceDataModule
-from lightning_module.token_cache import NOT_WHOLE, SplitTokens, TokenCache
-from lightning_module.tokenizers import TokenizerSettings
+from lightning_module.data.checksums import CHECKED, SUMS
+from lightning_module.data.chunks import IGNORE, LaneChunks
+from lightning_module.data.corpora import Corpus, Document, text_files
+from lightning_module.data.datamodule import SentenceDataModule, checksums, token_cache
+from lightning_module.data.token_cache import NOT_WHOLE, SplitTokens, TokenCache
+from lightning_module.data.tokenizers import TokenizerSettings
+from lightning_module.distributed import ranks
+from lightning_module.errors import DataError
 
 CONF = Path(__file__).parents[2] / "conf"
 CHAR = TokenizerSettings("char")
@@ -314,9 +315,9 @@ def test_corpora_in_lanes(data, vocab_size):
 
 # For processes of their own: without torch they start in a second.
 MAKE = (
-    "import os, sys, time; from lightning_module.corpora import text_files;"
-    "from lightning_module.token_cache import TokenCache;"
-    "from lightning_module.tokenizers import TokenizerSettings;"
+    "import os, sys, time; from lightning_module.data.corpora import text_files;"
+    "from lightning_module.data.token_cache import TokenCache;"
+    "from lightning_module.data.tokenizers import TokenizerSettings;"
 )
 
 

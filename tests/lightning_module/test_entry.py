@@ -16,25 +16,19 @@ import pytest
 import lightning_module
 import triton_gru
 from lightning_module import commands
-from lightning_module.output import LastingOutput
-from lightning_module.signals import handled_by, interrupt
+from lightning_module.terminal.signals import handled_by, interrupt
+from lightning_module.terminal.standard_streams import LastingOutput
 
 ROOT = Path(__file__).parents[2]
-MODULES = {  # of the entry points, for python -m
-    "train": "train",
-    "predict": "predict",
-    "memory": "memory",
-    "evaluate": "evaluate",
-    "inspect": "inspect_command",
-    "sweep_report": "sweep_report",
-}
+COMMANDS = ("train", "predict", "evaluate", "memory", "inspect", "sweep_report")
+MODULES = ("train", "predict", "evaluate")  # which python -m runs
 # Calls commands one after another in a process whose `torch` cannot be imported, and prints each
 # one's exit code. A module in HIDDEN is as good as not installed.
 CHILD = """
 import json, sys
 from lightning_module import commands
-from lightning_module.output import LastingOutput
-from lightning_module.signals import handled_by, interrupt
+from lightning_module.terminal.standard_streams import LastingOutput
+from lightning_module.terminal.signals import handled_by, interrupt
 
 calls, hidden = json.loads(sys.argv[1])
 sys.modules.update(dict.fromkeys(hidden))
@@ -66,9 +60,9 @@ def run_without(modules, calls, cwd):
 
 
 def test_arguments_are_answered_or_refused_without_torch(tmp_path):
-    answered = [[name, flag] for name in MODULES for flag in ("--help", "--version")]
-    refused = [[name, "--hepl"] for name in MODULES]
-    refused += [[name, "no.such=1"] for name in MODULES if name != "sweep_report"]
+    answered = [[name, flag] for name in COMMANDS for flag in ("--help", "--version")]
+    refused = [[name, "--hepl"] for name in COMMANDS]
+    refused += [[name, "no.such=1"] for name in COMMANDS if name != "sweep_report"]
     refused += [
         ["train", "experiment=quikstart"],
         ["train", "triner.max_steps=3"],
@@ -82,7 +76,7 @@ def test_arguments_are_answered_or_refused_without_torch(tmp_path):
     codes, output, errors = run_without(hidden, answered + refused, tmp_path)
     assert codes[: len(answered)] == [0] * len(answered)
     assert set(codes[len(answered) :]) <= {1, 2}, errors
-    assert output.count(f" {triton_gru.__version__}\n") == len(MODULES)
+    assert output.count(f" {triton_gru.__version__}\n") == len(COMMANDS)
     for expected in ("quikstart", "triner", "mamba", "optimizer.lr", "chr", "nowhere holds no"):
         assert expected in errors
     assert "Traceback" not in errors
@@ -92,22 +86,26 @@ def test_arguments_are_answered_or_refused_without_torch(tmp_path):
 
 def test_python_m_is_the_same_as_the_console_script():
     scripts = (ROOT / "pyproject.toml").read_text().partition("[project.scripts]")[2]
-    for name, module in MODULES.items():
-        program = f"triton-gru-{'eval' if name == 'evaluate' else name.replace('_', '-')}"
+    programs = {
+        name: f"triton-gru-{'eval' if name == 'evaluate' else name.replace('_', '-')}"
+        for name in COMMANDS
+    }
+    for name, program in programs.items():
         assert f'{program} = "lightning_module.commands:{name}"' in scripts
+    for name in MODULES:
         done = subprocess.run(
-            [sys.executable, "-m", f"lightning_module.{module}", "--version"],
+            [sys.executable, "-m", f"lightning_module.{name}", "--version"],
             cwd=ROOT,
             capture_output=True,
             text=True,
         )
-        assert done.stdout == f"{program} {triton_gru.__version__}\n", done.stderr
+        assert done.stdout == f"{programs[name]} {triton_gru.__version__}\n", done.stderr
 
 
 @pytest.mark.parametrize(
     ("module", "calls"),
     [
-        ("hydra", [[name, "--help"] for name in MODULES if name != "sweep_report"]),
+        ("hydra", [[name, "--help"] for name in COMMANDS if name != "sweep_report"]),
         ("lightning", [["train"]]),
         ("rich", [["sweep_report", "."]]),
     ],
@@ -159,8 +157,8 @@ def test_what_the_package_exports_is_imported_when_it_is_asked_for():
 INTERRUPTED = """
 import os, sys, time
 from lightning_module import commands
-from lightning_module.output import LastingOutput
-from lightning_module.signals import handled_by, interrupt
+from lightning_module.terminal.standard_streams import LastingOutput
+from lightning_module.terminal.signals import handled_by, interrupt
 
 when, number = sys.argv[1], int(sys.argv[2])
 sys.argv = ["predict"]
@@ -205,7 +203,7 @@ def test_a_rank_whose_launcher_is_gone_ends_while_it_imports():
         "from lightning_module import commands\n"
         "class Slow:\n"
         "    def find_spec(self, name, *_):\n"
-        "        time.sleep(60 * (name == 'lightning_module.rank'))\n"
+        "        time.sleep(60 * (name == 'lightning_module.distributed.worker'))\n"
         "sys.meta_path.insert(0, Slow())\n"
         "commands.rank()\n"
     )
@@ -241,7 +239,8 @@ def test_threads_wait_as_the_user_says_or_asleep(monkeypatch, of_the_user, expec
 
 def shell(line, cwd):
     """Runs a line of bash in which `command NAME ARGUMENTS` is one of the commands."""
-    prelude = f'command() {{ "{sys.executable}" -m lightning_module."$@"; }}; set -o pipefail; '
+    call = 'name=$1; shift; "{}" -c "from lightning_module.commands import $name; $name()" "$@"'
+    prelude = f"command() {{ {call.format(sys.executable)}; }}; set -o pipefail; "
     return subprocess.run(
         ["bash", "-c", prelude + line],
         cwd=cwd,
@@ -257,7 +256,7 @@ def shell(line, cwd):
     [
         ("command predict --help > /dev/full", 1, "error: the output cannot be written"),
         ("command predict --cfg job >&-", 0, ""),
-        ("command inspect_command --help | true", 0, ""),
+        ("command inspect --help | true", 0, ""),
         ("command train --help > /dev/full", 0, "standard output cannot be written"),
     ],
 )

@@ -2,10 +2,10 @@ import pytest
 import torch
 
 from lightning_module import generation
-from lightning_module.corpora import DataError
+from lightning_module.data.tokenizers import Tokenizer, TokenizerSettings
+from lightning_module.errors import DataError
 from lightning_module.generation import _sample, _Sentence, continue_prompt, next_tokens
-from lightning_module.predictor import SentencePredictor
-from lightning_module.tokenizers import Tokenizer, TokenizerSettings
+from lightning_module.model import SentencePredictor
 
 TEXT = "ab.c!”d 。"
 

@@ -17,26 +17,24 @@ from matplotlib import font_manager
 from matplotlib.text import Text
 from omegaconf import OmegaConf
 
-from lightning_module import inspection_figure
-from lightning_module.checkpoints import CheckpointError
-from lightning_module.commands import CONFIGS
-from lightning_module.corpora import DataError
-from lightning_module.generation import next_tokens
-from lightning_module.inspect_command import inspect
-from lightning_module.inspection import (
-    MAX_CHARACTERS,
-    MAX_TOKENS,
+from lightning_module.data.tokenizers import Tokenizer, TokenizerSettings
+from lightning_module.errors import (
+    CheckpointError,
+    DataError,
     InspectionError,
-    inspect_text,
-    visible,
+    SettingsError,
+    UsageError,
 )
-from lightning_module.inspection_figure import draw_inspection, fonts_for
-from lightning_module.inspection_page import page, page_data
-from lightning_module.predict import UsageError
-from lightning_module.predictor import SentencePredictor
+from lightning_module.generation import next_tokens
+from lightning_module.inspect import figure as inspection_figure
+from lightning_module.inspect.command import inspect
+from lightning_module.inspect.figure import draw_inspection, fonts_for
+from lightning_module.inspect.inspection import MAX_CHARACTERS, MAX_TOKENS, inspect_text, visible
+from lightning_module.inspect.page import page, page_data
+from lightning_module.model import SentencePredictor
 from lightning_module.run_files import TOKENIZER
-from lightning_module.settings import SettingsError, check
-from lightning_module.tokenizers import Tokenizer, TokenizerSettings
+from lightning_module.settings.config_folder import CONFIGS
+from lightning_module.settings.table import check
 from tests.tolerances import assert_close
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>&amp;${policy}\"'"
@@ -308,7 +306,7 @@ def test_the_command(command, tokenizer, tmp_path):
 
 def test_the_command_says_what_is_wrong(command, tokenizer, tmp_path):
     checkpoint = save(made_model(tokenizer, "lstm"), tokenizer, tmp_path)
-    done = command("inspect_command", f"checkpoint={checkpoint}", stdin="not")
+    done = command("inspect", f"checkpoint={checkpoint}", stdin="not")
     assert done.returncode == 1
     assert done.stderr.startswith("error: the model's core is 'lstm'")
 

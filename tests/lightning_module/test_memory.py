@@ -11,15 +11,16 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from lightning_module import memory_study
-from lightning_module.chunks import IGNORE
-from lightning_module.commands import CONFIGS
-from lightning_module.memory import UsageError, measure
-from lightning_module.memory_plots import GRADIENT, SUCCESS, draw_gradients, draw_success
-from lightning_module.memory_study import Study, gradient_norms, remember
-from lightning_module.memory_tasks import COPIED, DIGITS, SYMBOLS, TASKS, Sequences
-from lightning_module.predictor import CORES, SentencePredictor
-from lightning_module.settings import SettingsError, check
+from lightning_module.data.chunks import IGNORE
+from lightning_module.errors import SettingsError, UsageError
+from lightning_module.memory import study as memory_study
+from lightning_module.memory.command import measure
+from lightning_module.memory.plots import GRADIENT, SUCCESS, draw_gradients, draw_success
+from lightning_module.memory.study import Study, gradient_norms, remember
+from lightning_module.memory.tasks import COPIED, DIGITS, SYMBOLS, TASKS, Sequences
+from lightning_module.model import CORES, SentencePredictor
+from lightning_module.settings.config_folder import CONFIGS
+from lightning_module.settings.table import check
 from tests.lightning_module.conftest import made_text
 from triton_gru import equations
 
@@ -223,7 +224,13 @@ def test_an_interrupted_run_keeps_what_it_measured(tmp_path, number):
     run_dir = tmp_path / "run"
     process = subprocess.Popen(
         [
-            *(sys.executable, "-m", "lightning_module.memory", "tasks=[copy]", "cores=[gru]"),
+            *(
+                sys.executable,
+                "-c",
+                "from lightning_module.commands import memory; memory()",
+                "tasks=[copy]",
+                "cores=[gru]",
+            ),
             *("delays=[3,2000]", "steps=[5,5000]", f"run_dir={run_dir}"),
         ],
         stdout=subprocess.PIPE,

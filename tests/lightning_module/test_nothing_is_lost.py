@@ -14,8 +14,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from lightning_module.guards import LastCheckpoint
-from lightning_module.metrics_log import MetricsLogger
+from lightning_module.callbacks.stopping import LastCheckpoint
+from lightning_module.loggers.metrics_csv import MetricsLogger
 from lightning_module.run_files import CHECKPOINTS, LAST, METRICS, read_metrics
 from tests.lightning_module.conftest import TINY, made_text
 from tests.lightning_module.torture import FAILED, HOW, STOPPED, TORN_WRITES
@@ -181,7 +181,7 @@ def test_metrics_are_added_to_and_never_rewritten_in_place(tmp_path, monkeypatch
     def killed(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lightning_module.disk.os.fsync", killed)
+    monkeypatch.setattr("lightning_module.atomic_files.os.fsync", killed)
     second.log_metrics({"c": 4.0}, 2)
     with pytest.raises(KeyboardInterrupt):
         second.save()

@@ -10,14 +10,12 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from lightning_module.checkpoints import CheckpointError, load_predictor
-from lightning_module.commands import CONFIGS
-from lightning_module.corpora import DataError
-from lightning_module.guards import Stopped
-from lightning_module.ranks import RunError
+from lightning_module.checkpoints import load_predictor
+from lightning_module.errors import CheckpointError, DataError, RunError, Stopped
 from lightning_module.run_directory import how_to_resume, resumed
 from lightning_module.run_files import CHECKPOINTS, CONFIG, LAST, METRICS, read_metrics, summarize
-from lightning_module.signals import Interrupted
+from lightning_module.settings.config_folder import CONFIGS
+from lightning_module.terminal.signals import Interrupted
 from lightning_module.train import _show, quiet, train
 from tests.lightning_module.conftest import TINY, made_text
 
@@ -285,7 +283,7 @@ def test_settings_that_build_nothing_are_named_in_one_line(run):
 
 @pytest.mark.parametrize("package", ["wandb", "mlflow"])
 def test_a_logger_names_the_package_that_it_lacks(run, tmp_path, monkeypatch, package):
-    monkeypatch.setattr("lightning_module.trackers.find_spec", lambda name: None)
+    monkeypatch.setattr("lightning_module.loggers.trackers.find_spec", lambda name: None)
     with pytest.raises(RunError, match=rf"pip install 'triton-gru\[{package}\]'"):
         run("run", f"logger={package}")
     assert not (tmp_path / "run").exists()

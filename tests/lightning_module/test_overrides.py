@@ -5,8 +5,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_module.overrides import quote_arguments, quoted, take_argument, take_changes
-from lightning_module.settings import SETTINGS
+from lightning_module.settings.overrides import quote_arguments, quoted, take_argument, take_changes
+from lightning_module.settings.table import SETTINGS
 
 
 def hydra_reads(argument):

@@ -7,12 +7,12 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_module import ranks
-from lightning_module.chunks import IGNORE, PackedChunks, padded_share
-from lightning_module.corpora import DataError
-from lightning_module.predictor import SentencePredictor
-from lightning_module.token_cache import SplitTokens
-from lightning_module.tokenizers import TokenizerSettings
+from lightning_module.data.chunks import IGNORE, PackedChunks, padded_share
+from lightning_module.data.token_cache import SplitTokens
+from lightning_module.data.tokenizers import TokenizerSettings
+from lightning_module.distributed import ranks
+from lightning_module.errors import DataError
+from lightning_module.model import SentencePredictor
 from tests.lightning_module.conftest import TINY
 from tests.lightning_module.test_data import cache, made_module  # noqa: F401
 

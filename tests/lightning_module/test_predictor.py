@@ -1,5 +1,6 @@
 import copy
 import math
+import pickle
 from functools import partial
 
 import lightning as L
@@ -7,9 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lightning_module import predictor, schedules
-from lightning_module.chunks import IGNORE, Chunk
-from lightning_module.predictor import CORES, LockedDropout, SentencePredictor
+from lightning_module import model as predictor
+from lightning_module import schedules
+from lightning_module.data.chunks import IGNORE, Chunk
+from lightning_module.model import CORES, LockedDropout, SentencePredictor
 from tests.tolerances import assert_close
 
 V, T, B = 11, 5, 3
@@ -245,3 +247,9 @@ def test_bad_settings_are_refused(settings, message):
 
 def _loader(pieces):
     return torch.utils.data.DataLoader(pieces, batch_size=None)
+
+
+@pytest.mark.parametrize("name", ["SentencePredictor", "LockedDropout"])
+def test_a_pickle_that_names_the_former_module_loads(name):
+    pickled = f"clightning_module.predictor\n{name}\n.".encode()
+    assert pickle.loads(pickled) is getattr(predictor, name)

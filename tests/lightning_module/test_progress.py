@@ -8,11 +8,11 @@ import pytest
 import torch
 from rich.console import Console
 
-from lightning_module import bars
-from lightning_module.chunks import Chunk
-from lightning_module.guards import EarlyStopping, ValidateAtEnd
-from lightning_module.predictor import SentencePredictor
-from lightning_module.progress import RunProgress
+from lightning_module.callbacks.progress import RunProgress
+from lightning_module.callbacks.stopping import EarlyStopping, ValidateAtEnd
+from lightning_module.data.chunks import Chunk
+from lightning_module.model import SentencePredictor
+from lightning_module.terminal import progress_bars as bars
 
 
 def chunks(number):

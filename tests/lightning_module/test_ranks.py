@@ -4,8 +4,9 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from lightning_module import ranks
-from lightning_module.ranks import RunError, World
+from lightning_module.distributed import ranks
+from lightning_module.distributed.ranks import World
+from lightning_module.errors import RunError
 
 
 def world(**settings):

@@ -12,10 +12,10 @@ import pytest
 from omegaconf import OmegaConf
 
 from lightning_module import run_lock
-from lightning_module.corpora import DataError
-from lightning_module.guards import EndWhenTakenOver
+from lightning_module.callbacks.stopping import EndWhenTakenOver
+from lightning_module.errors import DataError, RunError
 from lightning_module.run_directory import check_run_dir, make_run_dir
-from lightning_module.run_files import CHECKPOINTS, CONFIG, TOKENIZER, RunError
+from lightning_module.run_files import CHECKPOINTS, CONFIG, TOKENIZER
 from lightning_module.run_lock import LOCK, STALE, Holder, RunLock, read_holder, wait_until_free
 
 

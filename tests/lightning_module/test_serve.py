@@ -13,10 +13,11 @@ import urllib.request
 
 import pytest
 
+from lightning_module.data.tokenizers import Tokenizer, TokenizerSettings
+from lightning_module.errors import InspectionError
 from lightning_module.generation import next_tokens
-from lightning_module.inspection import MAX_CHARACTERS, MAX_TOKENS, InspectionError
-from lightning_module.serve import MAX_BODY, InspectionServer
-from lightning_module.tokenizers import Tokenizer, TokenizerSettings
+from lightning_module.inspect.inspection import MAX_CHARACTERS, MAX_TOKENS
+from lightning_module.serve.server import MAX_BODY, InspectionServer
 from tests.lightning_module.test_inspection import HOSTILE, TEXT, made_model, save
 
 

@@ -6,21 +6,24 @@ import re
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra.utils import get_object
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from lightning_module import commands
-from lightning_module.commands import CONFIGS
-from lightning_module.data import BATCHING
-from lightning_module.memory_tasks import TASKS
-from lightning_module.overrides import parse
-from lightning_module.predictor import CORES
+from lightning_module.data.datamodule import BATCHING
+from lightning_module.data.tokenizers import _SPLITS
+from lightning_module.errors import DamagedFile, SettingsError
+from lightning_module.memory.tasks import TASKS
+from lightning_module.model import CORES
 from lightning_module.run_config import change, from_yaml, read_config, targets
-from lightning_module.run_files import DamagedFile, read_metrics
-from lightning_module.settings import SETTINGS, SettingsError, check
-from lightning_module.sweep_jobs import read_description, read_job
-from lightning_module.tokenizers import _SPLITS
+from lightning_module.run_files import read_metrics
+from lightning_module.settings.config_folder import CONFIGS
+from lightning_module.settings.former_names import translate_target
+from lightning_module.settings.overrides import parse
+from lightning_module.settings.table import SETTINGS, check
+from lightning_module.sweeps.jobs import read_description, read_job
 from triton_gru.backends import BACKENDS
 
 # Keys of conf/ that are no settings: what is instantiated, how, and Hydra's own; a strategy may
@@ -304,8 +307,8 @@ def test_trusted_code_is_named_by_who_resumes(file):
     assert "trust" not in changed(file, "trust=[torch]")  # it is not kept
 
 
-# As stored by runs so far: these must resume, wherever the code goes. A target that moves stays
-# under its old name too.
+# As stored by runs so far, under the names of their version: these must resume, wherever the code
+# goes.
 STORED = [
     "lightning.Trainer",
     "torch.optim.AdamW",
@@ -319,6 +322,7 @@ STORED = [
     "lightning_module.corpora.shakespeare",
     "lightning_module.corpora.text_files",
     "lightning_module.data.SentenceDataModule",
+    "lightning_module.guards.EarlyStopping",
     "lightning_module.guards.LastCheckpoint",
     "lightning_module.guards.StopOnSignal",
     "lightning_module.guards.StopWhenDiverged",
@@ -330,12 +334,40 @@ STORED = [
     "lightning_module.reports.SampleWriter",
     "lightning_module.schedules.constant",
     "lightning_module.schedules.cosine",
+    "lightning_module.slowdown.NoteSlowdown",
     "lightning_module.tokenizers.TokenizerSettings",
+    "lightning_module.trackers.MLflowTracker",
+    "lightning_module.trackers.WandbTracker",
 ]
 
 
-def test_runs_so_far_can_be_resumed():
-    assert set(STORED) <= targets(CONFIGS)
+def test_targets_of_runs_so_far_have_a_present_name():
+    present = targets(CONFIGS)
+    assert {translate_target(name) for name in STORED} <= present
+    assert {translate_target(name) for name in present} == present
+    for name in present:
+        assert callable(get_object(name))
+
+
+def test_a_run_with_former_names_is_resumed(file):
+    former = {translate_target(name): name for name in STORED}
+    expected = read_config(file)
+    text = re.sub(r"(?<=_target_: )[\w.]+", lambda m: former.get(m[0], m[0]), file.read_text())
+    assert "lightning_module.guards.StopOnSignal" in text
+    file.write_text(text)
+    assert changed(file) == expected
+
+
+def test_a_former_name_in_a_folder_of_configs_is_trusted(file, tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "mine.yaml").write_text("_target_: lightning_module.guards.Mine\n")
+    file.write_text(file.read_text() + "extra:\n  _target_: lightning_module.guards.Mine\n")
+    with pytest.raises(SettingsError, match=r"trust=\[lightning_module.callbacks.stopping.Mine\]"):
+        changed(file)
+    config = read_config(file)
+    change(config, [], file, [CONFIGS, folder])
+    assert config.extra._target_ == "lightning_module.callbacks.stopping.Mine"
 
 
 @pytest.mark.parametrize(

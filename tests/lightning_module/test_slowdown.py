@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lightning_module import slowdown
+from lightning_module.callbacks import slowdown
 
 
 @pytest.fixture

@@ -11,8 +11,9 @@ import matplotlib.figure
 import numpy as np
 import pytest
 
-from lightning_module import sweep_plots, sweep_report
-from lightning_module.sweep_jobs import COMPLETE, FAILED, UNFINISHED, Job, write_job
+from lightning_module.sweeps import plots as sweep_plots
+from lightning_module.sweeps import report as sweep_report
+from lightning_module.sweeps.jobs import COMPLETE, FAILED, UNFINISHED, Job, write_job
 
 SPACE = {
     "optimizer.lr": {"low": 1e-4, "high": 1e-1, "log": True, "step": None},

@@ -18,7 +18,8 @@ from omegaconf import OmegaConf
 
 from lightning_module import commands
 from lightning_module.run_files import CHECKPOINTS, LAST
-from lightning_module.sweep_jobs import COMPLETE, FAILED, LAUNCHERS, WORST, Job, read_jobs
+from lightning_module.settings.config_folder import CONFIGS
+from lightning_module.sweeps.jobs import COMPLETE, FAILED, LAUNCHERS, WORST, Job, read_jobs
 from tests.lightning_module.conftest import TINY
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -92,7 +93,7 @@ def test_refused_before_anything_is_written(refused, text_file, case):
     assert re.search(expected, refused(*arguments(text_file, *more)))
 
 
-@pytest.mark.parametrize("name", sorted(p.stem for p in commands.CONFIGS.glob("launcher/*.yaml")))
+@pytest.mark.parametrize("name", sorted(p.stem for p in CONFIGS.glob("launcher/*.yaml")))
 def test_a_launcher_that_is_not_installed_is_named_with_its_extra(refused, monkeypatch, name):
     plugin, extra = LAUNCHERS[name]
     monkeypatch.setitem(LAUNCHERS, name, (f"{plugin}_not_here", extra))
@@ -109,13 +110,13 @@ def test_several_processes_do_not_run_the_sweep_each(refused, text_file, monkeyp
 @pytest.mark.parametrize("what", ["a job", "a job elsewhere than on Linux", "a worker"])
 def test_what_a_killed_sweep_started_ends(what):
     child = (
-        "import sys, time; from lightning_module import sweep_jobs as jobs\n"
+        "import sys, time; from lightning_module.sweeps import jobs\n"
         "sys.platform = 'darwin' if 'elsewhere' in sys.argv[1] else sys.platform\n"
         "jobs.end_with_sweep() if 'job' in sys.argv[1] else jobs._end_worker_with_sweep()\n"
         "print('ready', flush=True); time.sleep(600)"
     )
     sweep = (
-        "import os, subprocess, sys, time; from lightning_module import sweep_jobs as jobs\n"
+        "import os, subprocess, sys, time; from lightning_module.sweeps import jobs\n"
         "name = jobs._PARENT if 'job' in sys.argv[1] else jobs.SWEEP_PROCESS\n"
         "os.environ[name] = str(os.getpid())\n"
         "subprocess.Popen([sys.executable, '-c', *sys.argv[2:], sys.argv[1]]); time.sleep(600)"

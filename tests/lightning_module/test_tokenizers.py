@@ -11,8 +11,8 @@ import tokenizers as huggingface
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from lightning_module.corpora import DataError
-from lightning_module.tokenizers import DOC, UNK, Tokenizer, TokenizerSettings, pieces
+from lightning_module.data.tokenizers import DOC, UNK, Tokenizer, TokenizerSettings, pieces
+from lightning_module.errors import DataError
 
 ENGLISH = (
     "HAMLET:\nTo be, or not to be: that is the question--\n\nWhether 'tis nobler o'er the king's "
@@ -176,7 +176,7 @@ def test_words_that_occur_once_are_unknown_in_training_too():
 def test_training_is_reproducible(kind, tmp_path):
     """In processes of their own, where hashes differ."""
     code = (
-        "import sys; from lightning_module.tokenizers import *;"
+        "import sys; from lightning_module.data.tokenizers import *;"
         "from tests.lightning_module.test_tokenizers import SETTINGS, TEXTS;"
         f"Tokenizer.train(SETTINGS['{kind}'], TEXTS).save(sys.argv[1])"
     )

@@ -24,11 +24,12 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from lightning_module import checkpoints, train
-from lightning_module.commands import CONFIGS
-from lightning_module.disk import write_atomically
-from lightning_module.guards import Stopped
+from lightning_module.atomic_files import write_atomically
+from lightning_module.errors import Stopped
+from lightning_module.lightning_warnings import quiet
 from lightning_module.run_directory import resumed
 from lightning_module.run_files import CHECKPOINTS, CONFIG, LAST, METRICS, read_metrics
+from lightning_module.settings.config_folder import CONFIGS
 from tests.lightning_module.conftest import TINY
 
 assert matplotlib.figure  # imported here, or every attempt would
@@ -85,7 +86,7 @@ class Attempt:
                     places = [f"data.paths=[{text}]", f"run_dir={run_dir}"]
                     config = compose("train", [*SETTINGS, *places, *strategy])
                 checkpoint = None
-            train.quiet()
+            quiet()
             train.train(config, checkpoint, go_on=go_on)
             return 0
         except Stopped:
@@ -102,7 +103,7 @@ class Attempt:
         """Whether all have ended within that time."""
         deadline = time.monotonic() + seconds
         while self.left and time.monotonic() < deadline:
-            # As launch.py does, and torchrun.
+            # As distributed/processes.py does, and torchrun.
             failed = any(code not in (0, STOPPED) for code in self.codes.values())
             self.give_up = self.give_up or (failed and time.monotonic() + GRACE)
             if self.give_up and time.monotonic() > self.give_up:

@@ -1,0 +1,94 @@
+"""The checkpoint that a run resumes from, and when it may be written."""
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Checkpoint
+
+from lightning_module.distributed import ranks
+from lightning_module.loggers.rewind import UNLOGGED, unlogged_row
+from lightning_module.run_files import LAST
+from lightning_module.training_progress import budget_used
+
+
+class LastCheckpoint(Checkpoint):
+    """Saves `last.ckpt` after each validation, every few minutes, and at the end of a run.
+
+    A `Checkpoint`, which Lightning calls after all other callbacks: what they know is in the file.
+
+    Args:
+        checkpoint_dir: where the file goes.
+        every_minutes: how much training a killed run loses at most. Looked at every
+            `log_every_n_steps`.
+    """
+
+    def __init__(self, checkpoint_dir: str | Path, every_minutes: float = 10.0) -> None:
+        self.path = Path(checkpoint_dir) / LAST
+        self.every_minutes = every_minutes
+        self._saved_step = -1
+        self._saved_at = math.inf
+        self._due = False
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._saved_at = time.monotonic()
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        # What Lightning numbers logged steps by is one too low in a run that goes on from the last
+        # checkpoint of one that had ended.
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if not may_save(trainer):
+            return
+        if trainer.global_step % trainer.log_every_n_steps == 0:
+            minutes = ranks.from_rank_zero(time.monotonic() - self._saved_at) / 60
+            self._due = self._due or minutes >= self.every_minutes
+        if self._due:
+            self._save(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
+        self._due = True  # within a step: when the step is over
+        if between_steps(trainer):
+            self._save(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._saved_step != trainer.global_step:
+            self._save(trainer)
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint[UNLOGGED] = unlogged_row(trainer)
+
+    def _save(self, trainer: L.Trainer) -> None:
+        for logger in trainer.loggers:  # first: what was logged before the checkpoint is kept
+            logger.save()
+        trainer.save_checkpoint(self.path)
+        self._saved_step, self._saved_at, self._due = trainer.global_step, time.monotonic(), False
+
+
+def may_save(trainer: L.Trainer) -> bool:
+    """Whether a run that goes on from after this batch is the same run.
+
+    It would not make up for a validation that follows the batch: that is saved after.
+    """
+    loop = trainer.fit_loop
+    validation_follows = (
+        budget_used(trainer) >= 1  # see ValidateAtEnd
+        or loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+    )
+    return between_steps(trainer) and not validation_follows
+
+
+def between_steps(trainer: L.Trainer) -> bool:
+    """Whether no gradient waits for its step, as with `accumulate_grad_batches`.
+
+    Gradients are not saved: a run that goes on from within a step would not be the same run.
+    """
+    batches = trainer.fit_loop.epoch_loop.batch_idx + 1
+    return batches % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch

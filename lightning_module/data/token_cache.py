@@ -1,0 +1,286 @@
+"""Tokens in files that are mapped into memory: made once a corpus and tokenizer, then opened."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import logging
+import mmap
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from lightning_module.atomic_files import NO_ROOM, beside
+from lightning_module.data.checksums import verify, write_checksums
+from lightning_module.data.corpora import Corpus, Document
+from lightning_module.data.tokenizers import Tokenizer, TokenizerSettings
+from lightning_module.errors import DataError
+from lightning_module.terminal.progress_bars import reading
+from triton_gru.cache import cache_directory
+
+log = logging.getLogger(__name__)
+
+CACHE_FORMAT = 2  # to be raised when the files or the tokens of the same settings change
+NOT_WHOLE = (OSError, ValueError, KeyError, TypeError)  # what opening a damaged folder raises
+
+# What a disk that cannot be written to reports.
+_NO_ROOM = (*NO_ROOM, errno.ENOTDIR, errno.EEXIST)
+
+
+# What a process has read of a mapped file counts as its memory until it gives it back, as it does
+# after each so many bytes. The system keeps the file's pages as long as it has room for them.
+_HELD = 2**26
+
+
+@dataclass
+class SplitTokens:
+    """The streams of one split, one after the other.
+
+    Attributes:
+        stream: Token ids [tokens + documents], mapped from a file; each document begins with
+            `<doc>`.
+        begins: Where each document begins in `stream`, and at last its length, int64
+            [documents + 1].
+        doc_id: Id of `<doc>`.
+        characters: Characters of the text.
+        tokens: Tokens to be predicted: all but `<doc>`.
+        unknown: Those of them that are `<unk>`.
+    """
+
+    stream: np.ndarray
+    begins: np.ndarray
+    doc_id: int
+    characters: int
+    tokens: int
+    unknown: int
+
+    def __post_init__(self) -> None:
+        self._read = 0
+
+    def take(self, places: np.ndarray) -> np.ndarray:
+        """The tokens at these places of `stream`, int64."""
+        self._read += places.size * self.stream.itemsize
+        if self._read >= _HELD and isinstance(self.stream, np.memmap):
+            self._read = 0
+            if hasattr(mmap, "MADV_DONTNEED"):  # not on every system
+                self.stream._mmap.madvise(mmap.MADV_DONTNEED)
+        return self.stream[places].astype(np.int64)
+
+
+def write_split(
+    folder: Path,
+    split: str,
+    documents: Iterator[Document],
+    tokenizer: Tokenizer,
+    advance: Callable[[int], None] = lambda characters: None,
+) -> dict[str, Any]:
+    """Writes the tokens of documents to `folder`, never holding more than a part of them.
+
+    Args:
+        folder: Where the files go.
+        split: Their names.
+        documents: What to write.
+        tokenizer: Makes the tokens.
+        advance: Called with the number of characters of each piece that was written.
+
+    Returns:
+        What `read_split` needs to know of the files.
+    """
+    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
+    begins, written, characters, unknown = [0], 0, 0, 0
+    with open(folder / f"{split}.tokens", "wb") as file:
+        for document in documents:
+            begun = written
+
+            def counted(pieces: Iterable[str] = document.pieces()) -> Iterator[str]:
+                nonlocal characters
+                for piece in pieces:
+                    yield piece
+                    characters += len(piece)
+                    advance(len(piece))
+
+            for ids in tokenizer.encode_corpus(counted()):
+                if written == begun:
+                    file.write(np.array([tokenizer.doc_id], dtype).tobytes())
+                    written += 1
+                file.write(ids.astype(dtype).tobytes())
+                written += len(ids)
+                if tokenizer.unk_id is not None:
+                    unknown += int((ids == tokenizer.unk_id).sum())
+            if written > begun:
+                begins.append(written)
+        _flush(file)
+    with open(folder / f"{split}.begins", "wb") as file:
+        file.write(np.array(begins, np.int64).tobytes())
+        _flush(file)
+    return {
+        "dtype": dtype.name,
+        "length": written,
+        "documents": len(begins) - 1,
+        "characters": characters,
+        "tokens": written - (len(begins) - 1),
+        "unknown": unknown,
+    }
+
+
+def _flush(file: BinaryIO) -> None:
+    # On the disk before the folder gets its final name, so that not even a power cut leaves a
+    # folder of that name with less in it.
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def read_split(folder: Path, split: str, doc_id: int) -> SplitTokens:
+    """Maps the files that `write_split` wrote.
+
+    Raises:
+        NOT_WHOLE: They are not there or not whole.
+    """
+    about = json.loads((folder / "about.json").read_text(encoding="utf-8"))[split]
+    arrays = {}
+    for name, dtype, length in (
+        ("tokens", about["dtype"], about["length"]),
+        ("begins", "int64", about["documents"] + 1),
+    ):
+        path = folder / f"{split}.{name}"
+        size = length * np.dtype(dtype).itemsize
+        if path.stat().st_size != size:
+            raise ValueError(f"{path} has {path.stat().st_size} bytes in place of {size}")
+        # A file of no bytes cannot be mapped.
+        arrays[name] = np.memmap(path, dtype, mode="r") if length else np.empty(0, dtype)
+    return SplitTokens(
+        stream=arrays["tokens"],
+        begins=arrays["begins"],
+        doc_id=doc_id,
+        characters=about["characters"],
+        tokens=about["tokens"],
+        unknown=about["unknown"],
+    )
+
+
+class TokenCache:
+    """A folder that holds a corpus as tokens: made once, whole or not at all.
+
+    Its name holds a digest of the text's fingerprint and the tokenizer's settings. It is written
+    under another name and renamed when whole, so runs that write it at once do not disturb each
+    other, and what is cut short by a kill or a full disk is never taken for the tokens. Checksums
+    tell whether its bytes are those that were written (`data/checksums.py`).
+    """
+
+    def __init__(self, corpus: Corpus, settings: TokenizerSettings):
+        self.corpus, self.settings = corpus, settings
+        key = json.dumps([CACHE_FORMAT, corpus.fingerprint, asdict(settings)])
+        digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+        self.folder = cache_directory() / "tokens" / f"{corpus.name}-{settings.kind}-{digest}"
+
+    def open(self) -> tuple[Tokenizer, SplitTokens, SplitTokens]:
+        """The tokenizer, the tokens to train on, the tokens held out.
+
+        Raises:
+            NOT_WHOLE: The folder is not there or not whole.
+        """
+        tokenizer = Tokenizer.load(self.folder / "tokenizer.json")
+        train, val = (read_split(self.folder, s, tokenizer.doc_id) for s in ("train", "val"))
+        return tokenizer, train, val
+
+    def make(self) -> None:
+        """Makes the folder unless it is there and whole.
+
+        Raises:
+            DataError: The corpus or the settings cannot be used, or the disk is full.
+        """
+        self.settings.check()
+        if self._is_whole():
+            return
+        started = time.monotonic()
+        log.info("Preparing %s for tokenizer=%s", self.corpus.description, self.settings.kind)
+        parent = self.folder.parent
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            self._sweep()
+            new = beside(self.folder)
+            new.mkdir()
+            try:
+                self._write(new)
+                self._replace_with(new)
+            finally:
+                shutil.rmtree(new, ignore_errors=True)
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                raise
+            raise DataError(
+                f"Cannot keep the tokens in {parent}: {error.strerror}. Nothing half-written was "
+                "left there. Make room, or set TRITON_GRU_CACHE to a folder elsewhere (a corpus "
+                "takes 2 bytes a token, 4 with more than 65,536 kinds)."
+            ) from error
+        log.info("Tokens are in %s (%.1f s)", self.folder, time.monotonic() - started)
+
+    def _is_whole(self) -> bool:
+        if not self.folder.exists():
+            return False
+        try:
+            verify(self.folder)
+            self.open()
+        except NOT_WHOLE as error:
+            log.warning("The tokens in %s are damaged (%s): made anew", self.folder, error)
+            return False
+        return True
+
+    def _write(self, folder: Path) -> None:
+        characters = 0
+
+        def texts(advance: Callable[[int], None]) -> Iterator[str]:
+            nonlocal characters
+            for document in self.corpus.train():
+                for piece in document.pieces():
+                    yield piece
+                    characters += len(piece)
+                    advance(len(piece))
+
+        with reading("Finding the tokens of the training text", None, log) as advance:
+            tokenizer = Tokenizer.train(self.settings, texts(advance))
+        tokenizer.save(folder / "tokenizer.json")
+        about: dict[str, Any] = {"corpus": self.corpus.description, **asdict(self.settings)}
+        for split, documents, what, total in (
+            ("train", self.corpus.train, "training", characters),
+            ("val", self.corpus.val, "validation", None),
+        ):
+            with reading(f"Tokenising the {what} text", total, log) as advance:
+                about[split] = write_split(folder, split, documents(), tokenizer, advance)
+            if not about[split]["tokens"]:
+                raise DataError(f"{self.corpus.description}: the {split} split holds no text.")
+        with open(folder / "about.json", "w", encoding="utf-8") as file:
+            json.dump(about, file, indent=1, ensure_ascii=False)
+            _flush(file)
+        write_checksums(folder)
+
+    def _replace_with(self, new: Path) -> None:
+        try:
+            os.rename(new, self.folder)  # refused where a folder lies that is not empty
+            return
+        except OSError:
+            if self._is_whole():  # another run was first
+                return
+        damaged = new.with_name(new.name + "-damaged")
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(self.folder, damaged)
+        shutil.rmtree(damaged, ignore_errors=True)
+        try:
+            os.rename(new, self.folder)
+        except OSError:
+            if not self._is_whole():
+                raise
+
+    def _sweep(self) -> None:
+        """Removes what runs that were killed a day ago or earlier left behind."""
+        for left in self.folder.parent.glob(".*"):
+            if left.is_dir() and time.time() - left.stat().st_mtime > 86_400:
+                shutil.rmtree(left, ignore_errors=True)

@@ -1,0 +1,191 @@
+"""Several processes on one machine that train one run: started, watched and ended together.
+
+The process that the user started (or Hydra's launcher, for a job of a sweep) trains nothing: it
+hands its resolved config to the ranks, so that all have the same parameters, write to one
+directory, and know nothing of a sweep. The ranks find each other as torchrun's do.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from omegaconf import DictConfig, OmegaConf
+
+from lightning_module.errors import (
+    CheckpointError,
+    DamagedFile,
+    DataError,
+    Diverged,
+    RankFailed,
+    RunError,
+    Stopped,
+)
+from lightning_module.terminal.signals import Interrupted, handled_by
+
+log = logging.getLogger(__name__)
+
+JOB = "job.json"
+# Ranks that lost one of theirs mostly end by themselves, and clear up; seconds they have for that.
+_GRACE = 5.0
+# What `train` raises on purpose: the message is all there is to say.
+_KINDS = (DataError, RunError, CheckpointError, DamagedFile, Diverged)
+EXPECTED = {kind.__name__: kind for kind in _KINDS}
+
+
+def launch(config: DictConfig, checkpoint: Path | None, ranks: int, go_on: bool) -> dict[str, Any]:
+    """Trains in `ranks` processes of this machine.
+
+    Args:
+        config: As `train` takes it.
+        checkpoint: As `train` takes it.
+        ranks: How many.
+        go_on: As `train` takes it.
+
+    Returns:
+        What `train` returned on rank 0.
+
+    Raises:
+        RankFailed: A rank died; the others are ended.
+        Exception: What `train` raises; of several ranks' errors the first.
+    """
+    with tempfile.TemporaryDirectory(prefix="triton_gru-ranks-") as folder:
+        job = {
+            "config": OmegaConf.to_yaml(config, resolve=True),
+            "checkpoint": checkpoint and str(checkpoint),
+            "go_on": go_on,
+        }
+        Path(folder, JOB).write_text(json.dumps(job))
+        # The ranks meet at a store that is open already: no other process can take its port.
+        store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        started = [_Rank(Path(folder), number, ranks, store.port) for number in range(ranks)]
+        try:
+            with _forwarding_signals(started) as received:
+                _wait(started, received)
+        finally:
+            for rank in started:
+                rank.kill()
+        if any(rank.process.returncode != 0 for rank in started):
+            failed = [rank for rank in started if rank.process.returncode != 0 and not rank.killed]
+            # One that wrote nothing down was killed; the others' errors are what came of it.
+            first = min(failed, key=lambda rank: rank.outcome().get("time", 0), default=None)
+            error = first and first.error()
+            if received and not isinstance(error, Stopped):
+                number = received[0]
+                raise Interrupted(number)
+            raise error
+        return started[0].outcome()["metrics"]
+
+
+class _Rank:
+    def __init__(self, folder: Path, number: int, ranks: int, port: int) -> None:
+        self.folder, self.number, self.ranks = folder, number, ranks
+        self.killed = False
+        threads = max(1, (os.cpu_count() or 1) // ranks)
+        environment = {
+            "OMP_NUM_THREADS": str(threads),
+            **os.environ,
+            "RANK": str(number),
+            "WORLD_SIZE": str(ranks),
+            "LOCAL_RANK": str(number),
+            "LOCAL_WORLD_SIZE": str(ranks),
+            "GROUP_RANK": "0",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            # What torchrun's workers go by: the store is there, be its client.
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+            "TORCHELASTIC_RUN_ID": folder.name,
+            "TORCHELASTIC_RESTART_COUNT": "0",
+        }
+        with open(self._errors, "wb") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "lightning_module.distributed.worker", str(folder)],
+                env=environment,
+                # Nothing is written to it: it closes when this process is gone, however it ended.
+                stdin=subprocess.PIPE,
+                stdout=None if number == 0 else subprocess.DEVNULL,
+                stderr=None if number == 0 else errors,
+                # A terminal's Ctrl-C comes to this process alone, which passes it on once.
+                start_new_session=True,
+            )
+
+    @property
+    def _errors(self) -> Path:
+        return self.folder / f"stderr-{self.number}.txt"
+
+    def kill(self) -> None:
+        if self.process.poll() is None:
+            self.killed = True
+            self.process.kill()
+        self.process.wait()
+        self.process.stdin.close()
+
+    def outcome(self) -> dict[str, Any]:
+        """What the rank wrote down at its end; nothing if something killed it."""
+        path = outcome_file(self.folder, self.number)
+        return json.loads(path.read_text()) if path.is_file() else {}
+
+    def error(self) -> BaseException:
+        outcome = self.outcome()
+        kind, text = outcome.get("kind"), outcome.get("text")
+        if kind == Stopped.__name__:
+            return Stopped(outcome["signal"], text)
+        if kind == Interrupted.__name__:
+            return Interrupted(outcome["signal"])
+        if kind in EXPECTED:
+            return EXPECTED[kind](text)
+        code = self.process.returncode
+        if text is None:
+            how = signal.Signals(-code).name if code < 0 else f"exit status {code}"
+            said = self._errors.read_text(errors="replace").splitlines()[-20:]
+            text = "\n".join([f"it was ended by {how}", *said])
+        return RankFailed(
+            f"rank {self.number} of {self.ranks} failed, the others were ended: {text}"
+        )
+
+
+def outcome_file(folder: Path, number: int) -> Path:
+    """Where a rank writes down how it ended."""
+    return folder / f"rank-{number}.json"
+
+
+def _wait(ranks: list[_Rank], received: list[int]) -> None:
+    """Until all have ended well, or the time of grace is over.
+
+    It begins when one has ended otherwise or, because a rank that waits for another one in torch
+    hears no signal, at the Ctrl-C that is to end the run at once.
+    """
+    give_up = None
+    while any(rank.process.poll() is None for rank in ranks):
+        at_once = signal.SIGINT in received[1:]
+        if give_up is None and (at_once or any(rank.process.poll() for rank in ranks)):
+            give_up = time.monotonic() + _GRACE
+        if give_up is not None and time.monotonic() > give_up:
+            return
+        time.sleep(0.05)
+
+
+@contextmanager
+def _forwarding_signals(ranks: list[_Rank]) -> Iterator[list[int]]:
+    """SIGINT and SIGTERM of this process go to the ranks, which save and end; yields which came."""
+    received: list[int] = []
+
+    def forward(number: int, frame: Any) -> None:
+        received.append(number)
+        for rank in ranks:
+            if rank.process.poll() is None:
+                rank.process.send_signal(number)
+
+    with handled_by(forward):
+        yield received

@@ -1,0 +1,1 @@
+"""The command `triton-gru-memory`: how far back GRU, LSTM and RNN remember."""

@@ -1,0 +1,105 @@
+"""Two tasks that nothing but memory solves, as next-token prediction: copying and adding.
+
+Both are asked of `SentencePredictor`, like text: tokens come in, and the targets are `IGNORE`
+except where the answer is due. Chance is the best that a model without memory can do.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_module.data.chunks import IGNORE, Chunk
+
+SYMBOLS = 8  # to copy; the tokens after them are the blank and the mark "now"
+COPIED = 3  # symbols a sequence
+DIGITS = 10  # to add; a marked digit is the digit + DIGITS
+
+
+class Task(NamedTuple):
+    """A task of one delay a sequence.
+
+    Attributes:
+        make: inputs and targets, int64 [T, B], of `delay`, `lanes` and a generator.
+        vocab_size: number of tokens.
+        chance: share of right answers that needs no memory.
+        shortest: smallest delay that the task makes sense for.
+    """
+
+    make: Callable[[int, int, torch.Generator], tuple[Tensor, Tensor]]
+    vocab_size: int
+    chance: float
+    shortest: int
+
+
+def copying(delay: int, lanes: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Three random symbols, blanks, a mark: from the mark on, name the symbols in their order.
+
+    After Hochreiter and Schmidhuber 1997. A symbol is read `delay` steps before it is named, and
+    the sequence is `delay + COPIED` steps long.
+    """
+    symbols = torch.randint(SYMBOLS, (COPIED, lanes), generator=generator)
+    inputs = torch.full((delay + COPIED, lanes), SYMBOLS)
+    inputs[:COPIED] = symbols
+    inputs[delay] = SYMBOLS + 1
+    targets = torch.full_like(inputs, IGNORE)
+    targets[delay:] = symbols
+    return inputs, targets
+
+
+def adding(delay: int, lanes: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A row of `delay` random digits, two of them marked: at its end, name their sum.
+
+    The adding problem of Hochreiter and Schmidhuber 1997 with digits in the place of real numbers,
+    so that the answer is one of 19 tokens. The first mark is in the first tenth of the row, the
+    second before its middle, so that both are `delay / 2` steps or more before the answer.
+    """
+    inputs = torch.randint(DIGITS, (delay, lanes), generator=generator)
+    tenth, middle = max(1, delay // 10), max(2, delay // 2)
+    marks = torch.stack(
+        [
+            torch.randint(tenth, (lanes,), generator=generator),
+            torch.randint(tenth, middle, (lanes,), generator=generator),
+        ]
+    )
+    targets = torch.full_like(inputs, IGNORE)
+    targets[-1] = inputs.gather(0, marks).sum(0)
+    return inputs.scatter_add(0, marks, torch.full_like(marks, DIGITS)), targets
+
+
+TASKS = {
+    "copy": Task(copying, SYMBOLS + 2, 1 / SYMBOLS, COPIED),
+    # Of the sums of two digits, 9 is the commonest.
+    "adding": Task(adding, 2 * DIGITS, 1 / DIGITS, 3),
+}
+
+
+class Sequences:
+    """Batches of a task, each of new sequences: a data loader.
+
+    Args:
+        task: one of `TASKS`.
+        delay: steps to remember.
+        lanes: B, sequences a batch.
+        seed: equal seeds make equal batches.
+        batches: how many; None for no end.
+
+    Raises:
+        ValueError: the delay is too short for the task.
+    """
+
+    def __init__(self, task: str, delay: int, lanes: int, seed: int, batches: int | None = None):
+        self.task, self.delay, self.lanes = TASKS[task], delay, lanes
+        self.seed, self.batches = seed, batches
+        if delay < self.task.shortest:
+            raise ValueError(f"{task} needs a delay of {self.task.shortest} or more; got {delay}")
+
+    def __iter__(self) -> Iterator[Chunk]:
+        generator = torch.Generator().manual_seed(self.seed)
+        fresh = torch.ones(self.lanes, dtype=torch.bool)
+        made = 0
+        while self.batches is None or made < self.batches:
+            inputs, targets = self.task.make(self.delay, self.lanes, generator)
+            yield Chunk(inputs, targets, fresh)
+            made += 1

@@ -1,0 +1,1 @@
+"""The page of `triton-gru-predict --serve`."""

@@ -1,0 +1,45 @@
+"""Names that settings had in runs of earlier versions, and what they are called now.
+
+Read where the config of a run is read, before its targets are compared with those that are trusted.
+"""
+
+import re
+from typing import Any
+
+# The modules of `_target_`, longest first.
+_MODULES = {
+    "averaging": "callbacks.averaging",
+    "corpora": "data.corpora",
+    "data": "data.datamodule",
+    "guards.LastCheckpoint": "callbacks.last_checkpoint.LastCheckpoint",
+    "guards": "callbacks.stopping",
+    "metrics_log": "loggers.metrics_csv",
+    "progress": "callbacks.progress",
+    "reports": "callbacks.reports",
+    "slowdown": "callbacks.slowdown",
+    "tokenizers": "data.tokenizers",
+    "trackers": "loggers.trackers",
+    "use_triton_gru": "callbacks.use_triton_gru",
+}
+# Up to the class or function: `data.SentenceDataModule`, not `data.datamodule.SentenceDataModule`.
+_TARGET = re.compile(rf"lightning_module\.({'|'.join(_MODULES)})(\.[A-Za-z]\w*)?")
+
+
+def translate(config: Any) -> Any:
+    """A config, of mappings and lists, with the present names in place of former ones."""
+    if isinstance(config, dict):
+        return {
+            key: translate_target(value) if key == "_target_" else translate(value)
+            for key, value in config.items()
+        }
+    if isinstance(config, list):
+        return [translate(item) for item in config]
+    return config
+
+
+def translate_target(name: Any) -> Any:
+    """The present name of a function or class; one that was never renamed, as it is."""
+    former = _TARGET.fullmatch(name) if isinstance(name, str) else None
+    if former is None:
+        return name
+    return f"lightning_module.{_MODULES[former[1]]}{former[2] or ''}"

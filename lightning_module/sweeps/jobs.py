@@ -1,0 +1,327 @@
+"""One job of a sweep: a training in a process of its own, and the record of how it ended.
+
+Whatever launches the jobs (this process, joblib, submitit, Ray) calls `run_job`, which starts
+`triton-gru-train` with the job's settings as an ordinary single run. Why a process each:
+
+- What trains in several processes starts the others from what it knows of itself: its command line
+  (Lightning), its environment (SLURM). Those of a sweep would run the sweep again, in a second
+  directory and, drawn anew, with other parameters (lightning#11300). Those of a job are the job.
+- A job that crashes or is killed, for want of memory say, is one failed job and not the end.
+- Process groups, signal handlers and GPU memory of one job do not reach the next.
+
+It costs the start of Python and torch, a few seconds a job.
+
+A sweep directory holds, beside one run directory a job:
+
+    sweep.json      what is searched, and for what (see hydra_plugins/triton_gru_sweepers)
+    jobs/3.json     how job 3 ended, a `Job`; written when it starts and again when it ends
+    jobs/3.log      what it printed
+"""
+
+import contextlib
+import ctypes
+import dataclasses
+import importlib.util
+import json
+import logging
+import math
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from lightning_module.atomic_files import write_atomically
+from lightning_module.errors import DamagedFile
+from lightning_module.run_files import CHECKPOINTS, CONFIG, LAST, METRICS, read_metrics, summarize
+from lightning_module.run_lock import wait_until_free
+
+log = logging.getLogger(__name__)
+
+SWEEP = "sweep.json"
+JOBS = "jobs"
+UNFINISHED, COMPLETE, FAILED = "unfinished", "complete", "failed"
+# What a search is told of a failed job: finite, because samplers and their storage take no NaN or
+# infinity, and never better than what it is told of a complete one, so that it keeps away from
+# where jobs fail.
+WORST = 1e6
+# Settings that say where and how jobs run, not what they compute.
+NOT_OF_THE_JOB = ("launcher", "run_dir")
+# Of conf/launcher: the module and the extra that brings it.
+LAUNCHERS = {
+    "joblib": ("hydra_plugins.hydra_joblib_launcher", "sweep"),
+    "submitit_local": ("hydra_plugins.hydra_submitit_launcher", "slurm"),
+    "submitit_slurm": ("hydra_plugins.hydra_submitit_launcher", "slurm"),
+    "ray": ("hydra_plugins.hydra_ray_launcher", "ray"),
+}
+_PARENT = "TRITON_GRU_JOB_PARENT"  # the process that runs the job of this one
+SWEEP_PROCESS = "TRITON_GRU_SWEEP_PROCESS"  # the process that runs the whole sweep
+
+
+@dataclasses.dataclass
+class Job:
+    """How a job of a sweep ended.
+
+    Attributes:
+        number: of the job, and of its directory.
+        overrides: its settings as `key=value`.
+        run_dir: its run directory.
+        state: "unfinished", "complete" or "failed".
+        value: the objective of a complete job.
+        reason: why it failed.
+        seconds: wall time, the start of Python included; of all attempts.
+        metrics: at the best checkpoint, see `summarize`.
+    """
+
+    number: int
+    overrides: list[str]
+    run_dir: str
+    state: str = UNFINISHED
+    value: float | None = None
+    reason: str = ""
+    seconds: float = 0.0
+    metrics: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def told(self, direction: str) -> float:
+        """The value that a search is told: finite, and a failed job's the worst there is."""
+        if self.state == COMPLETE:
+            return max(-WORST, min(self.value, WORST))
+        return WORST if direction == "minimize" else -WORST
+
+    def command(self) -> str:
+        """The command line that does the same as a single run, ready for a shell."""
+        return shlex.join(["triton-gru-train", *self.overrides])
+
+
+def record_file(sweep_dir: Path, number: int) -> Path:
+    """Where the record of a job lies."""
+    return sweep_dir / JOBS / f"{number}.json"
+
+
+def read_job(sweep_dir: Path, number: int) -> Job | None:
+    """The record of a job, None for one that has not begun.
+
+    Raises:
+        DamagedFile: it is no such record.
+    """
+    file = record_file(sweep_dir, number)
+    if not file.exists():
+        return None
+    try:
+        return Job(**json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise DamagedFile(
+            f"{file} is damaged ({error}): without it job {number} counts as not begun; remove it"
+        ) from None
+
+
+def read_description(sweep_dir: Path) -> dict[str, Any]:
+    """What sweep.json says was searched.
+
+    Raises:
+        DamagedFile: it is not what a sweep writes.
+    """
+    file = sweep_dir / SWEEP
+    try:
+        described = json.loads(file.read_text(encoding="utf-8"))
+        kinds = {"sweeper": str, "objective": str, "direction": str, "parameters": dict}
+        for name, kind in {**kinds, "fixed": list}.items():
+            if not isinstance(described[name], kind):
+                raise TypeError(f"{name} is no {kind.__name__}")
+        return described
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise DamagedFile(
+            f"{file} is damaged ({type(error).__name__}: {error}): no report, and no going on, "
+            "without it"
+        ) from None
+
+
+def read_jobs(sweep_dir: Path) -> list[Job]:
+    """The records of all jobs that have begun, by number."""
+    numbers = sorted(int(f.stem) for f in (sweep_dir / JOBS).glob("*.json"))
+    return [read_job(sweep_dir, number) for number in numbers]
+
+
+def own_overrides(overrides: list[str]) -> list[str]:
+    """Those settings of a sweep's command line that a job computes by."""
+    return [o for o in overrides if o.partition("=")[0].lstrip("+~") not in NOT_OF_THE_JOB]
+
+
+def run_job() -> Job:
+    """Run the job that Hydra has configured in this process.
+
+    A job that was interrupted goes on from its last checkpoint; one that is complete is left alone.
+    While another process still runs it (a job of a cluster outlives the sweep that sent it), this
+    one waits and then takes over its result.
+
+    Returns:
+        The record. A training that fails raises nothing here.
+    """
+    import fcntl  # which only Unix has; single runs do without
+
+    _end_worker_with_sweep()
+    hydra = HydraConfig.get()
+    sweep_dir = Path(hydra.runtime.cwd, hydra.sweep.dir)
+    number = int(hydra.job.num)
+    job = Job(
+        number, own_overrides(list(hydra.overrides.task)), str(sweep_dir / hydra.sweep.subdir)
+    )
+    (sweep_dir / JOBS).mkdir(parents=True, exist_ok=True)
+    # Under SLURM every rank of a job comes here; the first keeps the record.
+    rank = int(os.environ.get("SLURM_PROCID", 0)) if "SLURM_STEP_ID" in os.environ else 0
+    name = f"{number}" if rank == 0 else f"{number}.rank{rank}"
+    with (sweep_dir / JOBS / f"{name}.lock").open("w") as lock:
+        # Without locks of the system's, as on some network file systems, there is the run's own.
+        with contextlib.suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        wait_until_free(Path(job.run_dir))
+        earlier = read_job(sweep_dir, number)
+        if earlier is not None and earlier.state == COMPLETE:
+            return earlier
+        if earlier is not None and rank == 0:
+            job.seconds = earlier.seconds
+        arguments = _arguments(job, hydra, interrupted=earlier and earlier.state == UNFINISHED)
+        if rank == 0:
+            write_job(sweep_dir, job)
+        begun = time.monotonic()
+        with (sweep_dir / JOBS / f"{name}.log").open("ab") as output:
+            start = output.tell()
+            code = _run(arguments, hydra.runtime.cwd, output, lock.fileno())
+        job.seconds += time.monotonic() - begun
+        _judge(job, code, hydra.sweeper.objective, Path(output.name), start)
+        if rank == 0:
+            write_job(sweep_dir, job)
+    log.info(
+        f"job {number}: {hydra.sweeper.objective} {job.value:.4f} after {job.seconds:.0f} s"
+        if job.state == COMPLETE
+        else f"job {number}: failed: {job.reason}"
+    )
+    return job
+
+
+def _arguments(job: Job, hydra: DictConfig, interrupted: bool) -> list[str]:
+    """The command line of a job's process."""
+    run_dir = Path(job.run_dir)
+    command = [sys.executable, "-m", "lightning_module.train"]
+    for source in hydra.runtime.config_sources:
+        if source.provider == "command-line":
+            command += ["--config-dir", source.path]
+    if interrupted and (run_dir / CHECKPOINTS / LAST).is_file() and (run_dir / CONFIG).is_file():
+        # The targets that this command names are its user's own; the run's config repeats them.
+        named = [o.partition("=")[2] for o in job.overrides if "_target_=" in o]
+        trust = [f"trust=[{','.join(named)}]"] if named else []
+        return [*command, f"resume={run_dir}", *trust]
+    if run_dir.exists():
+        shutil.rmtree(run_dir)  # what an attempt left that came to no checkpoint, or failed
+    return [*command, *job.overrides, f"run_dir={run_dir}"]
+
+
+def _run(arguments: list[str], cwd: str, output: Any, lock: int) -> int:
+    """The exit code of a process, which keeps the lock and does not outlive this one."""
+    process = subprocess.Popen(
+        arguments,
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, _PARENT: str(os.getpid())},
+        pass_fds=[lock],
+    )
+    try:
+        return process.wait()
+    except BaseException:  # Ctrl-C, or a cluster that wants its node back: the run saves and ends
+        process.terminate()
+        process.wait()
+        raise
+
+
+def end_with_sweep() -> None:
+    """In the process of a job: be terminated, and so save, when the sweep's process is killed."""
+    parent = os.environ.pop(_PARENT, None)  # not for the other ranks: their parent is this process
+    if parent is None:
+        return
+    # With this submitit tells the process above that the time is nearly over; that one ends this.
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG, man 2 prctl
+    else:
+        _end_with(int(parent))
+    if os.getppid() != int(parent):
+        raise SystemExit(128 + signal.SIGTERM)
+
+
+def _end_worker_with_sweep() -> None:
+    """In a process that the sweep's started to run jobs (joblib): be terminated when it is gone."""
+    sweep = int(os.environ.get(SWEEP_PROCESS, 0))
+    # Elsewhere jobs run in the sweep's own process, or on machines that outlive it.
+    if sweep == os.getppid():
+        _end_with(sweep)
+
+
+def _end_with(parent: int) -> None:
+    """From now on terminates this process when its parent is another one."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def refuse_missing_launcher() -> None:
+    """Say what to install for `launcher=NAME`, which Hydra could only not find."""
+    for argument in sys.argv[1:]:
+        key, _, name = argument.partition("=")
+        plugin, extra = LAUNCHERS.get(name, ("", "")) if key == "launcher" else ("", "")
+        if plugin and importlib.util.find_spec(plugin) is None:
+            print(
+                f"error: {argument} needs a plugin of Hydra: pip install 'triton-gru[{extra}]'",
+                file=sys.stderr,
+            )
+            raise SystemExit(1)
+
+
+def _judge(job: Job, code: int, objective: str, output: Path, start: int) -> None:
+    """Fill in how a job ended whose process ended with `code`."""
+    job.metrics = summarize(read_metrics(Path(job.run_dir) / METRICS))
+    job.state, job.value = FAILED, None
+    if code != 0:
+        job.reason = _reason(code, output, start)
+    elif objective not in job.metrics:
+        known = ", ".join(job.metrics) or "none: it ended before its first validation"
+        job.reason = f"the objective {objective} is not among its metrics ({known})"
+    elif not math.isfinite(job.metrics[objective]):
+        job.reason = f"{objective} is {job.metrics[objective]}"
+    else:
+        job.state, job.value, job.reason = COMPLETE, float(job.metrics[objective]), ""
+
+
+def _reason(code: int, output: Path, start: int) -> str:
+    """The first error that a process printed, or else what ended it."""
+    with output.open("rb") as file:
+        file.seek(start)
+        lines = file.read().decode(errors="replace").splitlines()
+    errors = [line[len("error: ") :] for line in lines if line.startswith("error: ")]
+    if errors:
+        return errors[0]
+    number = -code if code < 0 else code - 128
+    if number in set(signal.Signals):
+        return f"ended by {signal.Signals(number).name}"
+    hint_of_hydra = "Set the environment variable HYDRA_FULL_ERROR"
+    said = [line.strip() for line in lines if line.strip() and not line.startswith(hint_of_hydra)]
+    return f"exit code {code}: {said[-1] if said else 'it printed nothing'}"
+
+
+def write_job(sweep_dir: Path, job: Job) -> None:
+    """Write a record; a reader sees the old one or the new one."""
+    text = json.dumps(dataclasses.asdict(job), indent=1, ensure_ascii=False) + "\n"
+    write_atomically(record_file(sweep_dir, job.number), text.encode())
