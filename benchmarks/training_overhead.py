@@ -13,7 +13,6 @@ import copy
 import re
 import tempfile
 import time
-from typing import Any
 
 import lightning as L
 import numpy as np
@@ -22,13 +21,12 @@ import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from lightning.pytorch.profilers import SimpleProfiler
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import nn
 
 from lightning_module.data.chunks import Chunk
 from lightning_module.data.datamodule import SentenceDataModule
 from lightning_module.lightning_warnings import quiet
-from lightning_module.model import SentencePredictor
 from lightning_module.settings.config_folder import CONFIGS
 
 # Steps in which loggers open their files and allocators grow; a training has thousands.
@@ -99,15 +97,9 @@ def train(config: DictConfig, data: SentenceDataModule, **more) -> None:
     """The quickstart's training, as the command does it."""
     callbacks = [*(instantiate(c) for c in config.callbacks.values()), *more.pop("callbacks", ())]
     loggers = [instantiate(c) for c in config.logger.values()]
-    predictor = SentencePredictor(
-        data.vocab_size, optimizer=instantiate(config.optimizer), **model_settings(config)
-    )
+    predictor = instantiate(config.model, optimizer=config.optimizer, vocab_size=data.vocab_size)
     trainer = instantiate(config.trainer, callbacks=callbacks, logger=loggers, **more)
     trainer.fit(predictor, datamodule=data)
-
-
-def model_settings(config: DictConfig) -> dict[str, Any]:
-    return OmegaConf.to_container(config.model)
 
 
 def profile(profiler: SimpleProfiler) -> list[tuple[str, float]]:
@@ -149,7 +141,7 @@ def main() -> None:
     data.prepare_data()
     data.setup("fit")
     print(data.describe())
-    sizes = (model_settings(config)[name] for name in ("embedding_size", "hidden_size"))
+    sizes = (config.model.embedding_size, config.model.hidden_size)
     untrained, ratios = Bare(data.vocab_size, *sizes), []
     for round_ in range(arguments.rounds + 1):
         model = copy.deepcopy(untrained)

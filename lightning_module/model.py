@@ -12,10 +12,12 @@ from lightning.pytorch.utilities.enums import GradClipAlgorithmType
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
+from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
 from lightning_module.data.chunks import IGNORE, Chunk
 from lightning_module.distributed import ranks
+from lightning_module.errors import RunError
 from lightning_module.training_progress import budget_used
 from triton_gru import GRU
 
@@ -328,10 +330,15 @@ class SentencePredictor(L.LightningModule):
             raise ValueError(
                 "to train, SentencePredictor needs optimizer=, as in partial(AdamW, lr=4e-3)"
             )
-        optimizer = self.optimizer_factory(self.parameters())
-        # LambdaLR hands over its own step count; the budget knows better (steps, epochs or time,
-        # whichever ends first).
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: self._lr_factor())
+        try:
+            optimizer = self.optimizer_factory(self.parameters())
+            # LambdaLR passes its own step count; `budget_used` knows better (steps, epochs or
+            # time, whichever ends first).
+            schedule = LambdaLR(optimizer, lambda _: self._lr_factor())
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise RunError(
+                f"the settings of optimizer or scheduler cannot be used: {error}"
+            ) from error
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"},

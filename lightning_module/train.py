@@ -9,6 +9,7 @@ import logging
 import os
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,7 @@ import lightning as L
 import torch
 from hydra.core.hydra_config import HydraConfig
 from lightning.fabric.plugins.environments import LightningEnvironment
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig
 
 from lightning_module.atomic_files import NO_ROOM
 from lightning_module.callbacks.stopping import EndWhenTakenOver
@@ -27,7 +27,7 @@ from lightning_module.checkpoints import (
     read_checkpoint,
     tokenizer_fingerprint,
 )
-from lightning_module.data.datamodule import ChunkLoader
+from lightning_module.data.datamodule import ChunkLoader, SentenceDataModule
 from lightning_module.distributed import ranks
 from lightning_module.distributed.processes import EXPECTED, launch
 from lightning_module.distributed.ranks import World, make_strategy
@@ -51,21 +51,6 @@ from lightning_module.training_progress import SharedClock
 log = logging.getLogger(__name__)
 
 
-def train_on_all_ranks(
-    config: DictConfig, checkpoint: Path | None = None, *, go_on: bool = False
-) -> dict[str, Any]:
-    """`train`, in as many processes of this machine as the config asks for.
-
-    Raises:
-        RankFailed: one of them died.
-        Exception: what `train` raises.
-    """
-    world = World.of(config.trainer)
-    if world.size == 1 or world.environment is not None:
-        return train(config, checkpoint, go_on=go_on)
-    return launch(config, checkpoint, world.size, go_on)
-
-
 def train(
     config: DictConfig, checkpoint: Path | None = None, *, go_on: bool = False
 ) -> dict[str, Any]:
@@ -73,8 +58,8 @@ def train(
 
     Args:
         config: as `conf/train.yaml` composes it.
-        checkpoint: go on from here, in the same run directory.
-        go_on: the run directory is one of this run; without a checkpoint it begins anew.
+        checkpoint: resume from here, in the same run directory.
+        go_on: the run directory is one of this run; without a checkpoint it starts over.
 
     Returns:
         The validation metrics of the best checkpoint (see `summarize`).
@@ -94,21 +79,38 @@ def train(
     try:
         # Before the checkpoint is read: no other process may write it from here on.
         ranks.once(lock.take if go_on else lambda: check_run_dir(lock.run_dir))
-        return _train(config, checkpoint, world, lock, go_on=go_on)
+        L.seed_everything(config.seed, workers=True, verbose=False)
+        # Everything that can be wrong with settings and data shows before anything is written.
+        data = _data(config)
+        trainer = _trainer(config, world, data, lock)
+        saved = read_checkpoint(checkpoint) if checkpoint is not None else None
+        model = build(
+            "model",
+            config.model,
+            optimizer=config.optimizer,
+            schedule=config.scheduler,
+            vocab_size=data.vocab_size,
+            chars_per_token=data.chars_per_token,
+        )
+        _check(model, data, trainer.strategy.root_device, saved, checkpoint)
+        if ranks.rank() == 0:
+            log.info(model.describe())
+        if config.compile:
+            model.compile()
+        if go_on:
+            undo = ranks.once(
+                lambda: go_on_in_run_dir(lock.run_dir, config, data, trainer, saved)
+            )
+        else:
+            undo = ranks.once(lambda: make_run_dir(lock.run_dir, config, data, lock))
+        begun = saved["global_step"] if saved else 0
+        _fit(trainer, model, data, checkpoint, begun, lock.run_dir, undo, go_on)
+        return summarize(read_metrics(lock.run_dir / METRICS))
     finally:
         lock.release()
 
 
-def _train(
-    config: DictConfig, checkpoint: Path | None, world: World, lock: RunLock, *, go_on: bool
-) -> dict[str, Any]:
-    run_dir = lock.run_dir
-    if config.logger.get("csv") is None:
-        raise RunError(
-            "logger.csv cannot be left out: curves, summary and resuming are made from metrics.csv"
-        )
-    L.seed_everything(config.seed, workers=True, verbose=False)
-    # Everything that can be wrong with settings and data shows before anything is written.
+def _data(config: DictConfig) -> SentenceDataModule:
     if "paths" in config.data:  # a run is resumed from any directory
         config.data.paths = [os.path.abspath(os.path.expanduser(p)) for p in config.data.paths]
     data = build("data", config.data, tokenizer=build("tokenizer", config.tokenizer))
@@ -116,6 +118,21 @@ def _train(
     data.setup("fit")
     if ranks.rank() == 0:
         log.info(data.describe())
+    return data
+
+
+def _trainer(
+    config: DictConfig, world: World, data: SentenceDataModule, lock: RunLock
+) -> L.Trainer:
+    if config.logger.get("csv") is None:
+        raise RunError(
+            "logger.csv cannot be left out: curves, summary and resuming are made from metrics.csv"
+        )
+    if config.trainer.strategy == "fsdp" and config.callbacks.get("averaging"):
+        raise RunError(
+            "averaging= keeps all weights on every rank, strategy=fsdp a part on each: set "
+            "strategy=ddp or averaging=null"
+        )
     if (
         isinstance(config.trainer.val_check_interval, int)
         and config.trainer.check_val_every_n_epoch is not None
@@ -123,64 +140,10 @@ def _train(
         > ChunkLoader(data.train, config.trainer.limit_train_batches).pass_length
     ):
         config.trainer.check_val_every_n_epoch = None  # longer than a pass: counted across passes
-    trainer = _trainer(config, world, [EndWhenTakenOver(lock)])
-    saved = read_checkpoint(checkpoint) if checkpoint is not None else None
-    if saved and tokenizer_fingerprint(saved) not in (None, data.tokenizer.fingerprint):
-        raise CheckpointError(
-            f"{checkpoint} was trained with another tokenizer than the one that this text and "
-            "these settings make, so its tokens mean something else. Restore the text "
-            f"({data.tokenizer_settings.kind} tokens are made from it) and tokenizer= of the run "
-            "that wrote it, or train anew"
-        )
-    model = _model(config, data, trainer.strategy.root_device)
-    if data.batching == "packed" and not model.takes_resets:
-        raise RunError(
-            "data.batching=packed needs a core that starts anew inside a row: "
-            f"model/core=gru or gru_reset_before, not {model.hparams.core['name']}. "
-            "With this core set data.batching=stream"
-        )
-    if saved:
-        try:
-            model.load_state_dict(saved["state_dict"])
-        except RuntimeError as error:
-            raise CheckpointError(
-                f"{checkpoint} does not fit the model that the config describes: "
-                + " ".join(str(error).split())
-            ) from error
-    if ranks.rank() == 0:
-        log.info(model.describe())
-    if config.compile:
-        model.compile()
-    if go_on:
-        undo = ranks.once(lambda: go_on_in_run_dir(run_dir, config, data, trainer, saved))
-    else:
-        undo = ranks.once(lambda: make_run_dir(run_dir, config, data, lock))
-    begun = saved["global_step"] if saved else 0
-    try:
-        trainer.fit(model, datamodule=data, ckpt_path=checkpoint)
-    except BaseException as error:
-        again = f"go on from the last checkpoint: resume={run_dir}"
-        asked_to_end = isinstance(error, Stopped | Interrupted)
-        if undo and trainer.global_step <= begun and not (go_on and asked_to_end):
-            undo()  # nothing was learnt: the run is as it was, or its name free for another try
-            again = again if go_on else "train again"
-        if isinstance(error, OSError) and error.errno in NO_ROOM:
-            raise CheckpointError(
-                f"could not write to {run_dir}: {error.strerror}. Free some space, then {again}"
-            ) from error
-        raise
-    return summarize(read_metrics(run_dir / METRICS))
-
-
-def _trainer(config: DictConfig, world: World, callbacks: list[L.Callback]) -> L.Trainer:
+    callbacks = [EndWhenTakenOver(lock)]
     callbacks += [build(f"callbacks.{k}", c) for k, c in config.callbacks.items() if c]
     if world.size > 1:
         callbacks.append(SharedClock())
-    if config.trainer.strategy == "fsdp" and config.callbacks.get("averaging"):
-        raise RunError(
-            "averaging= keeps all weights on every rank, strategy=fsdp a part on each: set "
-            "strategy=ddp or averaging=null"
-        )
     settings = {}
     if isinstance(config.trainer.strategy, str):
         settings["strategy"] = make_strategy(config.trainer.strategy, world)
@@ -196,29 +159,71 @@ def _trainer(config: DictConfig, world: World, callbacks: list[L.Callback]) -> L
     )
 
 
-def _model(config: DictConfig, data: Any, device: torch.device) -> SentencePredictor:
-    """The model, after it and its optimizer have been tried on one token.
+def _check(
+    model: SentencePredictor,
+    data: SentenceDataModule,
+    device: torch.device,
+    saved: dict[str, Any] | None,
+    checkpoint: Path | None,
+) -> None:
+    """Tries the model on one token and loads the weights of a checkpoint into it.
 
     Raises:
-        RunError: the settings make no model, or none that runs on the device.
+        RunError: it does not run on the device, or not on such data.
+        CheckpointError: the checkpoint is of another model or of another tokenizer.
     """
-    try:
-        model = SentencePredictor(
-            data.vocab_size,
-            chars_per_token=data.chars_per_token,
-            optimizer=build("optimizer", config.optimizer),
-            schedule=build("scheduler", config.scheduler),
-            **OmegaConf.to_container(config.model, resolve=True),
+    if saved and tokenizer_fingerprint(saved) not in (None, data.tokenizer.fingerprint):
+        raise CheckpointError(
+            f"{checkpoint} was trained with another tokenizer than the one that this text and "
+            "these settings make, so its tokens mean something else. Restore the text "
+            f"({data.tokenizer_settings.kind} tokens are made from it) and tokenizer= of the run "
+            "that wrote it, or start a new run"
         )
-        model.optimizer_factory(model.parameters())
-        model.schedule(0.0)
+    try:
         with torch.no_grad():
             model.to(device)(torch.zeros(1, 1, dtype=torch.int64, device=device))
-    except (TypeError, ValueError, RuntimeError, OmegaConfBaseException) as error:
-        if isinstance(error, RunError):
-            raise
-        raise RunError(f"model, optimizer and scheduler make no model: {error}") from error
-    return model
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise RunError(f"the settings of model cannot be used: {error}") from error
+    if data.batching == "packed" and not model.takes_resets:
+        raise RunError(
+            "data.batching=packed needs a layer that can be reset inside a row: "
+            f"model/core=gru or gru_reset_before, not {model.hparams.core['name']}. "
+            "With this one set data.batching=stream"
+        )
+    if saved:
+        try:
+            model.load_state_dict(saved["state_dict"])
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"{checkpoint} does not fit the model that the config describes: "
+                + " ".join(str(error).split())
+            ) from error
+
+
+def _fit(
+    trainer: L.Trainer,
+    model: SentencePredictor,
+    data: SentenceDataModule,
+    checkpoint: Path | None,
+    begun: int,
+    run_dir: Path,
+    undo: Callable[[], None] | None,
+    go_on: bool,
+) -> None:
+    """Trains; where no step ran after the `begun` of the checkpoint, undoes what was written."""
+    try:
+        trainer.fit(model, datamodule=data, ckpt_path=checkpoint)
+    except BaseException as error:
+        again = f"resume from the last checkpoint: resume={run_dir}"
+        asked_to_end = isinstance(error, Stopped | Interrupted)
+        if undo and trainer.global_step <= begun and not (go_on and asked_to_end):
+            undo()  # no step ran: the run is as it was, or its name free for another one
+            again = again if go_on else "train again"
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            raise CheckpointError(
+                f"could not write to {run_dir}: {error.strerror}. Free some space, then {again}"
+            ) from error
+        raise
 
 
 def run(config: DictConfig, changes: list[str]) -> None:
@@ -242,7 +247,11 @@ def run(config: DictConfig, changes: list[str]) -> None:
             run_dir = Path(config.run_dir)
         else:
             config.run_dir = str(run_dir)
-        metrics = train_on_all_ranks(config, checkpoint, go_on=go_on)
+        world = World.of(config.trainer)
+        if world.size == 1 or world.environment is not None:
+            metrics = train(config, checkpoint, go_on=go_on)
+        else:
+            metrics = launch(config, checkpoint, world.size, go_on)
     except Stopped as stopped:
         if ranks.rank() == 0:
             print(f"\n{stopped}\nGo on with: {resume_command(run_dir)}", file=sys.stderr)

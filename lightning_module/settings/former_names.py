@@ -26,14 +26,12 @@ _TARGET = re.compile(rf"lightning_module\.({'|'.join(_MODULES)})(\.[A-Za-z]\w*)?
 
 
 def translate(config: Any) -> Any:
-    """A config, of mappings and lists, with the present names in place of former ones."""
-    if isinstance(config, dict):
-        return {
-            key: translate_target(value) if key == "_target_" else translate(value)
-            for key, value in config.items()
-        }
-    if isinstance(config, list):
-        return [translate(item) for item in config]
+    """The config of a run, as its file has it, with the present names in place of former ones."""
+    config = _with_present_targets(config)
+    model = config.get("model") if isinstance(config, dict) else None
+    if isinstance(model, dict):  # built without Hydra before
+        model.setdefault("_target_", "lightning_module.model.SentencePredictor")
+        model.setdefault("_convert_", "all")
     return config
 
 
@@ -43,3 +41,14 @@ def translate_target(name: Any) -> Any:
     if former is None:
         return name
     return f"lightning_module.{_MODULES[former[1]]}{former[2] or ''}"
+
+
+def _with_present_targets(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {
+            key: translate_target(item) if key == "_target_" else _with_present_targets(item)
+            for key, item in value.items()
+        }
+    if isinstance(value, list):
+        return [_with_present_targets(item) for item in value]
+    return value
