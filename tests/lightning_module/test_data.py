@@ -18,10 +18,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lightning_module.data import checksums, token_cache
 from lightning_module.data.checksums import CHECKED, SUMS
 from lightning_module.data.chunks import IGNORE, LaneChunks
 from lightning_module.data.corpora import Corpus, Document, text_files
-from lightning_module.data.datamodule import SentenceDataModule, checksums, token_cache
+from lightning_module.data.datamodule import SentenceDataModule
 from lightning_module.data.token_cache import NOT_WHOLE, SplitTokens, TokenCache
 from lightning_module.data.tokenizers import TokenizerSettings
 from lightning_module.distributed import ranks
