@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 
 from lightning_module.atomic_files import write_atomically
+from lightning_module.run_files import METRICS
 
 
 class MetricsLogger(CSVLogger):
-    """Lightning's CSV logger for a file that is gone on with.
+    """Lightning's CSV logger for a file that a resumed run continues.
 
-    Lightning's own begins by deleting the file, and writes it anew with every new column: a process
-    killed meanwhile loses what was logged in all the hours before.
+    Lightning's own begins by deleting the file, and truncates it before it writes a new column: a
+    process killed meanwhile loses what was logged in all the hours before.
     """
 
     @property
@@ -24,26 +24,40 @@ class MetricsLogger(CSVLogger):
     def experiment(self) -> "_Writer":
         """What writes the file."""
         if self._experiment is None:
-            self._experiment = _Writer(self.log_dir)
+            self._experiment = _Writer(Path(self.log_dir, METRICS))
         return self._experiment
 
 
-class _Writer(ExperimentWriter):
+class _Writer:
+    """Appends rows; a new column, which changes the header too, replaces the file as a whole."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.metrics: list[dict[str, Any]] = []  # not yet written
+        self._columns: list[str] = []
+        file.parent.mkdir(parents=True, exist_ok=True)
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        self.metrics.append({**metrics, "step": step})
+
+    def save(self) -> None:
+        if {name for row in self.metrics for name in row} <= set(self._columns):
+            if self.metrics:
+                with self.file.open("a", newline="", encoding="utf-8") as file:
+                    csv.DictWriter(file, self._columns).writerows(self.metrics)
+        else:
+            earlier = []
+            if self.file.is_file():
+                with self.file.open(newline="", encoding="utf-8") as file:
+                    earlier = list(csv.DictReader(file))
+            self.keep([*earlier, *self.metrics])
+        self.metrics = []
+
     def keep(self, rows: list[dict[str, Any]]) -> None:
         """Begins with these rows in place of what the file holds."""
-        self.metrics_keys = sorted({name for row in rows for name in row})
-        self._write(rows)
-
-    def _check_log_dir_exists(self) -> None:
-        pass  # nothing is deleted
-
-    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
-        with open(self.metrics_file_path, newline="", encoding="utf-8") as file:
-            self._write(list(csv.DictReader(file)))
-
-    def _write(self, rows: list[dict[str, Any]]) -> None:
+        self._columns = sorted({name for row in rows for name in row})
         text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, self.metrics_keys)
+        writer = csv.DictWriter(text, self._columns)
         writer.writeheader()
         writer.writerows(rows)
-        write_atomically(Path(self.metrics_file_path), text.getvalue().encode())
+        write_atomically(self.file, text.getvalue().encode())

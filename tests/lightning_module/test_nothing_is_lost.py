@@ -14,7 +14,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from lightning_module.callbacks.stopping import LastCheckpoint
+from lightning_module.callbacks.last_checkpoint import LastCheckpoint
 from lightning_module.loggers.metrics_csv import MetricsLogger
 from lightning_module.run_files import CHECKPOINTS, LAST, METRICS, read_metrics
 from tests.lightning_module.conftest import TINY, made_text
