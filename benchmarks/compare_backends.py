@@ -44,7 +44,7 @@ def runs(folder: Path) -> list[dict[str, Any]]:
         if not math.isfinite(summary["last_val_loss"]):
             raise ValueError(f"{run_dir} ended with a loss of {summary['last_val_loss']}")
         settings = rest
-        tokens = config["data"]["lanes"] * config["data"]["seq_len"]
+        tokens = config["data"]["batch_size"] * config["data"]["seq_len"]
         tokens *= config["trainer"]["accumulate_grad_batches"]
         found.append(
             run

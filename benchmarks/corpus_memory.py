@@ -51,10 +51,10 @@ def run(cache: Path, text: Path, run_dir: Path, *more: str) -> dict[str, float]:
     begun = time.monotonic()
     process = subprocess.Popen(
         [sys.executable, "-m", "lightning_module.train", "data=text_files",
-         f"data.paths=[{text}]", "data.val_fraction=0.01", f"run_dir={run_dir}", "data.lanes=64",
-         "data.seq_len=128", "model.hidden_size=32", "model.embedding_size=16",
-         "trainer.max_epochs=-1", "trainer.limit_val_batches=2", "trainer.accelerator=cpu",
-         *more],
+         f"data.paths=[{text}]", "data.val_fraction=0.01", f"run_dir={run_dir}",
+         "data.batch_size=64", "data.seq_len=128", "model.hidden_size=32",
+         "model.embedding_size=16", "trainer.max_epochs=-1", "trainer.limit_val_batches=2",
+         "trainer.accelerator=cpu", *more],
         env={**os.environ, "TRITON_GRU_CACHE": str(cache)},
         stdout=subprocess.DEVNULL,
     )  # fmt: skip

@@ -1,6 +1,6 @@
 """How much of a batch is useful: lines packed into full rows against lines padded to the longest.
 
-    python -m benchmarks.packing [data=shakespeare tokenizer=char data.lanes=64 data.seq_len=128]
+    python -m benchmarks.packing [tokenizer=char data.batch_size=64 data.seq_len=128]
 
 Takes the settings of `triton-gru-train` and reads all of the text to train on.
 """
@@ -11,7 +11,7 @@ import numpy as np
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from lightning_module.data.chunks import LaneChunks, padded_share
+from lightning_module.data.chunks import StreamChunks, padded_share
 from lightning_module.settings.config_folder import CONFIGS
 
 
@@ -22,15 +22,18 @@ def main() -> None:
     data.prepare_data()
     data.setup()
     packed, tokens = data.train, data.train.tokens
-    stream = LaneChunks(tokens, data.lanes, data.seq_len)
+    stream = StreamChunks(tokens, data.batch_size, data.seq_len)
     rows = {
-        "data.batching=packed": tokens.tokens / (len(packed) * data.lanes * data.seq_len),
-        "data.batching=stream": tokens.tokens / (len(stream) * data.lanes * data.seq_len),
-        "lines padded to the longest": padded_share(tokens, data.ends_line, data.lanes),
+        "data.batching=packed": tokens.tokens / (len(packed) * data.batch_size * data.seq_len),
+        "data.batching=stream": tokens.tokens / (len(stream) * data.batch_size * data.seq_len),
+        "lines padded to the longest": padded_share(tokens, data.ends_line, data.batch_size),
     }
     lines = int(np.sum([packed[k].resets.sum().item() for k in range(len(packed))]))
     print(f"{config.data.corpus._target_}, {config.tokenizer.kind}: {lines:,} lines of")
-    print(f"{tokens.tokens / lines:.1f} tokens on average, in {data.lanes} lanes of {data.seq_len}")
+    print(
+        f"{tokens.tokens / lines:.1f} tokens on average, "
+        f"in {data.batch_size} rows of {data.seq_len}"
+    )
     for name, share in rows.items():
         print(f"{share:8.2%}  {name}")
 

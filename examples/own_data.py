@@ -58,7 +58,7 @@ def train(path: str) -> None:
     """Trains for 200 steps and samples a sentence."""
     L.seed_everything(0)
     data = SentenceDataModule(
-        json_lines, TokenizerSettings("char"), lanes=16, seq_len=64, path=path
+        json_lines, TokenizerSettings("char"), batch_size=16, seq_len=64, path=path
     )
     data.prepare_data()
     data.setup()

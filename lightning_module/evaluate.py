@@ -30,7 +30,7 @@ FORMATS = ("text", "json")
 
 
 def evaluate(config: DictConfig) -> dict[str, Any]:
-    """Judge a checkpoint as its run's validations did: same lanes, chunks and precision.
+    """Judge a checkpoint as its run's validations did: same rows, chunks and precision.
 
     Args:
         config: as `conf/eval.yaml` composes it.

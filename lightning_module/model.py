@@ -53,8 +53,8 @@ class TokenScores(NamedTuple):
 class SentencePredictor(L.LightningModule):
     """Embedding, recurrent core, dropout and output layer, trained to predict the next token.
 
-    The lanes of a batch are consecutive text: the state at the end of a chunk is detached and
-    starts the next one, except in lanes whose `Chunk.fresh` says that a document begins, which
+    The rows of a batch are consecutive text: the state at the end of a chunk is detached and
+    starts the next one, except in rows whose `Chunk.fresh` says that a document begins, which
     start from zero.
 
     Args:
@@ -360,13 +360,13 @@ class SentencePredictor(L.LightningModule):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        # What makes a resumed run the same run: the state every lane carries, and the generators
+        # What makes a resumed run the same run: the state every row carries, and the generators
         # behind each rank's dropout.
-        checkpoint["carried_state"] = ranks.gathered_lanes(self.carried["train"])
+        checkpoint["carried_state"] = ranks.gathered_rows(self.carried["train"])
         checkpoint["rng_states"] = ranks.gathered(self._rng_states())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.carried["train"] = ranks.own_lanes(checkpoint.get("carried_state"))
+        self.carried["train"] = ranks.own_rows(checkpoint.get("carried_state"))
         self._resumed_rng = checkpoint.get("rng_states", [])
 
     def on_train_start(self) -> None:

@@ -1,19 +1,19 @@
-"""What the model reads, chunk by chunk: lanes of consecutive text, or of sentences.
+"""What the model reads, chunk by chunk: rows of consecutive text, or of sentences.
 
-`LaneChunks`, the continuous stream. A document becomes the stream `<doc>` + its tokens. Inputs are
-the stream without its last token, targets without its first, so every token of the text is
+`StreamChunks`, the continuous stream. A document becomes the stream `<doc>` + its tokens. Inputs
+are the stream without its last token, targets without its first, so every token of the text is
 predicted exactly once. Streams are cut into chunks of `seq_len`; the last chunk of a document is
 padded with targets that are ignored, so a document begins where a chunk begins. All chunks in order
-are divided into `lanes` runs of equal length (up to one chunk), and item k of the data is chunk k
-of every lane: a lane that is not `fresh` goes on where it stopped, so the state of the recurrent
-core is carried over.
+are divided into `batch_size` runs of equal length (up to one chunk), and item k of the data is
+chunk k of every row: a row that is not `fresh` continues where it stopped, so the state of the
+recurrent layer is carried over.
 
 `PackedChunks`, independent sentences. A line of the text, its line end included, is a sentence: it
 is read from `<doc>` and a state of zero, and its line end is the last thing predicted in it. The
 sentences stand one after the other without any padding; where the next one begins inside a chunk,
 `resets` says so. A sentence that a chunk's end cuts goes on in the next chunk.
 
-Several ranks take a block of lanes each; which text a lane holds does not depend on them.
+Several ranks take a block of rows each; which text a row holds does not depend on them.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ IGNORE = -100  # torch's default ignore_index of cross entropy
 
 
 class Chunk(NamedTuple):
-    """T tokens of B lanes, time first; B are this rank's.
+    """T tokens of B rows, time first; B are this rank's.
 
     Attributes:
         inputs: Token ids, int64 [T, B].
         targets: The tokens that follow, int64 [T, B]; `IGNORE` where there is nothing to predict.
-        fresh: bool [B]: the lane begins a document, or the pass, with this chunk, so that its
+        fresh: bool [B]: the row begins a document, or the pass, with this chunk, so that its
             state is zero; else it goes on from the chunk before.
-        tokens: Targets that are not `IGNORE`, in the lanes of all ranks; None: these lanes are all.
+        tokens: Targets that are not `IGNORE`, in the rows of all ranks; None: these rows are all.
         resets: bool [T, B]: a sentence begins with this step, so that the state before it is zero;
             None: none begins inside the chunk.
     """
@@ -49,60 +49,60 @@ class Chunk(NamedTuple):
     resets: torch.Tensor | None = None
 
     def count(self) -> int:
-        """Targets that are not `IGNORE`, in the lanes of all ranks."""
+        """Targets that are not `IGNORE`, in the rows of all ranks."""
         return int((self.targets != IGNORE).sum()) if self.tokens is None else self.tokens
 
 
 def chunks_of(tokens: SplitTokens, seq_len: int) -> np.ndarray:
-    """Number of chunks of each document, in `LaneChunks`."""
+    """Number of chunks of each document, in `StreamChunks`."""
     return -(-(np.diff(tokens.begins) - 1) // seq_len)
 
 
-class LaneChunks:
-    """Item k is chunk k of every lane (see the module's docstring).
+class StreamChunks:
+    """Item k is chunk k of every row (see the module's docstring).
 
-    Lane b holds the chunks from `b * chunks // lanes` up to where lane b + 1 begins. The last item
-    has no chunk left for some of the lanes: theirs is empty, its targets all `IGNORE`.
+    Row b holds the chunks from `b * chunks // batch_size` up to where row b + 1 begins. The last
+    item has no chunk left for some of the rows: theirs is empty, its targets all `IGNORE`.
 
     Args:
         tokens: The split.
-        lanes: B, number of lanes.
+        batch_size: B, number of rows.
         seq_len: T, tokens a chunk.
-        setting: What the user calls `lanes`, for the error.
-        own: Those of the lanes that are this rank's; None: all.
+        setting: What the user calls `batch_size`, for the error.
+        own: Those of the rows that are this rank's; None: all.
 
     Raises:
-        DataError: There are more lanes than chunks.
+        DataError: There are more rows than chunks.
     """
 
     def __init__(
         self,
         tokens: SplitTokens,
-        lanes: int,
+        batch_size: int,
         seq_len: int,
-        setting: str = "lanes",
+        setting: str = "batch_size",
         own: slice | None = None,
     ):
-        self.tokens, self.lanes, self.seq_len = tokens, lanes, seq_len
+        self.tokens, self.batch_size, self.seq_len = tokens, batch_size, seq_len
         self._own = own or slice(None)
         # Chunks before each document, and at last of all.
         counts = chunks_of(tokens, seq_len)
         self._chunks_before = np.concatenate([[0], np.cumsum(counts)])
         self.chunks = int(self._chunks_before[-1])
-        if lanes > self.chunks:
+        if batch_size > self.chunks:
             raise DataError(
-                f"The text is too short for {lanes} lanes: it has {tokens.characters:,} characters "
-                f"= {tokens.tokens:,} tokens, {self.chunks:,} chunks of seq_len={seq_len}, and "
-                f"every lane needs one ({lanes} x {seq_len} = {lanes * seq_len:,} tokens). Set "
-                f"{setting} to {self.chunks} or less, or a smaller data.seq_len, or give more "
-                "text."
+                f"The text is too short for {batch_size} rows: it has {tokens.characters:,} "
+                f"characters = {tokens.tokens:,} tokens, {self.chunks:,} chunks of "
+                f"seq_len={seq_len}, and every row needs one ({batch_size} x {seq_len} = "
+                f"{batch_size * seq_len:,} tokens). Set {setting} to {self.chunks} or less, or a "
+                "smaller data.seq_len, or give more text."
             )
-        borders = np.arange(lanes + 1) * self.chunks // lanes
+        borders = np.arange(batch_size + 1) * self.chunks // batch_size
         self._first, self._end = borders[:-1], borders[1:]
         self._steps = np.arange(seq_len + 1)[:, None]
 
     def __len__(self) -> int:
-        return -(-self.chunks // self.lanes)
+        return -(-self.chunks // self.batch_size)
 
     def __getitem__(self, k: int) -> Chunk:
         if not 0 <= k < len(self):
@@ -114,7 +114,7 @@ class LaneChunks:
         document = np.searchsorted(self._chunks_before, chunk, side="right") - 1
         nth = chunk - self._chunks_before[document]
         start = begins[document] + nth * self.seq_len
-        # Tokens to predict in each lane's chunk: fewer than seq_len at a document's end.
+        # Tokens to predict in each row's chunk: fewer than seq_len at a document's end.
         length = np.where(there, np.minimum(begins[document + 1] - start - 1, self.seq_len), 0)
         fresh = (nth == 0) | (k == 0) | ~there
         start, fresh = start[self._own], fresh[self._own]
@@ -131,42 +131,42 @@ class LaneChunks:
 
 
 class PackedChunks:
-    """Item k is chunk k of every lane of sentences (see the module's docstring).
+    """Item k is chunk k of every row of sentences (see the module's docstring).
 
-    Lane b holds the tokens from `b * tokens // lanes` up to where lane b + 1 begins. A lane that
+    Row b holds the tokens from `b * tokens // batch_size` up to where row b + 1 begins. A row that
     begins within a sentence reads the token before, from a state of zero.
 
     Args:
         tokens: The split.
         ends_line: bool [vocab_size]: the token is a line end.
-        lanes: B, number of lanes.
+        batch_size: B, number of rows.
         seq_len: T, tokens a chunk.
-        setting: What the user calls `lanes`, for the error.
-        own: Those of the lanes that are this rank's; None: all.
+        setting: What the user calls `batch_size`, for the error.
+        own: Those of the rows that are this rank's; None: all.
 
     Raises:
-        DataError: There are more lanes than tokens.
+        DataError: There are more rows than tokens.
     """
 
     def __init__(
         self,
         tokens: SplitTokens,
         ends_line: np.ndarray,
-        lanes: int,
+        batch_size: int,
         seq_len: int,
-        setting: str = "lanes",
+        setting: str = "batch_size",
         own: slice | None = None,
     ):
-        self.tokens, self.lanes, self.seq_len = tokens, lanes, seq_len
+        self.tokens, self.batch_size, self.seq_len = tokens, batch_size, seq_len
         self._ends_line, self._own = ends_line, own or slice(None)
-        if lanes > tokens.tokens:
+        if batch_size > tokens.tokens:
             raise DataError(
-                f"The text has {tokens.tokens:,} tokens, too few for {lanes} lanes. Set {setting} "
-                f"to {tokens.tokens} or less, or give more text."
+                f"The text has {tokens.tokens:,} tokens, too few for {batch_size} rows. Set "
+                f"{setting} to {tokens.tokens} or less, or give more text."
             )
         # Tokens before each document, its <doc> and those before not counted.
         self._tokens_before = tokens.begins - np.arange(len(tokens.begins))
-        borders = np.arange(lanes + 1) * tokens.tokens // lanes
+        borders = np.arange(batch_size + 1) * tokens.tokens // batch_size
         self._first, self._end = borders[:-1], borders[1:]
         self._steps = np.arange(seq_len)[:, None]
 
@@ -202,14 +202,14 @@ def sentence_begins(
 
 
 def padded_share(
-    tokens: SplitTokens, ends_line: np.ndarray, lanes: int, first: int | None = None
+    tokens: SplitTokens, ends_line: np.ndarray, batch_size: int, first: int | None = None
 ) -> float:
-    """Share of useful tokens if batches of `lanes` lines were padded to their longest.
+    """Share of useful tokens if batches of `batch_size` lines were padded to their longest.
 
     Args:
         tokens: The split.
         ends_line: As for `PackedChunks`.
-        lanes: Lines a batch.
+        batch_size: Lines a batch.
         first: Judge by this many tokens from the beginning; None: by all.
     """
     stream = np.asarray(tokens.stream[: first and first + 1])
@@ -217,5 +217,5 @@ def padded_share(
     is_text = current != tokens.doc_id
     begins = is_text & sentence_begins(before, current, tokens.doc_id, ends_line)
     lengths = np.bincount(np.cumsum(begins)[is_text] - 1)
-    batches = np.split(lengths, np.arange(lanes, len(lengths), lanes))
+    batches = np.split(lengths, np.arange(batch_size, len(lengths), batch_size))
     return lengths.sum() / sum(len(batch) * batch.max() for batch in batches)

@@ -13,7 +13,7 @@ from typing import Any
 import lightning
 import numpy as np
 
-from lightning_module.data.chunks import Chunk, LaneChunks, PackedChunks, chunks_of, padded_share
+from lightning_module.data.chunks import Chunk, PackedChunks, StreamChunks, chunks_of, padded_share
 from lightning_module.data.corpora import Corpus
 from lightning_module.data.token_cache import NOT_WHOLE, SplitTokens, TokenCache
 from lightning_module.data.tokenizers import Tokenizer, TokenizerSettings
@@ -32,7 +32,7 @@ class ChunkLoader:
     takes a thousandth of a training step, so worker processes would only cost.
     """
 
-    def __init__(self, chunks: LaneChunks | PackedChunks, limit: int | float | None = None):
+    def __init__(self, chunks: StreamChunks | PackedChunks, limit: int | float | None = None):
         self.chunks = chunks
         # Lightning's limit_train_batches: a pass that stops there is over, not interrupted.
         if limit is None:
@@ -57,25 +57,27 @@ class ChunkLoader:
             yield self.chunks[k]
 
     def state_dict(self) -> dict[str, int]:
-        """The chunk that comes next, 0 when the pass is over; and of which lanes."""
+        """The chunk that comes next, 0 when the pass is over; and the shape of the data."""
         next_chunk = 0 if self._next >= self.pass_length else self._next
-        return {"next_chunk": next_chunk, "lanes": self.chunks.lanes, "chunks": len(self)}
+        return {"next_chunk": next_chunk, "batch_size": self.chunks.batch_size, "chunks": len(self)}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Lets the next iteration begin at the chunk that came next when the state was saved."""
         next_chunk = state["next_chunk"]
-        here = (self.chunks.lanes, len(self))
-        if (state["lanes"], state["chunks"]) != here:
+        here = (self.chunks.batch_size, len(self))
+        # Checkpoints of earlier versions call the rows of a batch lanes.
+        rows = state["batch_size"] if "batch_size" in state else state["lanes"]
+        if (rows, state["chunks"]) != here:
             raise DataError(
                 f"The checkpoint stands before chunk {next_chunk} of {state['chunks']} in "
-                f"{state['lanes']} lanes, this data has {here[1]} in {here[0]} lanes: it was saved "
-                "with other data, data.lanes or data.seq_len. Set them as they were."
+                f"{rows} rows, this data has {here[1]} in {here[0]} rows: it was saved "
+                "with other data, data.batch_size or data.seq_len. Set them as they were."
             )
         self._resume_at = self._next = next_chunk
 
 
 class SentenceDataModule(lightning.LightningDataModule):
-    """A corpus in lanes of text, to train on and to validate with.
+    """A corpus in rows of text, to train on and to validate with.
 
     Constructing it reads nothing. `prepare_data` fetches the corpus and makes its tokens, once a
     machine and corpus; `setup` opens them. Bad arguments show in either, as `DataError`.
@@ -85,18 +87,18 @@ class SentenceDataModule(lightning.LightningDataModule):
         tokenizer: What kind of tokenizer to train on the documents that are trained on.
         batching: `stream`, consecutive text with the state carried through documents, or `packed`,
             independent lines one after the other.
-        lanes: B, streams read side by side; the batch size.
+        batch_size: B, streams read side by side; the batch size.
         seq_len: T, tokens a chunk, through which gradients flow.
-        val_lanes: Lanes of the held-out text. None: as many as `lanes`, or fewer where the text is
-            too short for them. Every lane begins without context, so fewer lanes are a little
-            kinder to the model: compare runs of equal `val_lanes`.
+        val_batch_size: B of the validation text. None: as `batch_size`, or fewer rows where the
+            text is too short for them. Every row begins without context, so fewer rows give a
+            slightly lower loss: compare runs of equal `val_batch_size`.
         max_chars: Use the beginning of the corpus alone, this many characters in all
             (`Corpus.shortened`).
         corpus_arguments: All other arguments go to `corpus`.
 
     Attributes:
         tokenizer: The `Tokenizer`, after `setup`.
-        train: `LaneChunks` or `PackedChunks` to train on, after `setup`.
+        train: `StreamChunks` or `PackedChunks` to train on, after `setup`.
         val: The same held out, after `setup`.
         ends_line: Which tokens are line ends, bool [vocab_size], after `setup`; packed only.
 
@@ -109,8 +111,8 @@ class SentenceDataModule(lightning.LightningDataModule):
     """
 
     tokenizer: Tokenizer
-    train: LaneChunks | PackedChunks
-    val: LaneChunks | PackedChunks
+    train: StreamChunks | PackedChunks
+    val: StreamChunks | PackedChunks
 
     def __init__(
         self,
@@ -118,9 +120,9 @@ class SentenceDataModule(lightning.LightningDataModule):
         tokenizer: TokenizerSettings,
         *,
         batching: str = "stream",
-        lanes: int = 64,
+        batch_size: int = 64,
         seq_len: int = 128,
-        val_lanes: int | None = None,
+        val_batch_size: int | None = None,
         max_chars: int | None = None,
         **corpus_arguments: Any,
     ):
@@ -129,7 +131,7 @@ class SentenceDataModule(lightning.LightningDataModule):
         self._max_chars = max_chars
         self.tokenizer_settings = tokenizer
         self.batching = batching
-        self.lanes, self.seq_len, self.val_lanes = lanes, seq_len, val_lanes
+        self.batch_size, self.seq_len, self.val_batch_size = batch_size, seq_len, val_batch_size
 
     def _cache(self) -> TokenCache:
         corpus = self._corpus(**self._corpus_arguments)
@@ -143,7 +145,7 @@ class SentenceDataModule(lightning.LightningDataModule):
             raise DataError(
                 f"data.batching must be one of {', '.join(BATCHING)}, got {self.batching!r}."
             )
-        for name in ("lanes", "seq_len", "val_lanes"):
+        for name in ("batch_size", "seq_len", "val_batch_size"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise DataError(f"data.{name} must be at least 1, got {value!r}.")
@@ -153,7 +155,7 @@ class SentenceDataModule(lightning.LightningDataModule):
         """Opens the tokens.
 
         Raises:
-            DataError: The text is too short for the lanes, or they cannot be divided among the
+            DataError: The text is too short for the rows, or they cannot be divided among the
                 ranks, or `prepare_data` was not called.
         """
         cache = self._cache()
@@ -164,41 +166,43 @@ class SentenceDataModule(lightning.LightningDataModule):
                 f"There are no whole tokens in {cache.folder} ({error}): prepare_data() makes them."
             ) from error
         world = ranks.size()
-        if self.lanes % world:
-            fitting = -(-self.lanes // world) * world
+        if self.batch_size % world:
+            fitting = -(-self.batch_size // world) * world
             raise DataError(
-                f"data.lanes={self.lanes} cannot be divided equally among {world} ranks: set "
-                f"data.lanes={fitting}, or trainer.devices (times trainer.num_nodes) to a divisor "
-                f"of {self.lanes}."
+                f"data.batch_size={self.batch_size} cannot be divided equally among {world} ranks: "
+                f"set data.batch_size={fitting}, or trainer.devices (times trainer.num_nodes) to a "
+                f"divisor of {self.batch_size}."
             )
-        self.train = self._chunks(train, self.lanes, "data.lanes")
+        self.train = self._chunks(train, self.batch_size, "data.batch_size")
         self.val = self.held_out(val)
 
-    def held_out(self, tokens: SplitTokens) -> LaneChunks | PackedChunks:
-        """Tokens of `tokenizer` as they are validated with: this rank's share of `val_lanes`.
+    def held_out(self, tokens: SplitTokens) -> StreamChunks | PackedChunks:
+        """Tokens of `tokenizer` as validation reads them: this rank's rows of `val_batch_size`.
 
         Raises:
             DataError: They are too few.
         """
         packed, world = self.batching == "packed", ranks.size()
         most = tokens.tokens // self.seq_len if packed else chunks_of(tokens, self.seq_len).sum()
-        lanes = self.val_lanes or max(1, min(self.lanes, int(most)))
-        if lanes < world:
+        batch_size = self.val_batch_size or max(1, min(self.batch_size, int(most)))
+        if batch_size < world:
             raise DataError(
-                f"The held-out text makes {lanes} lanes, fewer than the {world} ranks: hold "
-                "out more text, or set data.val_lanes larger, data.seq_len smaller or "
+                f"The held-out text makes {batch_size} rows, fewer than the {world} ranks: hold "
+                "out more text, or set data.val_batch_size larger, data.seq_len smaller or "
                 "trainer.devices smaller."
             )
-        # No gradient comes of these, so that ranks may have unequal numbers of lanes.
-        return self._chunks(tokens, lanes, "data.val_lanes")
+        # No gradient comes of these, so that ranks may have unequal numbers of rows.
+        return self._chunks(tokens, batch_size, "data.val_batch_size")
 
-    def _chunks(self, tokens: SplitTokens, lanes: int, setting: str) -> LaneChunks | PackedChunks:
-        make = LaneChunks
+    def _chunks(
+        self, tokens: SplitTokens, batch_size: int, setting: str
+    ) -> StreamChunks | PackedChunks:
+        make = StreamChunks
         if self.batching == "packed":
             self.ends_line = _ends_line(self.tokenizer)
             make = partial(PackedChunks, ends_line=self.ends_line)
-        return make(tokens, lanes=lanes, seq_len=self.seq_len, setting=setting,
-                    own=ranks.share(lanes))  # fmt: skip
+        return make(tokens, batch_size=batch_size, seq_len=self.seq_len, setting=setting,
+                    own=ranks.share(batch_size))  # fmt: skip
 
     @property
     def vocab_size(self) -> int:
@@ -222,17 +226,17 @@ class SentenceDataModule(lightning.LightningDataModule):
         lines = []
         for name, split in (("to train on", self.train), ("held out", self.val)):
             tokens = split.tokens
-            useful = tokens.tokens / (len(split) * split.lanes * split.seq_len)
+            useful = tokens.tokens / (len(split) * split.batch_size * split.seq_len)
             lines.append(
                 f"{tokens.characters:,} characters = {tokens.tokens:,} tokens {name}"
-                f" ({tokens.unknown / tokens.tokens:.2%} <unk>) in {split.lanes} lanes,"
-                f" {len(split):,} chunks of {split.seq_len} a lane, {useful:.1%} filled"
+                f" ({tokens.unknown / tokens.tokens:.2%} <unk>) in {split.batch_size} rows,"
+                f" {len(split):,} chunks of {split.seq_len} a row, {useful:.1%} filled"
             )
         if self.batching == "packed":
-            share = padded_share(self.train.tokens, self.ends_line, self.lanes, _LOOKED_AT)
+            share = padded_share(self.train.tokens, self.ends_line, self.batch_size, _LOOKED_AT)
             lines.append(
-                f"batches of {self.lanes} lines padded to their longest would be {share:.1%} filled"
-                f" (first {min(_LOOKED_AT, self.train.tokens.tokens):,} tokens)"
+                f"batches of {self.batch_size} lines padded to their longest would be {share:.1%}"
+                f" filled (first {min(_LOOKED_AT, self.train.tokens.tokens):,} tokens)"
             )
         return "\n".join(lines)
 

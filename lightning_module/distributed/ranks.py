@@ -195,10 +195,10 @@ def size() -> int:
 
 
 def share(whole: int, number: int | None = None, of: int | None = None) -> slice:
-    """Which of `whole` lanes are a rank's: contiguous blocks of equal length, up to one.
+    """Which of `whole` rows are a rank's: contiguous blocks of equal length, up to one.
 
     Args:
-        whole: Lanes of all ranks.
+        whole: Rows of all ranks.
         number: The rank; None: this one.
         of: Number of ranks; None: as many as there are.
     """
@@ -233,11 +233,11 @@ def gathered(value: Result) -> list[Result]:
     return found or []
 
 
-def gathered_lanes(state: Any) -> Any:
-    """The state of all ranks' lanes, on rank 0's CPU.
+def gathered_rows(state: Any) -> Any:
+    """The state of all ranks' rows, on rank 0's CPU.
 
     Args:
-        state: A tensor [layers, lanes of this rank, H], a tuple of such (LSTM), or None.
+        state: A tensor [layers, rows of this rank, H], a tuple of such (LSTM), or None.
     """
     if size() == 1:
         return state
@@ -249,10 +249,10 @@ def gathered_lanes(state: Any) -> Any:
     return torch.cat(parts, 1)
 
 
-def own_lanes(state: Any) -> Any:
-    """This rank's part of what `gathered_lanes` put together, with any number of ranks."""
+def own_rows(state: Any) -> Any:
+    """This rank's part of what `gathered_rows` put together, with any number of ranks."""
     if isinstance(state, tuple):
-        return tuple(map(own_lanes, state))
+        return tuple(map(own_rows, state))
     return state if state is None else state[:, share(state.shape[1])].contiguous()
 
 

@@ -99,7 +99,14 @@ def _studies(config: DictConfig) -> list[Study]:
             f"{len(config.delays)}"
         )
     steps = dict(zip(config.delays, config.steps, strict=True))
-    settings = ("text_steps", "hidden_size", "embedding_size", "lanes", "learning_rate", "seed")
+    settings = (
+        "text_steps",
+        "hidden_size",
+        "embedding_size",
+        "batch_size",
+        "learning_rate",
+        "seed",
+    )
     return [
         Study(task, core, steps, **{name: config[name] for name in settings})
         for task in sorted(set(config.tasks), key=("adding", "copy", TEXT).index)

@@ -50,7 +50,7 @@ class Study:
         text_steps: training steps on text.
         hidden_size: see `SentencePredictor`.
         embedding_size: likewise.
-        lanes: sequences a training step.
+        batch_size: sequences a training step.
         learning_rate: of Adam.
         seed: of weights and sequences.
     """
@@ -61,7 +61,7 @@ class Study:
     text_steps: int
     hidden_size: int
     embedding_size: int
-    lanes: int
+    batch_size: int
     learning_rate: float
     seed: int
 
@@ -105,7 +105,7 @@ def remember(study: Study, report: Report, keep: Callable[[dict[str, Any]], None
             check_on_train_epoch_end=False,
         )
         trainer = _trainer(most, ValidateAtEnd(), solved, progress)
-        trainer.fit(model, Sequences(study.task, delay, study.lanes, study.seed), check)
+        trainer.fit(model, Sequences(study.task, delay, study.batch_size, study.seed), check)
         right = trainer.callback_metrics["val_top1"].item()
         results["success"][delay] = {
             "right": right,
@@ -179,7 +179,7 @@ def gradient_norms(model: SentencePredictor, inputs: Tensor, last: Tensor) -> di
         last: the target of the last step, int64 [B].
 
     Returns:
-        `k`, steps before the last, from 0; `norm`, the median over the lanes of the Euclidean norm
+        `k`, steps before the last, from 0; `norm`, the median over the rows of the Euclidean norm
         of d loss_t / d state_{t-k}; `share`, the median of its ratio to the norm at k = 0.
     """
     model = copy.deepcopy(model).double().eval()
@@ -188,7 +188,7 @@ def gradient_norms(model: SentencePredictor, inputs: Tensor, last: Tensor) -> di
         hidden, state = model.core(x, state)
         states.append(state if isinstance(state, tuple) else (state,))
     logits = model.output(model.to_embedding(hidden[0]))
-    loss = F.cross_entropy(logits, last, reduction="sum")  # of lanes that know nothing of another
+    loss = F.cross_entropy(logits, last, reduction="sum")  # of rows that know nothing of another
     # What the loss sees of the last state is the core's output; no step reads the state itself.
     states[-1] = (hidden,)
     found = iter(torch.autograd.grad(loss, [part for parts in states for part in parts]))

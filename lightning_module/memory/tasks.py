@@ -21,7 +21,7 @@ class Task(NamedTuple):
     """A task of one delay a sequence.
 
     Attributes:
-        make: inputs and targets, int64 [T, B], of `delay`, `lanes` and a generator.
+        make: inputs and targets, int64 [T, B], of `delay`, `batch_size` and a generator.
         vocab_size: number of tokens.
         chance: share of right answers that needs no memory.
         shortest: smallest delay that the task makes sense for.
@@ -33,14 +33,14 @@ class Task(NamedTuple):
     shortest: int
 
 
-def copying(delay: int, lanes: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def copying(delay: int, batch_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Three random symbols, blanks, a mark: from the mark on, name the symbols in their order.
 
     After Hochreiter and Schmidhuber 1997. A symbol is read `delay` steps before it is named, and
     the sequence is `delay + COPIED` steps long.
     """
-    symbols = torch.randint(SYMBOLS, (COPIED, lanes), generator=generator)
-    inputs = torch.full((delay + COPIED, lanes), SYMBOLS)
+    symbols = torch.randint(SYMBOLS, (COPIED, batch_size), generator=generator)
+    inputs = torch.full((delay + COPIED, batch_size), SYMBOLS)
     inputs[:COPIED] = symbols
     inputs[delay] = SYMBOLS + 1
     targets = torch.full_like(inputs, IGNORE)
@@ -48,19 +48,19 @@ def copying(delay: int, lanes: int, generator: torch.Generator) -> tuple[Tensor,
     return inputs, targets
 
 
-def adding(delay: int, lanes: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def adding(delay: int, batch_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """A row of `delay` random digits, two of them marked: at its end, name their sum.
 
     The adding problem of Hochreiter and Schmidhuber 1997 with digits in the place of real numbers,
     so that the answer is one of 19 tokens. The first mark is in the first tenth of the row, the
     second before its middle, so that both are `delay / 2` steps or more before the answer.
     """
-    inputs = torch.randint(DIGITS, (delay, lanes), generator=generator)
+    inputs = torch.randint(DIGITS, (delay, batch_size), generator=generator)
     tenth, middle = max(1, delay // 10), max(2, delay // 2)
     marks = torch.stack(
         [
-            torch.randint(tenth, (lanes,), generator=generator),
-            torch.randint(tenth, middle, (lanes,), generator=generator),
+            torch.randint(tenth, (batch_size,), generator=generator),
+            torch.randint(tenth, middle, (batch_size,), generator=generator),
         ]
     )
     targets = torch.full_like(inputs, IGNORE)
@@ -81,7 +81,7 @@ class Sequences:
     Args:
         task: one of `TASKS`.
         delay: steps to remember.
-        lanes: B, sequences a batch.
+        batch_size: B, sequences a batch.
         seed: equal seeds make equal batches.
         batches: how many; None for no end.
 
@@ -89,17 +89,19 @@ class Sequences:
         ValueError: the delay is too short for the task.
     """
 
-    def __init__(self, task: str, delay: int, lanes: int, seed: int, batches: int | None = None):
-        self.task, self.delay, self.lanes = TASKS[task], delay, lanes
+    def __init__(
+        self, task: str, delay: int, batch_size: int, seed: int, batches: int | None = None
+    ):
+        self.task, self.delay, self.batch_size = TASKS[task], delay, batch_size
         self.seed, self.batches = seed, batches
         if delay < self.task.shortest:
             raise ValueError(f"{task} needs a delay of {self.task.shortest} or more; got {delay}")
 
     def __iter__(self) -> Iterator[Chunk]:
         generator = torch.Generator().manual_seed(self.seed)
-        fresh = torch.ones(self.lanes, dtype=torch.bool)
+        fresh = torch.ones(self.batch_size, dtype=torch.bool)
         made = 0
         while self.batches is None or made < self.batches:
-            inputs, targets = self.task.make(self.delay, self.lanes, generator)
+            inputs, targets = self.task.make(self.delay, self.batch_size, generator)
             yield Chunk(inputs, targets, fresh)
             made += 1

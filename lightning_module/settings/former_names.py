@@ -1,9 +1,12 @@
 """Names that settings had in runs of earlier versions, and what they are called now.
 
-Read where the config of a run is read, before its targets are compared with those that are trusted.
+Targets are translated where the config of a run is read, before they are compared with those that
+are trusted. Keys are translated there too and, with a warning, on the command line and in configs
+of the user's own.
 """
 
 import re
+import sys
 from typing import Any
 
 # The modules of `_target_`, longest first.
@@ -25,9 +28,21 @@ _MODULES = {
 _TARGET = re.compile(rf"lightning_module\.({'|'.join(_MODULES)})(\.[A-Za-z]\w*)?")
 
 
+KEYS = {
+    "data.lanes": "data.batch_size",
+    "data.val_lanes": "data.val_batch_size",
+    "lanes": "batch_size",  # of triton-gru-memory
+}
+
+
 def translate(config: Any) -> Any:
     """The config of a run, as its file has it, with the present names in place of former ones."""
     config = _with_present_targets(config)
+    data = config.get("data") if isinstance(config, dict) else None
+    if isinstance(data, dict):
+        for former, present in (("lanes", "batch_size"), ("val_lanes", "val_batch_size")):
+            if former in data:
+                data.setdefault(present, data.pop(former))
     model = config.get("model") if isinstance(config, dict) else None
     if isinstance(model, dict):  # built without Hydra before
         model.setdefault("_target_", "lightning_module.model.SentencePredictor")
@@ -52,3 +67,12 @@ def _with_present_targets(value: Any) -> Any:
     if isinstance(value, list):
         return [_with_present_targets(item) for item in value]
     return value
+
+
+def present_key(key: str) -> str:
+    """The present name of a setting; says so on standard error where the key is a former one."""
+    present = KEYS.get(key)
+    if present is None:
+        return key
+    print(f"warning: {key} is called {present} now", file=sys.stderr)
+    return present

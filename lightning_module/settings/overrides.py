@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 
+from lightning_module.settings.former_names import present_key
 from lightning_module.settings.table import Kind, kind_of_text
 
 _QUOTED = r"""(?:'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")"""
@@ -42,7 +43,9 @@ def quoted(argument: str, multirun: bool = True) -> str:
     key, equals, value = argument.partition("=")
     if not equals or argument.startswith("-") or not value:
         return argument
-    kind = kind_of_text(key.lstrip("+~"))
+    name = key.lstrip("+~")
+    key = key.removesuffix(name) + present_key(name)
+    kind = kind_of_text(name)
     if kind is None:
         return f"{key}={_quote_words(value)}"
     if not (multirun and kind.swept):

@@ -10,10 +10,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from lightning_module.errors import SettingsError
+from lightning_module.settings.former_names import KEYS, present_key
 from lightning_module.settings.kinds import (
     DEVICES,
     DROPOUT,
@@ -46,9 +47,9 @@ MAX_CANDIDATES = 10  # likeliest next tokens, as many as can be read above one a
 
 DATA: dict[str, Kind] = {
     "data.batching": choice("stream", "packed"),
-    "data.lanes": SIZE,
+    "data.batch_size": SIZE,
     "data.seq_len": SIZE,
-    "data.val_lanes": maybe(SIZE),
+    "data.val_batch_size": maybe(SIZE),
     "data.max_chars": maybe(whole(2)),
     "data.paths": PATHS,
     "data.val_fraction": number(0, 1, above=0, below=1),
@@ -191,7 +192,7 @@ SETTINGS: dict[str, dict[str, Kind]] = {
         "text_steps": SIZE,
         "hidden_size": SIZE,
         "embedding_size": SIZE,
-        "lanes": SIZE,
+        "batch_size": SIZE,
         "learning_rate": number(0, above=0),
         "seed": whole(0, 2**32 - 4),  # validation and probe use seeds above it
         "workers": maybe(SIZE),
@@ -224,6 +225,7 @@ def check(config: DictConfig, command: str = "train") -> None:
         SettingsError: the first such setting.
     """
     settings = SETTINGS[command]
+    _rename_former_keys(config)
     for key in NEEDED.get(command, settings):
         above, _, name = key.rpartition(".")
         node = _section(config, above)
@@ -248,6 +250,19 @@ def check(config: DictConfig, command: str = "train") -> None:
         read = kind.read(key, value)
         if read != value or type(read) is not type(value):
             node[name] = read
+
+
+def _rename_former_keys(config: DictConfig) -> None:
+    """Moves values that configs of the user's own set under former names."""
+    for former in KEYS:
+        above, _, name = former.rpartition(".")
+        node = _section(config, above)
+        if node is None or name not in node:
+            continue
+        value = node[name]
+        with open_dict(node):
+            del node[name]
+            node[present_key(former).rpartition(".")[2]] = value
 
 
 def _section(config: DictConfig, path: str) -> DictConfig | None:

@@ -11,7 +11,7 @@ def made_run(folder, number, backend, seed, loss, lr=0.1):
     run.mkdir(parents=True)
     config = {
         "model": {"core": {"name": "gru", "backend": backend}},
-        "data": {"lanes": 4, "seq_len": 8},
+        "data": {"batch_size": 4, "seq_len": 8},
         "trainer": {"accumulate_grad_batches": 1},
         "seed": seed,
         "run_dir": str(run),

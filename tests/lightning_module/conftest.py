@@ -17,7 +17,7 @@ hypothesis.settings.load_profile("no deadline")
 
 TINY = [
     "data=text_files",
-    "data.lanes=4",
+    "data.batch_size=4",
     "data.seq_len=16",
     "model.hidden_size=32",
     "model.embedding_size=16",

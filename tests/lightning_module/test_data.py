@@ -1,4 +1,4 @@
-"""Lanes and token files: every token predicted once, in order, whatever interrupts the making."""
+"""Rows and token files: every token predicted once, in order, whatever interrupts the making."""
 
 import errno
 import json
@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from lightning_module.data import checksums, token_cache
 from lightning_module.data.checksums import CHECKED, SUMS
-from lightning_module.data.chunks import IGNORE, LaneChunks
+from lightning_module.data.chunks import IGNORE, StreamChunks
 from lightning_module.data.corpora import Corpus, Document, text_files
 from lightning_module.data.datamodule import SentenceDataModule
 from lightning_module.data.token_cache import NOT_WHOLE, SplitTokens, TokenCache
@@ -56,7 +56,7 @@ def made_module(train=(LETTERS,), val=("abcd" * 10,), tokenizer=CHAR, **argument
     return module
 
 
-# --- lanes ----------------------------------------------------------------------------------------
+# --- rows ----------------------------------------------------------------------------------------
 
 DOC_ID = 0
 
@@ -74,62 +74,62 @@ def made_split(lengths):
 @given(
     lengths=st.lists(st.integers(1, 40), min_size=1, max_size=12),
     seq_len=st.integers(1, 13),
-    lanes=st.integers(1, 17),
+    batch_size=st.integers(1, 17),
 )
-def test_every_token_is_predicted_once_in_order(lengths, seq_len, lanes):
+def test_every_token_is_predicted_once_in_order(lengths, seq_len, batch_size):
     split = made_split(lengths)
     chunks = -(-np.array(lengths) // seq_len)
-    lanes = min(lanes, int(chunks.sum()))
-    data = LaneChunks(split, lanes, seq_len)
+    batch_size = min(batch_size, int(chunks.sum()))
+    data = StreamChunks(split, batch_size, seq_len)
     items = [data[k] for k in range(len(data))]
     for item in items:
-        assert item.inputs.shape == item.targets.shape == (seq_len, lanes)
+        assert item.inputs.shape == item.targets.shape == (seq_len, batch_size)
         assert item.inputs.dtype == item.targets.dtype == torch.int64
-        assert item.fresh.shape == (lanes,) and item.fresh.dtype == torch.bool
+        assert item.fresh.shape == (batch_size,) and item.fresh.dtype == torch.bool
         assert item.inputs.is_contiguous() and item.targets.is_contiguous()
     predicted, filled = [], []
-    for lane in range(lanes):
+    for row in range(batch_size):
         before = None  # the token that a carried state has read up to
         for k, item in enumerate(items):
-            inputs, targets = item.inputs[:, lane].tolist(), item.targets[:, lane].tolist()
+            inputs, targets = item.inputs[:, row].tolist(), item.targets[:, row].tolist()
             count = sum(target != IGNORE for target in targets)
             assert targets[count:] == [IGNORE] * (seq_len - count)
             # Each target follows the input beside it, and is the next input.
             assert inputs[1:count] == targets[: count - 1 if count else 0]
             if count and inputs[0] != DOC_ID:
                 assert split.stream[list(split.stream).index(inputs[0]) + 1] == targets[0]
-                assert item.fresh[lane] or before == inputs[0]
+                assert item.fresh[row] or before == inputs[0]
             if k == 0 or (count and inputs[0] == DOC_ID):
-                assert item.fresh[lane]
+                assert item.fresh[row]
             elif count:
-                assert not item.fresh[lane]
+                assert not item.fresh[row]
             if not count:
-                assert k == len(items) - 1 and item.fresh[lane]
+                assert k == len(items) - 1 and item.fresh[row]
             before = targets[count - 1] if count else None
             predicted += targets[:count]
             filled.append(count)
     assert predicted == list(range(1, sum(lengths) + 1))
     # Padding at documents' ends and in the last item alone.
     padding = seq_len * chunks.sum() - sum(lengths)
-    empty = len(items) * lanes - chunks.sum()
+    empty = len(items) * batch_size - chunks.sum()
     assert len(filled) * seq_len - sum(filled) == padding + empty * seq_len
-    assert empty < lanes
+    assert empty < batch_size
 
 
 @settings(max_examples=50)
 @given(
     lengths=st.lists(st.integers(1, 40), min_size=1, max_size=12),
     seq_len=st.integers(1, 13),
-    lanes=st.integers(1, 17),
+    batch_size=st.integers(1, 17),
     world=st.integers(1, 5),
 )
-def test_ranks_together_read_what_one_rank_reads(lengths, seq_len, lanes, world):
+def test_ranks_together_read_what_one_rank_reads(lengths, seq_len, batch_size, world):
     split = made_split(lengths)
-    lanes = min(lanes, int((-(-np.array(lengths) // seq_len)).sum()))
-    world = min(world, lanes)
-    alone = LaneChunks(split, lanes, seq_len)
+    batch_size = min(batch_size, int((-(-np.array(lengths) // seq_len)).sum()))
+    world = min(world, batch_size)
+    alone = StreamChunks(split, batch_size, seq_len)
     parts = [
-        LaneChunks(split, lanes, seq_len, own=ranks.share(lanes, number, world))
+        StreamChunks(split, batch_size, seq_len, own=ranks.share(batch_size, number, world))
         for number in range(world)
     ]
     for k in range(len(alone)):
@@ -143,9 +143,9 @@ def test_ranks_together_read_what_one_rank_reads(lengths, seq_len, lanes, world)
         assert {item.count() for item in shares} == {whole.count()} == {count}
 
 
-def test_lanes_by_hand():
-    data = LaneChunks(made_split([5, 2, 3]), lanes=2, seq_len=2)
-    # Chunks: 12 34 5. | 67 | 89 10., three for each lane.
+def test_rows_by_hand():
+    data = StreamChunks(made_split([5, 2, 3]), batch_size=2, seq_len=2)
+    # Chunks: 12 34 5. | 67 | 89 10., three for each row.
     assert [item.targets.T.tolist() for item in (data[0], data[1], data[2])] == [
         [[1, 2], [6, 7]],
         [[3, 4], [8, 9]],
@@ -166,31 +166,31 @@ def test_lanes_by_hand():
             data[k]
 
 
-def test_too_many_lanes():
+def test_too_many_rows():
     split = made_split([5, 2, 3])
-    assert len(LaneChunks(split, 6, 2)) == 1
+    assert len(StreamChunks(split, 6, 2)) == 1
     with pytest.raises(DataError) as error:
-        LaneChunks(split, 7, 2, "data.lanes")
+        StreamChunks(split, 7, 2, "data.batch_size")
     message = str(error.value)
-    for part in ("too short for 7 lanes", "10 tokens", "6 chunks of seq_len=2", "7 x 2 = 14"):
+    for part in ("too short for 7 rows", "10 tokens", "6 chunks of seq_len=2", "7 x 2 = 14"):
         assert part in message
-    assert "data.lanes to 6 or less" in message
+    assert "data.batch_size to 6 or less" in message
 
 
 # --- the data module ------------------------------------------------------------------------------
 
 
 def read_back(chunks):
-    """The text of every lane, one after the other."""
+    """The text of every row, one after the other."""
     targets = torch.cat([chunks[k].targets for k in range(len(chunks))]).T
     return targets[targets != IGNORE].tolist()
 
 
 @pytest.mark.parametrize("kind", ["char", "bpe", "word"])
-def test_text_comes_back_out_of_the_lanes(kind):
+def test_text_comes_back_out_of_the_rows(kind):
     train = ["to be, or not to be\n" * 9, "", "天下大势，\n分久必合。\n" * 5, "to be\n"]
     val = ["to be not to be\n" * 3, "天下大势，\n"]
-    module = made_module(train, val, TokenizerSettings(kind, 300), lanes=3, seq_len=4)
+    module = made_module(train, val, TokenizerSettings(kind, 300), batch_size=3, seq_len=4)
     assert module.tokenizer.decode(read_back(module.train)) == "".join(train)
     assert module.tokenizer.decode(read_back(module.val)) == "".join(val)
     assert module.vocab_size == module.tokenizer.vocab_size
@@ -204,33 +204,33 @@ def test_text_comes_back_out_of_the_lanes(kind):
 
 def test_many_tokens_need_wider_numbers():
     text = "".join(chr(0x10000 + i) for i in range(2**16 - 2))
-    exactly = made_module([text], lanes=2)
+    exactly = made_module([text], batch_size=2)
     assert exactly.vocab_size == 2**16 and exactly.train.tokens.stream.dtype == np.uint16
-    more = made_module([text + "a"], lanes=2)
+    more = made_module([text + "a"], batch_size=2)
     assert more.train.tokens.stream.dtype == np.uint32
     assert more.tokenizer.decode(read_back(more.train)) == text + "a"
 
 
 def test_unknown_characters_count():
-    module = made_module(["abc" * 10], ["abxycz" * 5], lanes=1, seq_len=4)
+    module = made_module(["abc" * 10], ["abxycz" * 5], batch_size=1, seq_len=4)
     assert module.val.tokens.unknown == 15
     assert read_back(module.val).count(module.tokenizer.unk_id) == 15
     held_out = module.describe().splitlines()[1]
-    assert "30 characters = 30 tokens held out (50.00% <unk>) in 1 lanes" in held_out
+    assert "30 characters = 30 tokens held out (50.00% <unk>) in 1 rows" in held_out
 
 
-def test_validation_lanes():
-    assert made_module(lanes=8, seq_len=10).val.lanes == 4  # 40 tokens
-    assert made_module(lanes=2, seq_len=10).val.lanes == 2
-    assert made_module(lanes=2, seq_len=10, val_lanes=4).val.lanes == 4
-    with pytest.raises(DataError, match=r"data\.val_lanes to 4 or less"):
-        made_module(lanes=2, seq_len=10, val_lanes=5)
+def test_validation_rows():
+    assert made_module(batch_size=8, seq_len=10).val.batch_size == 4  # 40 tokens
+    assert made_module(batch_size=2, seq_len=10).val.batch_size == 2
+    assert made_module(batch_size=2, seq_len=10, val_batch_size=4).val.batch_size == 4
+    with pytest.raises(DataError, match=r"data\.val_batch_size to 4 or less"):
+        made_module(batch_size=2, seq_len=10, val_batch_size=5)
 
 
 def test_refused_before_training():
-    with pytest.raises(DataError, match=r"too short for 41 lanes.*data\.lanes to 40 or less"):
-        made_module(lanes=41, seq_len=10)
-    for name in ("lanes", "seq_len", "val_lanes"):
+    with pytest.raises(DataError, match=r"too short for 41 rows.*data\.batch_size to 40 or less"):
+        made_module(batch_size=41, seq_len=10)
+    for name in ("batch_size", "seq_len", "val_batch_size"):
         with pytest.raises(DataError, match=rf"data\.{name} must be at least 1, got 0"):
             made_module(**{name: 0})
     with pytest.raises(DataError, match="the val split holds no text"):
@@ -241,19 +241,23 @@ def test_refused_before_training():
         SentenceDataModule(made_corpus, CHAR, name="other").setup()
 
 
-def test_lanes_that_ranks_cannot_share(monkeypatch):
+def test_rows_that_ranks_cannot_share(monkeypatch):
     monkeypatch.setattr(ranks, "size", lambda: 4)
-    with pytest.raises(DataError, match=r"data\.lanes=6 cannot be .* 4 ranks: set data\.lanes=8"):
-        made_module(lanes=6, seq_len=10)
-    with pytest.raises(DataError, match=r"data\.lanes=2 cannot be .* 4 ranks: set data\.lanes=4"):
-        made_module(lanes=2, seq_len=10)
-    with pytest.raises(DataError, match=r"makes 3 lanes, fewer than the 4 ranks"):
-        made_module(lanes=4, seq_len=10, val_lanes=3)
-    made_module(lanes=4, seq_len=10, val_lanes=4)
+    with pytest.raises(
+        DataError, match=r"data\.batch_size=6 cannot be .* 4 ranks: set data\.batch_size=8"
+    ):
+        made_module(batch_size=6, seq_len=10)
+    with pytest.raises(
+        DataError, match=r"data\.batch_size=2 cannot be .* 4 ranks: set data\.batch_size=4"
+    ):
+        made_module(batch_size=2, seq_len=10)
+    with pytest.raises(DataError, match=r"makes 3 rows, fewer than the 4 ranks"):
+        made_module(batch_size=4, seq_len=10, val_batch_size=3)
+    made_module(batch_size=4, seq_len=10, val_batch_size=4)
 
 
 def test_max_chars():
-    module = made_module(max_chars=220, lanes=2, seq_len=10)
+    module = made_module(max_chars=220, batch_size=2, seq_len=10)
     assert module.train.tokens.characters == 200
     assert module.val.tokens.characters == 20
     assert module.tokenizer.decode(read_back(module.train)) == LETTERS[:200]
@@ -269,7 +273,7 @@ def test_config_of_text_files(tmp_path, as_config):
     text = "to be, or not to be\n" * 50
     (tmp_path / "a.txt").write_text(text)
     config = compose(
-        "+data=text_files", "+tokenizer=bpe", f"data.paths=[{tmp_path}/*.txt]", "data.lanes=2",
+        "+data=text_files", "+tokenizer=bpe", f"data.paths=[{tmp_path}/*.txt]", "data.batch_size=2",
         "data.val_fraction=0.2", "data.seq_len=8", "tokenizer.vocab_size=300",
     )  # fmt: skip
     tokenizer = config.tokenizer if as_config else hydra.utils.instantiate(config.tokenizer)
@@ -277,7 +281,7 @@ def test_config_of_text_files(tmp_path, as_config):
     module.prepare_data()
     module.setup()
     assert module.tokenizer_settings == TokenizerSettings("bpe", 300)
-    assert (module.train.lanes, module.train.seq_len) == (2, 8)
+    assert (module.train.batch_size, module.train.seq_len) == (2, 8)
     assert module.tokenizer.decode(read_back(module.train)) == text[:800]
 
 
@@ -302,7 +306,7 @@ def test_configs_make_modules(data, tokenizer):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("data", "vocab_size"), [("shakespeare", 82), ("sanguo", 3872)])
-def test_corpora_in_lanes(data, vocab_size):
+def test_corpora_in_rows(data, vocab_size):
     config = compose(f"+data={data}", "+tokenizer=char")
     module = hydra.utils.instantiate(config.data, tokenizer=config.tokenizer)
     module.prepare_data()
@@ -500,12 +504,12 @@ def test_a_killed_run_leaves_nothing_that_counts(tmp_path, cache):
 
 
 def at(chunk):
-    """Where a loader of 4 lanes and 10 chunks stands."""
-    return {"next_chunk": chunk, "lanes": 4, "chunks": 10}
+    """Where a loader of 4 rows and 10 chunks stands."""
+    return {"next_chunk": chunk, "batch_size": 4, "chunks": 10}
 
 
 def test_passes():
-    loader = made_module(lanes=4, seq_len=10).train_dataloader()
+    loader = made_module(batch_size=4, seq_len=10).train_dataloader()
     assert len(loader) == len(list(loader)) == len(list(loader)) == 10
     iterator = iter(loader)
     next(iterator)
@@ -516,10 +520,10 @@ def test_passes():
     loader.load_state_dict(at(7))
     assert loader.state_dict() == at(7)
     assert [len(list(loader)) for _ in range(2)] == [3, 10]
-    with pytest.raises(DataError, match=r"chunk 7 of 20 in 4 lanes, this data has 10 in 4 lanes"):
+    with pytest.raises(DataError, match=r"chunk 7 of 20 in 4 rows, this data has 10 in 4 rows"):
         loader.load_state_dict(at(7) | {"chunks": 20})
-    with pytest.raises(DataError, match=r"chunk 7 of 10 in 2 lanes, this data has 10 in 4 lanes"):
-        loader.load_state_dict(at(7) | {"lanes": 2})
+    with pytest.raises(DataError, match=r"chunk 7 of 10 in 2 rows, this data has 10 in 4 rows"):
+        loader.load_state_dict(at(7) | {"batch_size": 2})
 
 
 class Witness(lightning.LightningModule):
@@ -580,7 +584,7 @@ def test_resuming_anywhere_sees_the_rest(tmp_path, arguments):
         )  # fmt: skip
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message=".*not resumable.*")
-            data = SentenceDataModule(made_corpus, CHAR, lanes=8, seq_len=10)
+            data = SentenceDataModule(made_corpus, CHAR, batch_size=8, seq_len=10)
             trainer.fit(module, data, ckpt_path=checkpoint, weights_only=False)
         return module.seen
 

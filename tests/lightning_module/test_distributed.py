@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from lightning_module.run_files import CHECKPOINTS, LAST, METRICS, read_metrics
 from tests.lightning_module.conftest import TINY, made_text
 
-# 60 steps of 4 lanes: long enough for a wrong mean or a wrong lane to show.
+# 60 steps of 4 rows: long enough for a wrong mean or a wrong row to show.
 STEPS = ["trainer.max_steps=60", "trainer.val_check_interval=30"]
 
 
@@ -61,7 +61,7 @@ def test_ranks_train_and_judge_as_one(runs, number, strategy):
     assert a["global_step"] == b["global_step"] == 60
     for name, weight in a["state_dict"].items():
         torch.testing.assert_close(b["state_dict"][name], weight, rtol=0, atol=1e-5)
-    # Every lane's state is in the one file, in the order of the lanes.
+    # Every row's state is in the one file, in the order of the rows.
     torch.testing.assert_close(b["carried_state"], a["carried_state"], rtol=0, atol=1e-5)
     judged = [
         [row["val_loss"] for row in read_metrics(run / METRICS) if "val_loss" in row]
@@ -125,14 +125,17 @@ def test_torchrun_trains_as_ranks_of_our_own_do(runs, command, documents):
 
 @pytest.mark.slow
 def test_dropout_masks_differ_between_ranks(runs, command, documents):
-    """With equal lanes on both ranks only the masks can tell them apart."""
+    """With equal rows on both ranks only the masks can tell them apart."""
     run_dir = runs("dropout", *ranks(2), "model.dropout=0.5", "trainer.max_steps=2")
     first, second = checkpoint(run_dir)["rng_states"]
     assert not torch.equal(first["cpu"], second["cpu"])
 
 
 BAD = {
-    "more ranks than lanes": ([*ranks(8)], "data.lanes=4 cannot be divided equally among 8 ranks"),
+    "more ranks than rows": (
+        [*ranks(8)],
+        "data.batch_size=4 cannot be divided equally among 8 ranks",
+    ),
     "no text": ([*ranks(2), "data.paths=[none.txt]"], "There is no file"),
     "a directory in use": ([*ranks(2), "run_dir=."], "exists and is not empty"),
     "an unknown prompt": ([*ranks(2), "callbacks.samples.prompts=[ß]"], "does not know"),
@@ -254,12 +257,12 @@ class TestRanksThatDie:
         assert f"resume={tmp_path / 'run'}" in errors
         saved = checkpoint(tmp_path / "run")
         assert f"after step {saved['global_step']};" in errors
-        assert saved["carried_state"].shape[1] == 4  # all lanes
+        assert saved["carried_state"].shape[1] == 4  # all rows
 
 
 @pytest.mark.soak
 def test_another_number_of_ranks_goes_on(runs, command, documents, tmp_path):
-    """Lanes are everyone's: what two ranks saved, one or four take up, and end the same."""
+    """Rows are everyone's: what two ranks saved, one or four take up, and end the same."""
     whole = checkpoint(runs("ddp-2", *ranks(2)))
     run_dir = tmp_path / "half"
     done = command(

@@ -43,12 +43,12 @@ def test_what_is_to_be_copied_was_read_delay_steps_before(delay):
 def test_the_sum_is_of_the_two_marked_digits(delay):
     chunk = next(iter(Sequences("adding", delay, 33, seed=3)))
     assert chunk.inputs.shape == (delay, 33)
-    for lane in range(33):
-        row = chunk.inputs[:, lane].tolist()
+    for row in range(33):
+        row = chunk.inputs[:, row].tolist()
         marked = [(place, token - DIGITS) for place, token in enumerate(row) if token >= DIGITS]
         assert len(marked) == 2
         assert marked[0][0] < max(1, delay // 10) <= marked[1][0] < max(2, delay // 2)
-        assert chunk.targets[-1, lane] == marked[0][1] + marked[1][1]
+        assert chunk.targets[-1, row] == marked[0][1] + marked[1][1]
     assert (chunk.targets[:-1] == IGNORE).all()
 
 
@@ -62,10 +62,10 @@ def test_sequences_are_new_in_each_batch_and_the_same_for_the_same_seed():
         Sequences("copy", 2, 4, seed=1)
 
 
-def probe(core, steps=7, lanes=3, hidden_size=5):
+def probe(core, steps=7, batch_size=3, hidden_size=5):
     torch.manual_seed(0)
     model = SentencePredictor(11, core={"name": core}, embedding_size=4, hidden_size=hidden_size)
-    return model, torch.randint(11, (steps, lanes)), torch.randint(11, (lanes,))
+    return model, torch.randint(11, (steps, batch_size)), torch.randint(11, (batch_size,))
 
 
 @pytest.mark.parametrize("reset_after", [True, False])
@@ -87,14 +87,14 @@ def test_norms_are_those_of_the_derivative_by_the_equations(reset_after):
     by_h = torch.autograd.grad(loss.sum(), h)[0]
     norms = [by_h.norm(dim=1)]
     for t in range(6, 0, -1):
-        for lane in range(3):
+        for row in range(3):
             jacobian = torch.autograd.functional.jacobian(
-                lambda h, t=t, lane=lane: equations.step(
-                    x[t, lane : lane + 1], h[None], *weights, reset_after
+                lambda h, t=t, row=row: equations.step(
+                    x[t, row : row + 1], h[None], *weights, reset_after
                 )[0],
-                states[t][lane],
+                states[t][row],
             )
-            by_h[lane] = jacobian.T @ by_h[lane]
+            by_h[row] = jacobian.T @ by_h[row]
         norms.append(by_h.norm(dim=1))
     norms = torch.stack(norms)
     torch.testing.assert_close(torch.tensor(found["norm"]).double(), norms.median(1).values)
@@ -152,7 +152,7 @@ def test_a_study_measures_every_delay_and_the_gradient_at_both_ends(task, core):
 def test_a_gru_learns_and_goes_on_from_what_it_learnt(monkeypatch):
     monkeypatch.setattr(memory_study, "LEARNT", 0.7)
     monkeypatch.setattr(memory_study, "SOLVED", 0.7)
-    study = replace(STUDY, steps={3: 2000, 6: 1000}, hidden_size=32, lanes=32)
+    study = replace(STUDY, steps={3: 2000, 6: 1000}, hidden_size=32, batch_size=32)
     found = {}
     remember(study, lambda *_: None, found.update)
     success = found["success"]
@@ -167,7 +167,7 @@ ARGUMENTS = [
     "text_steps=10",
     "hidden_size=8",
     "data=text_files",
-    "data.lanes=4",
+    "data.batch_size=4",
     "data.seq_len=16",
 ]
 

@@ -223,7 +223,13 @@ def test_debug_settings_do_what_they_are_named_for(run, tmp_path, capsys):
     fast = run("fast", "debug=fast", "trainer.max_steps=4", "trainer.val_check_interval=2")
     judged = [r["step"] + 1 for r in read_metrics(tmp_path / "fast" / METRICS) if "val_loss" in r]
     assert fast["global_step"] == 4 and judged == [2, 4]
-    run("overfit", "debug=overfit", "data.lanes=4", "trainer.max_steps=150", "optimizer.lr=0.02")
+    run(
+        "overfit",
+        "debug=overfit",
+        "data.batch_size=4",
+        "trainer.max_steps=150",
+        "optimizer.lr=0.02",
+    )
     losses = [r["train_loss"] for r in read_metrics(tmp_path / "overfit" / METRICS)
               if "train_loss" in r]  # fmt: skip
     assert losses[0] > 2 and losses[-1] < 0.2  # nats; a text of its own has 0.25 at best

@@ -41,42 +41,47 @@ DOCUMENTS = st.lists(
 
 
 @settings(max_examples=200)
-@given(documents=DOCUMENTS, seq_len=st.integers(1, 13), lanes=st.integers(1, 9))
-def test_every_token_is_predicted_once_from_its_own_sentence(documents, seq_len, lanes):
+@given(documents=DOCUMENTS, seq_len=st.integers(1, 13), batch_size=st.integers(1, 9))
+def test_every_token_is_predicted_once_from_its_own_sentence(documents, seq_len, batch_size):
     split, sentences = made_split(documents)
-    lanes = min(lanes, split.tokens)
-    data = PackedChunks(split, ENDS_LINE, lanes, seq_len)
+    batch_size = min(batch_size, split.tokens)
+    data = PackedChunks(split, ENDS_LINE, batch_size, seq_len)
     items = [data[k] for k in range(len(data))]
     expected = []  # (input, target, whether the state is zero), one sentence after the other
     for sentence in sentences:
         expected += zip([DOC, *sentence], sentence, [True] + [False] * len(sentence), strict=False)
     found = []
-    for lane in range(lanes):
+    for row in range(batch_size):
         for k, item in enumerate(items):
-            assert item.inputs.shape == item.targets.shape == item.resets.shape == (seq_len, lanes)
+            assert (
+                item.inputs.shape
+                == item.targets.shape
+                == item.resets.shape
+                == (seq_len, batch_size)
+            )
             for t in range(seq_len):
-                target = item.targets[t, lane].item()
+                target = item.targets[t, row].item()
                 if target == IGNORE:
-                    assert k == len(items) - 1  # nothing is padded but the end of a lane
+                    assert k == len(items) - 1  # nothing is padded but the end of a row
                     continue
                 new_lane = k == t == 0
-                reset = item.resets[t, lane].item()
-                assert item.fresh[lane] == (new_lane or item.resets[0, lane]) or t > 0
-                found.append((item.inputs[t, lane].item(), target, reset))
+                reset = item.resets[t, row].item()
+                assert item.fresh[row] == (new_lane or item.resets[0, row]) or t > 0
+                found.append((item.inputs[t, row].item(), target, reset))
     assert found == expected
     for item in items:
         assert item.count() == int((item.targets != IGNORE).sum())
 
 
 @settings(max_examples=30)
-@given(documents=DOCUMENTS, lanes=st.integers(2, 9), world=st.integers(1, 4))
-def test_ranks_together_read_what_one_rank_reads(documents, lanes, world):
+@given(documents=DOCUMENTS, batch_size=st.integers(2, 9), world=st.integers(1, 4))
+def test_ranks_together_read_what_one_rank_reads(documents, batch_size, world):
     split, _ = made_split(documents)
-    lanes = min(lanes, split.tokens)
-    world = min(world, lanes)
-    alone = PackedChunks(split, ENDS_LINE, lanes, 5)
+    batch_size = min(batch_size, split.tokens)
+    world = min(world, batch_size)
+    alone = PackedChunks(split, ENDS_LINE, batch_size, 5)
     parts = [
-        PackedChunks(split, ENDS_LINE, lanes, 5, own=ranks.share(lanes, number, world))
+        PackedChunks(split, ENDS_LINE, batch_size, 5, own=ranks.share(batch_size, number, world))
         for number in range(world)
     ]
     for k in range(len(alone)):
@@ -128,14 +133,14 @@ def test_share_of_useful_tokens_by_hand():
 def test_lines_of_every_tokenizer(kind):
     train = ["To be.\n\nOr not?\n" * 40, "\nAnd so on\n" * 30]
     module = made_module(
-        train, [train[0]], TokenizerSettings(kind, 300), batching="packed", lanes=3, seq_len=8
+        train, [train[0]], TokenizerSettings(kind, 300), batching="packed", batch_size=3, seq_len=8
     )
     stream = module.train.tokens.stream
     lines, targets, resets = [], [], []
-    for lane in range(3):
+    for row in range(3):
         for k in range(len(module.train)):
-            targets += module.train[k].targets[:, lane].tolist()
-            resets += module.train[k].resets[:, lane].tolist()
+            targets += module.train[k].targets[:, row].tolist()
+            resets += module.train[k].resets[:, row].tolist()
     for target, reset in zip(targets, resets, strict=True):
         if target != IGNORE:
             lines = [*lines, []] if reset else lines
@@ -152,8 +157,10 @@ def test_lines_of_every_tokenizer(kind):
 def test_refused():
     with pytest.raises(DataError, match=r"data\.batching must be one of stream, packed, got 'x'"):
         made_module(batching="x")
-    with pytest.raises(DataError, match=r"400 tokens, too few for 500 lanes\. Set data\.lanes to"):
-        made_module(batching="packed", lanes=500)
+    with pytest.raises(
+        DataError, match=r"400 tokens, too few for 500 rows\. Set data\.batch_size to"
+    ):
+        made_module(batching="packed", batch_size=500)
 
 
 @pytest.mark.soak

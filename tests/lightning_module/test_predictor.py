@@ -22,13 +22,13 @@ def model(**settings):
     return SentencePredictor(V, **{"embedding_size": 6, "hidden_size": 8, **settings})
 
 
-def chunks(n, fresh_at=(0,), lanes=B):
-    stream = torch.randint(V, (n * T + 1, lanes))
+def chunks(n, fresh_at=(0,), batch_size=B):
+    stream = torch.randint(V, (n * T + 1, batch_size))
     return [
         Chunk(
             stream[k * T : (k + 1) * T],
             stream[k * T + 1 : (k + 1) * T + 1],
-            torch.full((lanes,), k in fresh_at),
+            torch.full((batch_size,), k in fresh_at),
         )
         for k in range(n)
     ]
@@ -62,7 +62,7 @@ def test_a_fresh_lane_starts_from_zero_and_the_others_go_on():
     first, second = chunks(2)
     net.training_step(first, 0)
     carried = net.carried["train"].clone()
-    net.carried["train"][:, 1] = torch.inf  # what the fresh lane forgets must not matter at all
+    net.carried["train"][:, 1] = torch.inf  # what the fresh row forgets must not matter at all
     mixed = second._replace(fresh=torch.tensor([False, True, False]))
     loss = net.training_step(mixed, 1)
     carried[:, 1] = 0

@@ -76,26 +76,26 @@ def test_torchrun_and_the_settings_must_agree(monkeypatch):
         world()
 
 
-@pytest.mark.parametrize(("lanes", "of"), [(8, 2), (9, 4), (5, 5), (1, 1)])
-def test_shares_cover_all_lanes_once_and_differ_by_one(lanes, of):
-    shares = [list(range(lanes))[ranks.share(lanes, number, of)] for number in range(of)]
-    assert [lane for share in shares for lane in share] == list(range(lanes))
+@pytest.mark.parametrize(("batch_size", "of"), [(8, 2), (9, 4), (5, 5), (1, 1)])
+def test_shares_cover_all_rows_once_and_differ_by_one(batch_size, of):
+    shares = [list(range(batch_size))[ranks.share(batch_size, number, of)] for number in range(of)]
+    assert [row for share in shares for row in share] == list(range(batch_size))
     lengths = [len(share) for share in shares]
     assert max(lengths) - min(lengths) <= 1
 
 
-def test_lanes_saved_by_some_ranks_are_taken_by_others(monkeypatch):
+def test_rows_saved_by_some_ranks_are_taken_by_others(monkeypatch):
     state = torch.randn(2, 12, 3)
     for of in (1, 2, 3, 4):
         monkeypatch.setattr(ranks, "size", lambda of=of: of)
         parts = []
         for number in range(of):
             monkeypatch.setattr(ranks, "rank", lambda number=number: number)
-            h, c = ranks.own_lanes((state, -state))
+            h, c = ranks.own_rows((state, -state))
             assert torch.equal(c, -h)
             parts.append(h)
         assert torch.equal(torch.cat(parts, 1), state)
-    assert ranks.own_lanes(None) is None
+    assert ranks.own_rows(None) is None
 
 
 def test_one_process_asks_nobody():

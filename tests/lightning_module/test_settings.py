@@ -21,7 +21,7 @@ from lightning_module.run_config import change, from_yaml, read_config, targets
 from lightning_module.run_files import read_metrics
 from lightning_module.settings.config_folder import CONFIGS
 from lightning_module.settings.former_names import translate_target
-from lightning_module.settings.overrides import parse
+from lightning_module.settings.overrides import parse, quoted
 from lightning_module.settings.table import SETTINGS, check
 from lightning_module.sweeps.jobs import read_description, read_job
 from triton_gru.backends import BACKENDS
@@ -114,7 +114,7 @@ BAD = {
     "scheduler.warmup=2": "from 0 to 1; got 2",
     "model.dropout=1": "at least 0 and below 1; got 1",
     "model.core.name=x": "gru, gru_reset_before, lstm or rnn; got 'x'",
-    "data.lanes=0": "at least 1",
+    "data.batch_size=0": "at least 1",
     "seed=-1": "from 0 to 4294967295; got -1",
     "callbacks.best.monitor=val_acc": "or val_bits_per_char; got 'val_acc'",
     "compile=maybe": "true or false; got 'maybe'",
@@ -355,10 +355,28 @@ def test_a_run_with_former_names_is_resumed(file):
     text = re.sub(r"(?<=_target_: )[\w.]+", lambda m: former.get(m[0], m[0]), file.read_text())
     text = text.replace("  _target_: lightning_module.model.SentencePredictor\n", "", 1)
     text = text.replace("  _convert_: all\n", "", 1)
+    text = text.replace("  batch_size:", "  lanes:").replace("val_batch_size:", "val_lanes:")
     assert "lightning_module.guards.StopOnSignal" in text
     assert "SentencePredictor" not in text
     file.write_text(text)
     assert changed(file) == expected
+    assert changed(file, "data.lanes=9").data.batch_size == 9
+
+
+@pytest.mark.parametrize("argument", ["data.lanes=7", "+data.lanes=7", "++data.lanes=7"])
+def test_the_former_name_of_a_setting_is_an_alias_with_a_warning(argument, capsys):
+    assert quoted(argument) == argument.replace("lanes", "batch_size")
+    assert "data.lanes is called data.batch_size now" in capsys.readouterr().err
+    assert quoted("data.batch_size=7") == "data.batch_size=7"
+    assert not capsys.readouterr().err
+
+
+def test_a_config_of_ones_own_may_hold_a_former_name(capsys):
+    config = composed("data=text_files", "data.paths=[a.txt]", "+data.lanes=7", "+data.val_lanes=3")
+    check(config)
+    assert (config.data.batch_size, config.data.val_batch_size) == (7, 3)
+    assert "lanes" not in config.data
+    assert capsys.readouterr().err.count("warning") == 2
 
 
 def test_a_former_name_in_a_folder_of_configs_is_trusted(file, tmp_path):

@@ -159,7 +159,9 @@ def test_sweeps_with_little_to_show(tmp_path, capsys):
 @pytest.mark.parametrize("columns", [40, 80, 140])
 def test_no_header_or_number_of_the_table_is_broken(tmp_path, capsys, monkeypatch, columns):
     names = {"choices": ["a_rather_long_name_of_a_choice", "b"]}
-    sweep = make(tmp_path / "s", 4, space={**SPACE, "data.lanes": names, "data.val.lanes": names})
+    sweep = make(
+        tmp_path / "s", 4, space={**SPACE, "data.batch_size": names, "data.val.batch_size": names}
+    )
     monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     sweep_report.report(sweep.directory)
@@ -167,8 +169,8 @@ def test_no_header_or_number_of_the_table_is_broken(tmp_path, capsys, monkeypatc
     header = next(line for line in lines if line.split()[:1] == ["job"])
     # By its last name where that says which it is, else in full.
     assert header.split() == [
-        "job", "val_loss", "lr", "dropout", "num_layers", "hidden_size", "core", "data.lanes",
-        "data.val.lanes", "steps", "seconds",
+        "job", "val_loss", "lr", "dropout", "num_layers", "hidden_size", "core", "data.batch_size",
+        "data.val.batch_size", "steps", "seconds",
     ]  # fmt: skip
     for job in sweep.complete:
         row = next(line for line in lines if line.split()[:1] == [str(job.number)])

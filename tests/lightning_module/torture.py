@@ -36,7 +36,7 @@ assert matplotlib.figure  # imported here, or every attempt would
 
 # The last checkpoint every five steps, whatever the clock says: moments to be killed in.
 SETTINGS = [
-    *TINY, "data.lanes=4", "data.seq_len=8", "model.hidden_size=8", "model.dropout=0.2",
+    *TINY, "data.batch_size=4", "data.seq_len=8", "model.hidden_size=8", "model.dropout=0.2",
     "trainer.max_steps=90", "trainer.val_check_interval=40", "trainer.log_every_n_steps=5",
     "callbacks.last.every_minutes=0", "callbacks.samples.max_tokens=3", "rank_timeout=30",
 ]  # fmt: skip
