@@ -87,8 +87,8 @@ def train(
         model = build(
             "model",
             config.model,
-            optimizer=config.optimizer,
-            schedule=config.scheduler,
+            optimizer=build("optimizer", config.optimizer),
+            schedule=build("scheduler", config.scheduler),
             vocab_size=data.vocab_size,
             chars_per_token=data.chars_per_token,
         )
@@ -277,6 +277,8 @@ def _show(metrics: dict[str, Any], run_dir: Path) -> None:
         is_last = metrics["val_loss"] >= metrics["last_val_loss"]
         what = ", the last validation" if is_last else f": {metrics['val_loss']:.4f} nats a token"
         print(f"{BEST} is of step {metrics['best_step']}{what}")
+    for profile in sorted(run_dir.glob("fit-profile*.txt")):  # of debug=profile
+        print(f"Where the time went: {profile}")
     if not kept:
         print(f"No step was trained, so there is no checkpoint in {run_dir}")
         return
