@@ -98,9 +98,7 @@ def train(
         if config.compile:
             model.compile()
         if go_on:
-            undo = ranks.once(
-                lambda: go_on_in_run_dir(lock.run_dir, config, data, trainer, saved)
-            )
+            undo = ranks.once(lambda: go_on_in_run_dir(lock.run_dir, config, data, trainer, saved))
         else:
             undo = ranks.once(lambda: make_run_dir(lock.run_dir, config, data, lock))
         begun = saved["global_step"] if saved else 0
