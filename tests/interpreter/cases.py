@@ -23,6 +23,7 @@ TOLERANCE = {
     "tf32": 4e-3,
 }
 LAUNCHES = ("single", SENTINEL, COUNTER)
+BITS = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16}
 NAMES = ("gates_x", "h0", "weight_hh", "bias_hh")
 
 
@@ -61,8 +62,13 @@ def make_case(
     lengths: bool = False,
     resets: str | None = None,
     seed: int = 0,
+    not_finite: bool = False,
 ) -> Case:
-    """Random arguments. `resets` is None, "zero" or "row"."""
+    """Random arguments. `resets` is None, "zero" or "row".
+
+    `not_finite` puts infinities in the first row and the second, the NaN of the sentinel protocol
+    in the third, and another one in the last, where there are so many.
+    """
     g = torch.Generator().manual_seed(seed)
 
     def normal(*shape, scale=1.0):
@@ -81,7 +87,19 @@ def make_case(
     if resets is not None:
         options["resets"] = torch.rand(T, B, D, generator=g) < 0.3
         options["reset_state"] = normal(D, B, H) if resets == "row" else None
-    return Case(arguments, options, normal(T, B, D, H))
+    dy = normal(T, B, D, H)
+    if not_finite:
+        gates_x, h0, weight = arguments[:3]
+        gates_x[T // 2, B - 1, 0, 3 * H // 2] = torch.nan
+        dy[T - 1, 0, 0, 0] = torch.inf
+        if B > 1:
+            gates_x[0, 0, 0, 3 * H - 1] = torch.inf
+            h0[0, 1, 0] = -torch.inf
+            # r = z = 1 there: the infinity stays one, and the row is not NaN at once.
+            weight[0, [0, H], 0] = -weight[0, [0, H], 0].abs()
+        if B > 2:
+            h0[0, 2, 1 % H].view(BITS[dtype]).fill_(-1)
+    return Case(arguments, options, dy)
 
 
 def make_plan(case: Case, direction: str, launch: str, **wanted) -> Plan:
@@ -120,11 +138,22 @@ def run(
 
 
 def error(result: Tensor, exact: Tensor) -> float:
-    """Largest error as a share of the largest value; NaN and missing elements never pass."""
+    """Largest error as a share of the largest finite value of the exact result.
+
+    NaN and infinities are compared cell by cell: the error is infinite where one stands on one side
+    alone, or an infinity has the other sign.
+    """
     assert result.shape == exact.shape, (result.shape, exact.shape)
+    result, exact = result.double(), exact.double()
+    finite = exact.isfinite()
+    # nan_to_num keeps NaN and the two infinities apart.
+    others = [values[~finite].nan_to_num() for values in (result, exact)]
+    if not torch.equal(result.isfinite(), finite) or not torch.equal(*others):
+        return float("inf")
+    result, exact = result[finite], exact[finite]
     if not exact.numel():
         return 0.0
-    return ((result.double() - exact).abs().max() / exact.abs().max().clamp_min(1e-30)).item()
+    return ((result - exact).abs().max() / exact.abs().max().clamp_min(1e-30)).item()
 
 
 def assert_close(case: Case, launch: str, tolerance: float, **options) -> None:

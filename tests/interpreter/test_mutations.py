@@ -156,6 +156,34 @@ MUTANTS = {
         SENTINEL,
         {},
     ),
+    "a state that is NaN published as a number": (
+        "exchange.py",
+        "value = tl.where(value == value, value, nan)",
+        "value = tl.where(value == value, value, 0.0)",
+        SENTINEL,
+        {"not_finite": True},
+    ),
+    "a gradient that is NaN published as a number": (
+        "scan_backward.py",
+        "publish(out + own_out + padded, da_z, stored, PROTOCOL)",
+        "publish(out + own_out + padded, tl.where(da_z == da_z, da_z, 0.0), stored, PROTOCOL)",
+        "single",
+        {"not_finite": True},
+    ),
+    "columns beyond H not held at 0, forward": (
+        "scan_forward.py",
+        "new = tl.where(real, blend(z, n, h), 0.0)",
+        "new = blend(z, n, h)",
+        SENTINEL,
+        {"not_finite": True, "H": 18, "reset_after": False},
+    ),
+    "columns beyond H not held at 0, backward": (
+        "scan_backward.py",
+        "new = tl.where(real, before + total(acc, ROWS, COLS, SPLIT), 0.0)",
+        "new = before + total(acc, ROWS, COLS, SPLIT)",
+        "single",
+        {"not_finite": True, "H": 1},
+    ),
 }
 
 

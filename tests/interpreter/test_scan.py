@@ -155,17 +155,34 @@ def test_garbage_past_a_rows_end_reaches_nothing():
         assert error(grads[name], grad) < TOLERANCE[torch.float32], name
 
 
+@both_variants
 @every_launch
-def test_a_diverged_state_is_nan_and_nobody_waits_for_it(launch):
-    case = make_case(3, 2, 18, reset_after=True)
-    case.arguments[0][1, 0, 0, 5] = float("nan")
-    bits = torch.tensor(-1, dtype=torch.int32).view(torch.float32)  # the sentinel's own pattern
-    case.arguments[0][0, 1, 0, 40] = bits
-    case.arguments[1][0, 1, 3] = bits
-    y, grads = run(case, launch)
-    assert y[1:, 0].isnan().all(-1)[1] and y[1:, 1].isnan().all()
-    assert not y[0, 0].isnan().any()
-    assert grads["gates_x"].isnan().any()
+@pytest.mark.parametrize(
+    "shape, options",
+    [
+        ((3, 3, 18), {}),
+        ((3, 4, 20, 2), {"lengths": True, "resets": "row", "seed": 2}),
+        ((4, 3, 32), {"resets": "zero"}),
+        ((3, 3, 18), {"dtype": torch.float16, "lengths": True}),
+    ],
+    ids=str,
+)
+def test_nan_and_infinity_stand_where_float64_has_them(shape, options, launch, reset_after):
+    """Cell by cell in y and every gradient, and nobody waits for a NaN of any pattern."""
+    case = make_case(*shape, reset_after=reset_after, not_finite=True, **options)
+    y, grads = case.exact()
+    for exact in (y, grads["gates_x"]):
+        assert exact.isnan().any() and exact.isinf().any() and exact.isfinite().any()
+    with harness.interleaving(4):
+        assert_close(case, launch, TOLERANCE[options.get("dtype", torch.float32)])
+
+
+@pytest.mark.parametrize("exact", [0.0, 1.0, torch.inf, -torch.inf, torch.nan])
+@pytest.mark.parametrize("result", [0.0, 1.0, torch.inf, -torch.inf, torch.nan])
+def test_only_the_same_value_has_no_error(result, exact):
+    values = [torch.tensor([1.0, v]) for v in (result, exact)]
+    same = torch.equal(*(v.nan_to_num(3.0) for v in values))
+    assert (error(*values) == 0) == same
 
 
 def test_z_of_one_copies_the_state_and_z_of_zero_forgets_it():

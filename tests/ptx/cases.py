@@ -64,11 +64,11 @@ def run_scan(shape, precision, launch, arch, reset_after, *, lengths=False, rese
         launch: "single", "sentinel", "counter" or "best".
         arch: to compile for.
         reset_after: the variant.
-        lengths, resets, bias, save_gates: as `tests.interpreter.cases.make_case` has them.
+        lengths, resets, bias, not_finite: as `tests.interpreter.cases.make_case` has them.
+        save_gates: whether the forward keeps the gates for the backward.
         wanted: values of the plan to look for.
         force: values of the plan to set.
         pieces: steps of a piece of time in the backward.
-        not_finite: puts NaN and infinities among the inputs.
         case: to run instead of a random one.
         polls: looks after which a wait gives up.
         data: seed of the inputs.
@@ -76,9 +76,8 @@ def run_scan(shape, precision, launch, arch, reset_after, *, lengths=False, rese
     """
     if case is None:
         case = make_case(*shape, reset_after=reset_after, dtype=DTYPES[precision], bias=bias,
-                         lengths=lengths, resets=resets, seed=data)  # fmt: skip
-        if not_finite:
-            spoil(case)
+                         lengths=lengths, resets=resets, seed=data,
+                         not_finite=not_finite)  # fmt: skip
     plans = [
         plan_of(case, d, launch, arch, precision, wanted or {}) for d in ("forward", "backward")
     ]
@@ -97,9 +96,7 @@ def run_scan(shape, precision, launch, arch, reset_after, *, lengths=False, rese
     exact_y, exact = case.exact()
     results = {"y": y, **dict(zip([*NAMES, "reset_state"], grads, strict=False))}
     exact = {"y": exact_y, **exact}
-    errors = {name: compared(results[name], e, sound_rows(exact)) for name, e in exact.items()}
-    if (y.isfinite() & exact_y.isnan()).any():
-        errors["y"] = float("inf")
+    errors = {name: error(results[name], e) for name, e in exact.items()}
     return Outcome(launches, plans, errors, PTX_TOLERANCE[precision])
 
 
@@ -112,40 +109,7 @@ def run_step(B, H, precision, arch, reset_after, *, bias=True, data=0, **machine
     with _settings(precision, None), launching.emulated(arch, **machine) as launches:
         out = launch_forward.step(*arguments, reset_after=reset_after)
     exact = equations.step(*(None if a is None else a.double() for a in arguments), reset_after)
-    return Outcome(launches, [], {"h": compared(out, exact)}, PTX_TOLERANCE[precision])
-
-
-def spoil(case):
-    """NaN in one row and infinities in another, where there are so many; the others stay finite."""
-    gates_x, h0 = case.arguments[:2]
-    T, B, _, H3 = gates_x.shape
-    gates_x[T // 2, B - 1, 0, H3 // 2] = float("nan")
-    if B > 1:
-        gates_x[0, 0, 0, H3 - 1] = float("inf")
-        h0[0, 1 % B, 0] = float("-inf")
-    if B > 2:
-        h0[0, 2, 1].view(torch.int16 if h0.element_size() == 2 else torch.int32).fill_(-1)
-
-
-def sound_rows(exact):
-    """[B]: rows of the batch without a NaN or infinity in any result."""
-    grads = exact["gates_x"].isfinite().all(-1).all(-1).all(0)
-    return exact["y"].isfinite().all(-1).all(-1).all(0) & grads
-
-
-def compared(result, exact, sound=None) -> float:
-    """Largest error as a share of the largest value, over the rows that are `sound`.
-
-    How far a NaN spreads within its row is not compared: past a row's end, and where a gate is 0,
-    autograd multiplies zero by it and the kernels select. It may not reach another row, and a NaN
-    may not vanish from y. What sums over all rows, as the weights' gradient does, is compared
-    without such rows alone.
-    """
-    if sound is None or bool(sound.all()):
-        return error(result, exact)
-    if exact.shape[1] != len(sound) or exact.dim() == 2:
-        return 0.0
-    return error(result[:, sound], exact[:, sound])
+    return Outcome(launches, [], {"h": error(out, exact)}, PTX_TOLERANCE[precision])
 
 
 class _settings:

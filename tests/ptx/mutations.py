@@ -15,7 +15,7 @@ import sys
 
 import torch
 
-from tests.interpreter.cases import NAMES, make_case
+from tests.interpreter.cases import NAMES, error, make_case
 from tests.ptx import cases, launching, survivors
 from tests.ptx.errors import PtxError, Unsupported
 from tests.ptx.parsing import Instruction
@@ -63,7 +63,7 @@ class Target:
         """(errors of the results, launches) of a text in the place of the kernel's own."""
         results = self.results(ptx, seed)
         exact = {"y": self.exact_y} if self.direction == "forward" else self.exact
-        return {name: cases.compared(results[name], exact[name]) for name in exact}, self.launches
+        return {name: error(results[name], exact[name]) for name in exact}, self.launches
 
     def results(self, ptx, seed):
         """What the launcher returns, by name."""
