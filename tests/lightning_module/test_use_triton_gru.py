@@ -165,7 +165,7 @@ def test_runs_go_on_from_each_others_checkpoints(tmp_path, first, then):
 
 
 def test_modules_built_late_are_swapped_when_the_stage_starts(tmp_path, caplog):
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, logger="lightning.pytorch")  # which commands may have quieted
     module, callback = BuiltLate(), UseTritonGRU()
     trained(tmp_path, module, callback)
     assert type(module.rnn) is GRU and type(module.cell) is GRUCell
@@ -184,7 +184,7 @@ def test_every_stage_swaps(tmp_path, stage):
 
 
 def test_says_what_was_swapped_and_what_will_run(tmp_path, caplog):
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, logger="lightning.pytorch")  # which commands may have quieted
     module = Forecaster()
     run = trainer(tmp_path, UseTritonGRU(), max_epochs=1)
     run.fit(module)
