@@ -46,3 +46,14 @@ def test_both_readmes_say_the_same():
     ]
     commands = [re.findall(r"`(python -m [^`]+)`", text) for text in (english, chinese)]
     assert commands[0] == commands[1] != []
+
+
+def test_ratios_of_the_readme_are_those_of_the_page_on_the_layer():
+    readme, page = (
+        (ROOT / name).read_text("utf-8").split("\n## ") for name in ("README.md", "docs/layer.md")
+    )
+    (benchmark,) = (section for section in readme if section.startswith("Benchmark"))
+    (times,) = (section for section in page if section.startswith("Time on a CPU"))
+    ratios = re.findall(r"\b\d\.\d+\b", benchmark)
+    assert len(ratios) >= 9
+    assert set(ratios) <= set(re.findall(r"\b\d\.\d+\b", times))
