@@ -17,6 +17,16 @@ def check_sequence(
     """Whether x is one row without a batch dimension; raises on what does not fit the weights."""
     _check_tensors("GRU", x, hx)
     shape, dims = x.shape, x.dim()
+    if (
+        hx is None
+        and not packed
+        and 1 < dims < 4
+        and shape[-1] == weight_ih.shape[1]
+        and shape[1 if batch_first and dims == 3 else 0] != 0
+        and x.dtype == weight_ih.dtype
+        and x.device == weight_ih.device
+    ):
+        return dims == 2  # all that follows asks no more; a short call is measured in microseconds
     layout = "[batch, steps, input_size]" if batch_first else "[steps, batch, input_size]"
     if packed:
         if dims != 2:
@@ -133,6 +143,14 @@ def check_cell(x: Tensor, hx: Tensor | None, weight_ih: Tensor, hidden_size: int
     """Raises on what does not fit the weights of a cell."""
     _check_tensors("GRUCell", x, hx)
     dims = x.dim()
+    if (
+        hx is None
+        and 0 < dims < 3
+        and x.shape[-1] == weight_ih.shape[1]
+        and x.dtype == weight_ih.dtype
+        and x.device == weight_ih.device
+    ):
+        return  # all that follows asks no more; a short call is measured in microseconds
     for name, tensor in (("input", x),) if hx is None else (("input", x), ("hidden", hx)):
         if tensor.dim() not in (1, 2):
             raise ValueError(
