@@ -210,6 +210,7 @@ def _torch_obstacle(reset_after: bool, resets: bool, any_steps: bool) -> str | N
     return None
 
 
+@functools.cache  # as Triton reads it: once. To read it anew took a tenth of a short call
 def _interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 

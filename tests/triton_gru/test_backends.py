@@ -77,7 +77,7 @@ def engine(monkeypatch):
 )
 @pytest.mark.compat("arguments", "backend", "works better", "`auto`, or one by name")
 def test_auto_without_kernels(reset_after, device, expected, monkeypatch):
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(backends, "_interpreting", lambda: False)
     obstacle = backends._triton_obstacle
     monkeypatch.setattr(
         backends,
@@ -92,7 +92,7 @@ def test_auto_without_kernels(reset_after, device, expected, monkeypatch):
 
 
 def test_triton_says_what_is_missing(monkeypatch):
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(backends, "_interpreting", lambda: False)
     with pytest.raises(RuntimeError, match=r"need a CUDA GPU and the tensors are on cpu.*'auto'"):
         choose("triton", device="cpu")
     monkeypatch.setattr(backends.importlib.util, "find_spec", lambda name: None)
@@ -101,7 +101,7 @@ def test_triton_says_what_is_missing(monkeypatch):
 
 
 def test_layer_with_backend_triton_raises_on_a_cpu(monkeypatch):
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(backends, "_interpreting", lambda: False)
     layer = GRU(3, 5, backend="triton")  # may be built before it is moved to a GPU
     with pytest.raises(RuntimeError, match=r"backend='triton' cannot run: .*CUDA GPU"):
         layer(torch.zeros(2, 1, 3))
@@ -171,7 +171,7 @@ def test_the_engine_computes_forward_and_backward_but_no_second_derivative(engin
 )
 @pytest.mark.compat("beyond", "explain", "works better", "which backend runs, and why")
 def test_explain(options, text, monkeypatch):
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(backends, "_interpreting", lambda: False)
     layer = GRU(3, 5, **options)
     for x in (None, torch.zeros(2, 3), torch.zeros(2, 1, 3)):
         assert text in layer.explain(x)
@@ -191,7 +191,7 @@ def test_resets_go_to_the_equations_where_no_kernel_takes_them(device, engine):
 
 
 def test_explain_takes_lengths_and_resets(monkeypatch):
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(backends, "_interpreting", lambda: False)
     layer, x = GRU(3, 5), torch.zeros(2, 1, 3)
     packed = torch.nn.utils.rnn.pack_sequence([torch.zeros(2, 3)])
     for text in (layer.explain(packed), layer.explain(x, lengths=torch.tensor([1]))):
