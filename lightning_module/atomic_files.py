@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and what a disk says that takes no more."""
+"""Atomic writes, and the errors of a disk that is full or read-only."""
 
 import errno
 import os

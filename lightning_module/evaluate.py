@@ -37,7 +37,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
 
     Returns:
         `checkpoint`, `tokens`, `unknown` (those of them that are `<unk>`), `characters`, and over
-        all tokens `loss` (nats a token), `perplexity`, `bits_per_char`, `top1` and `top5`.
+        all tokens `loss` (nats per token), `perplexity`, `bits_per_char`, `top1` and `top5`.
 
     Raises:
         UsageError: a setting is out of range.
@@ -113,7 +113,7 @@ def run(config: DictConfig) -> None:
     unknown = found["unknown"] / found["tokens"]
     print(
         f"{found['characters']:,} characters = {found['tokens']:,} tokens ({unknown:.2%} <unk>)\n"
-        f"{found['loss']:.4f} nats a token, perplexity {found['perplexity']:.2f}, "
-        f"{found['bits_per_char']:.3f} bits a character, "
+        f"{found['loss']:.4f} nats per token, perplexity {found['perplexity']:.2f}, "
+        f"{found['bits_per_char']:.3f} bits per character, "
         f"next token right {found['top1']:.1%} (top 5: {found['top5']:.1%})"
     )

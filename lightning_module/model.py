@@ -1,4 +1,4 @@
-"""The training task: predict the next token of running text with a recurrent core."""
+"""The training task: predict the next token of running text with a recurrent layer."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -21,8 +21,8 @@ from lightning_module.errors import RunError
 from lightning_module.training_progress import budget_used
 from triton_gru import GRU
 
-# The recurrent cores by the name that `model/core=` takes. Looked up by name, never imported by a
-# path found in a checkpoint: loading a stranger's file must not run a stranger's code.
+# The recurrent layers by the name that `model/core=` takes. Looked up by name, never imported by a
+# path found in a checkpoint: loading a file of unknown origin must not run its author's code.
 CORES: dict[str, Callable[..., nn.Module]] = {
     "gru": GRU,
     "gru_reset_before": lambda *args, **kwargs: GRU(*args, reset_after=False, **kwargs),
@@ -43,7 +43,7 @@ class TokenScores(NamedTuple):
 
     Attributes:
         nats: what each target cost, `[T, B]`; NaN where there is nothing to predict.
-        likeliest: id of the likeliest token at each place, int64 `[T, B]`.
+        likeliest: id of the likeliest token at each index, int64 `[T, B]`.
     """
 
     nats: Tensor
@@ -51,7 +51,7 @@ class TokenScores(NamedTuple):
 
 
 class SentencePredictor(L.LightningModule):
-    """Embedding, recurrent core, dropout and output layer, trained to predict the next token.
+    """Embedding, recurrent layer, dropout and output layer, trained to predict the next token.
 
     The rows of a batch are consecutive text: the state at the end of a chunk is detached and
     starts the next one, except in rows whose `Chunk.fresh` says that a document begins, which
@@ -59,7 +59,7 @@ class SentencePredictor(L.LightningModule):
 
     Args:
         vocab_size: number of tokens, V.
-        core: `name`, one of `CORES`, and keyword arguments of that core (for the GRUs `backend`).
+        core: `name`, one of `CORES`, and keyword arguments of that layer (for the GRUs `backend`).
         embedding_size: size E of a token's vector; characters need little (64 serves 84
             characters).
         hidden_size: H.
@@ -68,14 +68,13 @@ class SentencePredictor(L.LightningModule):
             see `LockedDropout`.
         tie_weights: share the embedding with the output; a projection H -> E stands between where H
             != E.
-        chars_per_token: characters a token of the validation text stands for on average; turns nats
-            a token
-            into bits a character.
+        chars_per_token: mean length of a token of the validation text; turns nats per
+            token into bits per character.
         optimizer: builds the optimizer from an iterable of parameters; needed only to train.
-        schedule: factor on the learning rate for a share of the budget used, see `schedules`.
+        schedule: factor on the learning rate for a share of the run that is done, see `schedules`.
 
     Raises:
-        ValueError: unknown core, or a size or probability outside its range.
+        ValueError: unknown layer, or a size or probability outside its range.
 
     Example:
         >>> model = SentencePredictor(vocab_size=80, hidden_size=32)
@@ -169,7 +168,7 @@ class SentencePredictor(L.LightningModule):
 
     @property
     def takes_resets(self) -> bool:
-        """Whether the core can start anew inside a row, as `data.batching=packed` needs."""
+        """Whether the core can be reset inside a row, as `data.batching=packed` needs."""
         return isinstance(self.core, GRU)
 
     def forward(
@@ -180,7 +179,7 @@ class SentencePredictor(L.LightningModule):
         Args:
             tokens: int64 `[T, B]`, time first.
             state: what an earlier call returned, or None for zeros.
-            resets: bool `[T, B]`, where the state starts anew from zero before a token; needs
+            resets: bool `[T, B]`, where the state is reset to zero before a token; needs
                 `takes_resets`.
 
         Returns:
@@ -419,8 +418,8 @@ class SentencePredictor(L.LightningModule):
 class LockedDropout(nn.Module):
     """Dropout with one mask for all time steps of a chunk (Gal and Ghahramani 2016).
 
-    It regularises recurrent language models better than a mask a step, and T times fewer random
-    numbers matter: a mask a step took 13 % of a training step at T64 B64 H512 on two cores.
+    It regularises recurrent language models better than a mask per step, and draws T times fewer
+    random numbers: a mask per step took 13 % of a training step at T64 B64 H512 on two cores.
     """
 
     def __init__(self, p: float) -> None:

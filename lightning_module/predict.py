@@ -68,7 +68,7 @@ def _serve(
         server = InspectionServer(model, tokenizer, **options)
     except OSError as error:
         raise UsageError(
-            f"port {config.port} cannot be had ({error.strerror}); port=0 takes one that is free"
+            f"cannot bind port {config.port} ({error.strerror}); port=0 takes one that is free"
         ) from error
     serve(server)
 

@@ -49,7 +49,7 @@ def read_config(file: Path) -> DictConfig:
         raise _damaged(file, str(error).splitlines()[0]) from None
     if missing:
         raise _damaged(file, f"lacks {', '.join(missing)}")
-    config.pop(_TRUST, None)  # whom to trust is said anew by who resumes
+    config.pop(_TRUST, None)  # who resumes says again whom to trust
     return config
 
 
@@ -63,7 +63,7 @@ def from_yaml(text: str) -> Any:
 
 
 def change(config: DictConfig, changes: Iterable[str], file: Path, configs: list[Path]) -> None:
-    """Set single values of a run's config, and refuse one that names code of others.
+    """Set single values of a run's config, and refuse one that names code from elsewhere.
 
     Args:
         config: as `read_config` returns it.
@@ -83,7 +83,7 @@ def change(config: DictConfig, changes: Iterable[str], file: Path, configs: list
     for override in overrides:
         key, typed = override.key_or_group, override.input_line
         if override.is_sweep_override():
-            raise SettingsError(f"{typed}: resume= goes on with a single run; give one value")
+            raise SettingsError(f"{typed}: resume= resumes a single run; give one value")
         if key == "run_dir":
             raise SettingsError(
                 "run_dir= does not go with resume=: copy the run and resume the copy"

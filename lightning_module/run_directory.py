@@ -1,4 +1,4 @@
-"""A run's directory: made before the first step, and found again to go on with the run."""
+"""A run's directory: made before the first step, and found again to resume the run."""
 
 import contextlib
 import os
@@ -53,7 +53,7 @@ def _refuse_used(run_dir: Path) -> None:
     resumable = (run_dir / CONFIG).is_file()
     raise RunError(
         f"run_dir {run_dir} exists and is not empty. Choose another"
-        + f", or go on with the run in it: resume={run_dir}" * resumable
+        + f", or resume the run in it: resume={run_dir}" * resumable
     )
 
 
@@ -129,8 +129,8 @@ def go_on_in_run_dir(
         run_dir: of the run.
         config: of the run.
         data: of the run, set up.
-        trainer: whose loggers will go on.
-        saved: the checkpoint; None for a run that begins anew.
+        trainer: whose loggers continue.
+        saved: the checkpoint; None for a run that starts over.
 
     Returns:
         What takes the changes of the config back, for a start that comes to no step: they may be
@@ -154,9 +154,9 @@ def _write_config(folder: Path, config: DictConfig) -> None:
 def resumed(
     where: str, changes: Iterable[str], configs: Iterable[Path] = (CONFIGS,)
 ) -> tuple[DictConfig, Path | None]:
-    """The config of an earlier run, changed as asked for, and the checkpoint to go on from.
+    """The config of an earlier run, changed as asked for, and the checkpoint to resume from.
 
-    A run that was killed before its first checkpoint begins anew: None in place of it.
+    A run that was killed before its first checkpoint starts over: None in place of it.
 
     Args:
         where: the run directory, whose last checkpoint is taken; a checkpoint in one; or `latest`.
@@ -195,7 +195,7 @@ def how_to_resume(run_dir: Path) -> str:
 
 
 def resume_command(run_dir: Path) -> str:
-    """The command that goes on with a run, ready for a shell."""
+    """The command that resumes a run, ready for a shell."""
     return shlex.join(["triton-gru-train", f"resume={run_dir}"])
 
 

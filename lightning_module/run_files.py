@@ -38,8 +38,8 @@ def read_metrics(path: Path, up_to_step: float = float("inf")) -> list[dict[str,
     except (ValueError, TypeError, KeyError, csv.Error) as error:
         where = f"line {reader.line_num}" if reader else "not UTF-8"
         raise DamagedFile(
-            f"{path} is damaged ({where}: {error}): mend it, or move it away to go on without what "
-            "was logged so far"
+            f"{path} is damaged ({where}: {error}): repair it, or move it away to resume without "
+            "what was logged so far"
         ) from None
 
 

@@ -228,8 +228,8 @@ def run(config: DictConfig, changes: list[str]) -> None:
     """What `triton-gru-train` does; leaves with SystemExit where that failed.
 
     Args:
-        config: of a new run, or with `resume` set to the run to go on with.
-        changes: settings to change in a run that is gone on with, as typed.
+        config: of a new run, or with `resume` set to the run to resume.
+        changes: settings to change in a run that is resumed, as typed.
     """
     go_on = config.resume is not None
     checkpoint = None
@@ -273,7 +273,7 @@ def _show(metrics: dict[str, Any], run_dir: Path) -> None:
     kept = [name for name in (BEST, LAST) if (run_dir / CHECKPOINTS / name).is_file()]
     if metrics and BEST in kept:
         is_last = metrics["val_loss"] >= metrics["last_val_loss"]
-        what = ", the last validation" if is_last else f": {metrics['val_loss']:.4f} nats a token"
+        what = ", the last validation" if is_last else f": {metrics['val_loss']:.4f} nats per token"
         print(f"{BEST} is of step {metrics['best_step']}{what}")
     for profile in sorted(run_dir.glob("fit-profile*.txt")):  # of debug=profile
         print(f"Where the time went: {profile}")

@@ -6,7 +6,7 @@ takes all combinations, search.py what Optuna draws, and common.py is what holds
 
 Both keep to the same rules:
 - A sweep has a name, `hydra.sweeper.study`, hence a directory, `multirun/NAME`. The same command
-  with the same name goes on with it: what is complete stays, what was interrupted resumes from its
+  with the same name resumes it: what is complete stays, what was interrupted resumes from its
   checkpoint in its own directory. sweep.json in it holds what is searched; other settings under
   the same name are refused, because their results would not compare.
 - Every setting is composed once before the first job starts, so that an unknown key stops nothing
@@ -14,9 +14,9 @@ Both keep to the same rules:
 - A job that diverges or dies is recorded as failed and the sweep goes on. In the end the grid exits
   with 1 if any job failed, because each of them was asked for by name; a search does if all did,
   because to find where training fails is part of searching. A grid tries failed jobs again when it
-  is gone on with; a search does not, its sampler has already learnt from them.
+  is resumed; a search does not, its sampler has already learnt from them.
 
 Why not hydra-optuna-sweeper (1.3.0, the newest): it requires Optuna below 3, and the distribution
-classes it imports are gone from Optuna 5. When it is gone on with it numbers jobs from 0, into the
-directories of the jobs before, and runs all trials anew.
+classes it imports are gone from Optuna 5. When it is resumed it numbers jobs from 0, into the
+directories of the jobs before, and runs all trials again.
 """

@@ -234,7 +234,7 @@ class NamedSweeper(Sweeper):
 
 
 def _same_or_refused(before: dict, wanted: dict, study: str, fix: str) -> None:
-    """Refuse to go on with a sweep that searched something else."""
+    """Refuse to resume a sweep that searched something else."""
     for what, text in {
         "sweeper": "by another sweeper",
         "objective": "for another objective",

@@ -14,9 +14,9 @@ STUDY = "study.db"
 class OptunaSweeper(NamedSweeper):
     """A search: each trial's parameters are chosen by what the trials before it gave.
 
-    Trial n is drawn by a sampler made anew from `seed` + n. So what it tries depends on the seed
+    Trial n is drawn by a new sampler with seed `seed` + n. So what it tries depends on the seed
     and the results known by then, and not on whether the sweep was interrupted; a sampler that is
-    seeded once would, gone on with, try its first points again.
+    seeded once would, after a resume, try its first points again.
 
     Args:
         study: see `NamedSweeper`, as are objective, direction and params.

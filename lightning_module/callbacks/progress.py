@@ -137,8 +137,9 @@ class RunProgress(L.Callback):
             return
         self._say(
             trainer,
-            f"step {trainer.global_step}: held-out text {m['val_loss']:.4f} nats a token, "
-            f"perplexity {m['val_perplexity']:.2f}, {m['val_bits_per_char']:.3f} bits a character, "
+            f"step {trainer.global_step}: validation loss {m['val_loss']:.4f} nats per token, "
+            f"perplexity {m['val_perplexity']:.2f}, "
+            f"{m['val_bits_per_char']:.3f} bits per character, "
             f"next token right {m['val_top1']:.1%} (top 5: {m['val_top5']:.1%})",
         )
 
@@ -174,7 +175,7 @@ class RunProgress(L.Callback):
         left = (time.monotonic() - begun) * (1 - used) / max(used - used_then, 1e-9)
         shown: list[tuple[str, Callable[[torch.Tensor], str]]] = [
             ("train_loss", lambda v: f"loss {v:.3f}"),
-            ("val_loss", lambda v: f"held out {v:.3f}"),
+            ("val_loss", lambda v: f"validation {v:.3f}"),
             ("tokens_per_second", lambda v: f"{v:,.0f} tokens/s"),
         ]
         parts = [show(m[name].item()) for name, show in shown if name in m]

@@ -23,7 +23,7 @@ class SampleWriter(L.Callback):
 
     Args:
         run_dir: where the file goes.
-        prompts: what to continue; empty for the first words of the held-out text.
+        prompts: what to continue; empty for the first words of the validation text.
         num_sentences: continuations of each prompt.
         temperature: see `continue_prompt`.
         top_p: see `continue_prompt`.
@@ -58,7 +58,7 @@ class SampleWriter(L.Callback):
             return
         tokenizer: Tokenizer = trainer.datamodule.tokenizer
         loss = trainer.callback_metrics["val_loss"].item()
-        lines = [f"== step {trainer.global_step}, held-out loss {loss:.4f} nats a token"]
+        lines = [f"== step {trainer.global_step}, validation loss {loss:.4f} nats per token"]
         for prompt in self.prompts or [self._opening(trainer, tokenizer)]:
             for text in continue_prompt(pl_module, tokenizer, prompt, **self.settings):
                 lines.append(f"> {prompt}|{text}")
@@ -67,7 +67,7 @@ class SampleWriter(L.Callback):
 
     @staticmethod
     def _opening(trainer: L.Trainer, tokenizer: Tokenizer) -> str:
-        """The first line of the held-out text, or as much of it as the tokenizer knows."""
+        """The first line of the validation text, or as much of it as the tokenizer knows."""
         ids = next(iter(trainer.val_dataloaders)).inputs[:40, 0].tolist()
         if ids[0] == tokenizer.doc_id:
             del ids[0]
@@ -148,7 +148,7 @@ def draw_curves(rows: list[dict[str, float]], path: Path) -> None:
             axes.plot(*zip(*points, strict=True), **style)
 
     curve(loss, "train_loss", label="training, one chunk", color="0.7", linewidth=0.8)
-    curve(loss, "val_loss", label="held-out text", color="tab:blue", marker="o", markersize=4)
+    curve(loss, "val_loss", label="validation text", color="tab:blue", marker="o", markersize=4)
     validated = [row for row in rows if "val_loss" in row]
     if validated:
         best = min(validated, key=lambda row: row["val_loss"])
@@ -162,7 +162,7 @@ def draw_curves(rows: list[dict[str, float]], path: Path) -> None:
         )
         # The first steps' loss would flatten everything after them.
         loss.set_ylim(top=1.15 * max(row["val_loss"] for row in validated))
-    loss.set_ylabel("nats a token")
+    loss.set_ylabel("nats per token")
     loss.legend(frameon=False)
     curve(rate, LEARNING_RATE, color="tab:orange")
     rate.set_ylabel("learning rate")

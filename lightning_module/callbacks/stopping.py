@@ -68,7 +68,8 @@ class StopWhenDiverged(L.Callback):
     def _diverged(what: str) -> None:
         raise Diverged(
             f"{what}: training diverged and was stopped; the checkpoints are from before. "
-            "Try a lower optimizer.lr, a longer scheduler.warmup or less trainer.gradient_clip_val."
+            "Try a lower optimizer.lr, a longer scheduler.warmup or a smaller "
+            "trainer.gradient_clip_val."
         )
 
 
@@ -158,7 +159,7 @@ class EarlyStopping(LightningEarlyStopping):
 
     Args:
         patience: validations one after the other without a new lowest `val_loss` that end the run.
-        min_delta: by how many nats a token lower a loss must be to count as lower.
+        min_delta: by how many nats per token lower a loss must be to count as lower.
 
     Raises:
         ValueError: one of them is out of range.

@@ -10,8 +10,8 @@ from triton_gru.replace import Replacement
 class UseTritonGRU(L.Callback):
     """Makes every `torch.nn.GRU` and `GRUCell` of a LightningModule one of ours, before it runs.
 
-    The parameters, their names and hence checkpoints stay as they are: a run can go on from a
-    checkpoint made without the callback, and without it from one made with it. See
+    The parameters, their names and hence checkpoints stay as they are: a run can resume
+    from a checkpoint made without the callback, and the other way round. See
     `triton_gru.replace_gru` for what is left alone.
 
     Lightning calls `setup` before the strategy moves, shards or wraps the module, and before it

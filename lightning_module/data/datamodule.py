@@ -99,7 +99,7 @@ class SentenceDataModule(lightning.LightningDataModule):
     Attributes:
         tokenizer: The `Tokenizer`, after `setup`.
         train: `StreamChunks` or `PackedChunks` to train on, after `setup`.
-        val: The same held out, after `setup`.
+        val: The same for validation, after `setup`.
         ends_line: Which tokens are line ends, bool [vocab_size], after `setup`; packed only.
 
     Example:
@@ -187,8 +187,8 @@ class SentenceDataModule(lightning.LightningDataModule):
         batch_size = self.val_batch_size or max(1, min(self.batch_size, int(most)))
         if batch_size < world:
             raise DataError(
-                f"The held-out text makes {batch_size} rows, fewer than the {world} ranks: hold "
-                "out more text, or set data.val_batch_size larger, data.seq_len smaller or "
+                f"The validation text makes {batch_size} rows, fewer than the {world} ranks: use "
+                "more text, or set data.val_batch_size larger, data.seq_len smaller or "
                 "trainer.devices smaller."
             )
         # No gradient comes of these, so that ranks may have unequal numbers of rows.
@@ -211,9 +211,9 @@ class SentenceDataModule(lightning.LightningDataModule):
 
     @property
     def chars_per_token(self) -> float:
-        """Characters of the held-out text a predicted token, after `setup`.
+        """Characters of the validation text a predicted token, after `setup`.
 
-        Nats a token / (chars_per_token * ln 2) are bits a character.
+        Nats a token / (chars_per_token * ln 2) are bits per character.
         """
         return self.val.tokens.characters / self.val.tokens.tokens
 
@@ -224,7 +224,7 @@ class SentenceDataModule(lightning.LightningDataModule):
     def describe(self) -> str:
         """The data in a few lines for people, after `setup`."""
         lines = []
-        for name, split in (("to train on", self.train), ("held out", self.val)):
+        for name, split in (("to train on", self.train), ("to validate on", self.val)):
             tokens = split.tokens
             useful = tokens.tokens / (len(split) * split.batch_size * split.seq_len)
             lines.append(
@@ -246,11 +246,11 @@ class SentenceDataModule(lightning.LightningDataModule):
         return ChunkLoader(self.train, limit)
 
     def val_dataloader(self) -> ChunkLoader:
-        """A pass over the held-out text."""
+        """A pass over the validation text."""
         return ChunkLoader(self.val)
 
     def test_dataloader(self) -> ChunkLoader:
-        """The same: a corpus has one part that is held out."""
+        """The same: a corpus has one part for validation."""
         return self.val_dataloader()
 
     def predict_dataloader(self) -> ChunkLoader:

@@ -182,7 +182,7 @@ class TokenCache:
         self.folder = cache_directory() / "tokens" / f"{corpus.name}-{settings.kind}-{digest}"
 
     def open(self) -> tuple[Tokenizer, SplitTokens, SplitTokens]:
-        """The tokenizer, the tokens to train on, the tokens held out.
+        """The tokenizer, the tokens to train on, the tokens to validate on.
 
         Raises:
             NOT_WHOLE: The folder is not there or not whole.
@@ -230,7 +230,7 @@ class TokenCache:
             verify(self.folder)
             self.open()
         except NOT_WHOLE as error:
-            log.warning("The tokens in %s are damaged (%s): made anew", self.folder, error)
+            log.warning("The tokens in %s are damaged (%s): made again", self.folder, error)
             return False
         return True
 

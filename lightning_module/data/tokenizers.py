@@ -4,10 +4,10 @@ Every kind is a `tokenizers.Tokenizer` of Hugging Face underneath, and `tokenize
 format. Decoding gives back exactly the text that was encoded, as long as every token is known.
 
 Two tokens are no text. `<doc>` stands at the beginning of each document and is never predicted.
-`<unk>` stands for what the training documents do not hold (char, word). In held-out text it counts
-as a token to be predicted like any other: with `char` the model has never seen it and pays dearly,
-which is honest; with `word` it stands for every rare word at once, so figures a character flatter
-a word model, the more the larger the share of `<unk>` that `data/datamodule.py` reports.
+`<unk>` stands for what the training documents do not hold (char, word). In validation text it
+counts as a token to be predicted like any other: with `char` the model has never seen it, so the
+loss is high; with `word` it stands for every rare word at once, so that figures per character are
+too low for a word model, the more the larger the share of `<unk>` that `datamodule.py` reports.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _SPLITS = {
         rf"| ?[^\s\p{{L}}\p{{M}}\p{{N}}]{_RUN}|{_WHITESPACE}"
     ),
 }
-# A word that occurs once is `<unk>` in training too: else `<unk>` would come up in held-out text
+# A word that occurs once is `<unk>` in training too: else `<unk>` would come up in validation text
 # alone and never be learnt. Characters keep theirs, so that training text decodes to itself.
 _MIN_FREQUENCY = {"char": 1, "word": 2, "bpe": 2}
 

@@ -1,4 +1,4 @@
-"""The processes that train one model together: how many, who starts them, what they agree upon.
+"""The processes that train one model together: how many, who starts them, what they exchange.
 
 A rank is a process with one device. Ranks are started by `processes.py` on one machine, by
 torchrun or srun on many; here they find each other. Run in one process, every function is the
@@ -30,7 +30,7 @@ from torch import Tensor
 from lightning_module.errors import RunError
 
 STRATEGIES = ("single", "auto", "ddp", "fsdp")  # what conf/strategy/ and trainer.strategy name
-# Making the tokens of a large corpus takes its time, which the other ranks of a machine wait.
+# Timeout while another rank of the machine tokenizes a large corpus.
 _PATIENCE = timedelta(days=7)
 # Each imports torch, 0.3 GB and 4 s of processor time: a mistyped number would stop the machine.
 _MOST_ON_CPU = 8

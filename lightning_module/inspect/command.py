@@ -75,7 +75,9 @@ def inspect(config: DictConfig, text: str | None) -> None:
 
     costs = [cost for cost in found.surprise if cost is not None]
     if costs:
-        print(f"{len(found.tokens)} tokens, {sum(costs) / len(costs):.2f} bits a token on average")
+        print(
+            f"{len(found.tokens)} tokens, {sum(costs) / len(costs):.2f} bits per token on average"
+        )
     for t in found.forgets_most:
         token, before = found.tokens[t], "".join(found.tokens[:t])[-12:]
         print(f"forgets {found.forgotten[t]:.0%} of its memory at {token!r} after {before!r}")

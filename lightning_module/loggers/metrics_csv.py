@@ -1,4 +1,4 @@
-"""`metrics.csv`: what a run logs, kept whatever ends the run and when."""
+"""`metrics.csv`: what a run logs, kept however the run ends."""
 
 import csv
 import io

@@ -1,6 +1,6 @@
 """Weights & Biases and MLflow, each as one run of theirs however often a run of ours is resumed.
 
-Which run of theirs it is stands in the run directory: a resumed run goes on with it. What was
+Which run of theirs it is stands in the run directory: a resumed run continues it. What was
 logged after the checkpoint that a killed run resumes from stands there twice; `metrics.csv`, which
 everything else is made from, has it once.
 """

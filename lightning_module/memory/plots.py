@@ -20,7 +20,7 @@ Results = dict[str, dict[str, dict[str, Any]]]
 
 
 def draw_success(results: Results, path: Path) -> None:
-    """Share of right answers against the delay; of text, bits a character against the context."""
+    """Share of right answers against the delay; of text, bits per character against the context."""
     figure, panels = _panels(results, 1)
     for axes, (task, cores) in zip(panels[0], results.items(), strict=True):
         for core, found in cores.items():
@@ -41,7 +41,7 @@ def draw_success(results: Results, path: Path) -> None:
         axes.set_title(TITLES[task])
         if task == "text":
             axes.set_xlabel("characters read before")
-            axes.set_ylabel("bits a character")
+            axes.set_ylabel("bits per character")
         else:
             axes.axhline(TASKS[task].chance, color="0.5", linestyle=":")
             axes.annotate(

@@ -32,7 +32,7 @@ CHECK_EVERY = 25  # training steps
 CHECK_LANES = 128  # sequences that a check asks, all new to the model
 GRADIENT_LANES = 32  # sequences over which the median of the gradient's norm is taken
 POINTS = 60  # of a curve of norms, spaced evenly on a logarithmic axis
-CONTEXT_LANES = 512  # places of the held-out text
+CONTEXT_LANES = 512  # places of the validation text
 CONTEXT_TARGETS = 16  # characters judged at each
 
 # What a study tells while it runs: share done, and a line for people.
@@ -162,7 +162,7 @@ def read_text(
             "bits_per_char": context_loss(model, stream, places, context) / data.chars_per_token
         }
         keep(results)
-    return "bits a character after " + ", ".join(
+    return "bits per character after " + ", ".join(
         f"{context}: {found['bits_per_char']:.2f}" for context, found in results["success"].items()
     )
 

@@ -49,7 +49,7 @@ class InspectionServer(ThreadingHTTPServer):
 
     Raises:
         InspectionError: the core is no GRU, or the text cannot be shown.
-        OSError: the port cannot be had.
+        OSError: the port cannot be bound.
     """
 
     daemon_threads = True
@@ -181,7 +181,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *arguments: Any) -> None:
-        """Nothing: a line for every key that is pressed helps nobody."""
+        """Request logging is off: there is a request per key that is pressed."""
 
 
 _EXPECTED = 'expected {"text": "...", "layer": 1}'

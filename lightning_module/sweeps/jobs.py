@@ -5,7 +5,7 @@ Whatever launches the jobs (this process, joblib, submitit, Ray) calls `run_job`
 
 - What trains in several processes starts the others from what it knows of itself: its command line
   (Lightning), its environment (SLURM). Those of a sweep would run the sweep again, in a second
-  directory and, drawn anew, with other parameters (lightning#11300). Those of a job are the job.
+  directory and, drawn again, with other parameters (lightning#11300). Those of a job are the job.
 - A job that crashes or is killed, for want of memory say, is one failed job and not the end.
 - Process groups, signal handlers and GPU memory of one job do not reach the next.
 
@@ -139,7 +139,7 @@ def read_description(sweep_dir: Path) -> dict[str, Any]:
         return described
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise DamagedFile(
-            f"{file} is damaged ({type(error).__name__}: {error}): no report, and no going on, "
+            f"{file} is damaged ({type(error).__name__}: {error}): no report, and no resuming, "
             "without it"
         ) from None
 

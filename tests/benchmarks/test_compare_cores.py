@@ -18,8 +18,8 @@ def made_run(folder, number, core, parameters=1000, seconds=60.0):
     summary = {"parameters": parameters, "wall_seconds": seconds, "val_loss": 1.5}
     summary |= {"val_bits_per_char": 2.164, "tokens_per_second": 40_000.4}
     (run / "summary.json").write_text(json.dumps(summary))
-    first = "== step 5, held-out loss 3 nats a token\n> No|se.\n"
-    last = "== step 9, held-out loss 2 nats a token\n> Enter|\n a | king.\n"
+    first = "== step 5, validation loss 3 nats per token\n> No|se.\n"
+    last = "== step 9, validation loss 2 nats per token\n> Enter|\n a | king.\n"
     (run / "samples.txt").write_text(f"{first}\n{last}\n")
 
 

@@ -54,7 +54,7 @@ def test_metrics_are_logged_at_each_validation(trained):
 
 def test_output_without_a_terminal_is_plain_lines(trained):
     output = (trained / "output.txt").read_text()
-    assert "step 250: held-out text" in output
+    assert "step 250: validation loss" in output
     assert "\x1b" not in output
     assert "\r" not in output
 

@@ -216,7 +216,7 @@ def test_unknown_characters_count():
     assert module.val.tokens.unknown == 15
     assert read_back(module.val).count(module.tokenizer.unk_id) == 15
     held_out = module.describe().splitlines()[1]
-    assert "30 characters = 30 tokens held out (50.00% <unk>) in 1 rows" in held_out
+    assert "30 characters = 30 tokens to validate on (50.00% <unk>) in 1 rows" in held_out
 
 
 def test_validation_rows():

@@ -44,8 +44,8 @@ def test_the_sum_is_of_the_two_marked_digits(delay):
     chunk = next(iter(Sequences("adding", delay, 33, seed=3)))
     assert chunk.inputs.shape == (delay, 33)
     for row in range(33):
-        row = chunk.inputs[:, row].tolist()
-        marked = [(place, token - DIGITS) for place, token in enumerate(row) if token >= DIGITS]
+        tokens = chunk.inputs[:, row].tolist()
+        marked = [(place, token - DIGITS) for place, token in enumerate(tokens) if token >= DIGITS]
         assert len(marked) == 2
         assert marked[0][0] < max(1, delay // 10) <= marked[1][0] < max(2, delay // 2)
         assert chunk.targets[-1, row] == marked[0][1] + marked[1][1]

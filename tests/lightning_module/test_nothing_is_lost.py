@@ -144,7 +144,7 @@ def test_what_was_logged_after_the_checkpoint_is_cut(train_here, tmp_path, monke
         with (left / METRICS).open("a") as file:
             file.write("8" + ",8" * columns + "\n9,")
         with (left / "samples.txt").open("a") as file:
-            file.write("== step 8, held-out loss 1.0000 nats a token\n> a|b\n\n== step 9, hel")
+            file.write("== step 8, validation loss 1.0000 nats per token\n> a|b\n\n== step 9, hel")
         writer = SummaryWriter(left / "tensorboard")
         for step in (6, 7, 9):
             writer.add_scalar("train_loss", 7.0, step)

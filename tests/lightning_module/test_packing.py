@@ -64,9 +64,9 @@ def test_every_token_is_predicted_once_from_its_own_sentence(documents, seq_len,
                 if target == IGNORE:
                     assert k == len(items) - 1  # nothing is padded but the end of a row
                     continue
-                new_lane = k == t == 0
+                new_row = k == t == 0
                 reset = item.resets[t, row].item()
-                assert item.fresh[row] == (new_lane or item.resets[0, row]) or t > 0
+                assert item.fresh[row] == (new_row or item.resets[0, row]) or t > 0
                 found.append((item.inputs[t, row].item(), target, reset))
     assert found == expected
     for item in items:

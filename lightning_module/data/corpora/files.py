@@ -14,13 +14,13 @@ from lightning_module.errors import DataError
 
 
 def text_files(paths: str | Iterable[str], val_fraction: float = 0.1) -> Corpus:
-    """UTF-8 files, a document each, the last part of the text held out.
+    """UTF-8 files, a document each, the last part of the text for validation.
 
     Args:
         paths: Files and globs (`**` goes into folders), in the order of the text; what a glob
             finds is sorted, and a file found twice counts once. Empty files that a glob finds are
             passed over; an empty file given by name is an error.
-        val_fraction: Share of all characters, from the end of the text, that is held out, between
+        val_fraction: Share of all characters, from the end of the text, for validation, between
             0 and 1. The file in which it begins is divided: its beginning is trained on.
 
     Raises:

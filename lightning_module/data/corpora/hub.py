@@ -30,7 +30,7 @@ def hf(
         config: Its configuration, where it has several.
         text_column: The column that holds the text.
         train_split: Rows to train on; slices such as `train[:90%]` are understood.
-        val_split: Rows held out.
+        val_split: Rows for validation.
         revision: Branch, tag or commit of the data set. Give a commit where a change of the data
             set must be noticed: tokens are cached under these arguments.
 

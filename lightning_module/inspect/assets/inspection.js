@@ -70,7 +70,7 @@ function drawFindings() {
   const costs = surprise.filter((cost) => cost !== null);
   if (costs.length) {
     const mean = costs.reduce((a, b) => a + b) / costs.length;
-    line.append(`The text cost ${mean.toFixed(2)} bits a token.`);
+    line.append(`The text cost ${mean.toFixed(2)} bits per token.`);
   }
   byId("findings").replaceChildren(line);
 }
