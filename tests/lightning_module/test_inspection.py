@@ -282,7 +282,7 @@ def test_the_command(command, tokenizer, tmp_path):
     model = made_model(tokenizer)
     checkpoint = save(model, tokenizer, tmp_path / "模型")
     done = command(
-        "inspect_command",
+        "inspect",
         f"checkpoint={checkpoint}",
         f"text={TEXT}",
         "layer=2",
