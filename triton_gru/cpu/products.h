@@ -8,18 +8,24 @@ enum { DEPTH = 128 };
 
 INLINE int64_t whole_tiles(int64_t n) { return (n + TW - 1) / TW * TW; }
 
-/* w [K, N], element (k, n) at w[k * sk + n * sn], as a panel [K][TW] of its columns from n0 on, padded
-   with zeros. */
-static void pack_panel(const float *w, int64_t sk, int64_t sn, int64_t K, int64_t n0, int64_t N,
-                       float *out) {
-  int64_t width = MIN(TW, N - n0);
-  if (width < TW) memset(out, 0, 4 * K * TW);
-  if (sn == 1)
-    for (int64_t k = 0; k < K; k++) memcpy(out + k * TW, w + k * sk + n0, 4 * width);
-  else /* few rows of the source at a time, so that they stay in the first cache */
-    for (int64_t k0 = 0; k0 < K; k0 += 64)
-      for (int64_t j = 0; j < width; j++)
-        for (int64_t k = k0; k < MIN(K, k0 + 64); k++) out[k * TW + j] = w[k * sk + (n0 + j) * sn];
+/* The columns of w [K, N] from n0 on as a panel [K][TW], padded with zeros. */
+static void pack_columns(const float *w, int64_t K, int64_t N, int64_t n0, float *out) {
+  for (int64_t k = 0; k < K; k++, w += N)
+    for (int v = 0; v < NV; v++)
+      *(vf *)(out + k * TW + v * VL) = load(w + n0 + v * VL, N - n0 - v * VL);
+}
+/* The rows of w [N, K] from n0 on as the columns of such a panel. */
+static void pack_rows(const float *w, int64_t K, int64_t N, int64_t n0, float *out) {
+  for (int64_t k = 0; k < K; k += VL)
+    for (int v = 0; v < NV; v++) {
+      vf s[VL];
+      for (int j = 0; j < VL; j++) {
+        int64_t n = n0 + v * VL + j;
+        s[j] = n < N ? load(w + n * K + k, K - k) : (vf){0};
+      }
+      transpose(s);
+      for (int i = 0; i < MIN(VL, K - k); i++) *(vf *)(out + (k + i) * TW + v * VL) = s[i];
+    }
 }
 
 /* sums[g][i] += row a[i] [K] times the panel at w + g * stride, for g panels and m rows. */

@@ -5,6 +5,7 @@
    another one. Where there are fewer rows than threads, the threads of a group share the units of its
    rows and wait for each other once a step. Formulas: triton_gru/equations.py. */
 #include <pthread.h>
+#include <sys/mman.h>
 #ifdef _OPENMP
 #include <omp.h>
 #endif
@@ -22,8 +23,12 @@ typedef struct { Block *blocks; int failed; } Memory;
 
 static void *take(Memory *m, int64_t bytes) { /* aligned to a cache line */
   Block *block = NULL;
-  if (posix_memalign((void **)&block, 64, sizeof(Block) + MAX(bytes, 0))) m->failed = 1;
+  const int64_t huge = 2 << 20, all = sizeof(Block) + MAX(bytes, 0);
+  if (posix_memalign((void **)&block, all < huge ? 64 : huge, all)) m->failed = 1;
   if (m->failed) return NULL;
+#ifdef MADV_HUGEPAGE /* else the system clears it 4 KiB at a time, at each of which we wait */
+  if (all >= huge) madvise(block, all / huge * huge, MADV_HUGEPAGE);
+#endif
   block->next = m->blocks, m->blocks = block;
   return block + 1;
 }
@@ -74,8 +79,8 @@ static void pack_one(const Layer *l, Direction *d, int64_t r, int64_t i, int bac
   const float *w = hidden ? l->parameters[r].weight_hh : l->parameters[r].weight_ih;
   float *out = hidden ? d->weight_hh : d->weight_ih;
   if (!out) return;
-  if (backward) pack_panel(w, K, 1, 3 * H, n * TW, K, out + n * TW * 3 * H);
-  else pack_panel(w + n / tiles * H * K, 1, K, K, n % tiles * TW, H, out + n * TW * K);
+  if (backward) pack_columns(w, 3 * H, K, n * TW, out + n * TW * 3 * H);
+  else pack_rows(w + n / tiles * H * K, K, H, n % tiles * TW, out + n * TW * K);
 }
 
 /* The first step of each piece of about l->piece rows in either direction, and the end. */

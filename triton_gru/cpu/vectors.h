@@ -54,6 +54,18 @@ INLINE void store(float *p, int64_t n, vf v) {
   else if (n > 0) memcpy(p, &v, 4 * n);
 }
 
+/* Lanes of a and b, side by side, by constants. */
+INLINE vf shuffle(vf a, vf b, vi lanes) {
+#ifdef __clang__ /* has no shuffle by a vector */
+  float both[2 * VL];
+  vf out;
+  *(vf *)both = a, *(vf *)(both + VL) = b;
+  for (int l = 0; l < VL; l++) out[l] = both[lanes[l]];
+  return out;
+#else
+  return __builtin_shuffle(a, b, lanes);
+#endif
+}
 /* a and b hold VL / width items each, of `width` lanes. The result holds the items of both, the upper
    half of each added to its lower one. */
 INLINE vf halve(vf a, vf b, int width) {
@@ -63,15 +75,7 @@ INLINE vf halve(vf a, vf b, int width) {
     low[l] = l / (width / 2) * width + l % (width / 2);
     high[l] = low[l] + width / 2;
   }
-#ifdef __clang__ /* has no shuffle by a vector */
-  float both[2 * VL];
-  vf lower, upper;
-  *(vf *)both = a, *(vf *)(both + VL) = b;
-  for (int l = 0; l < VL; l++) lower[l] = both[low[l]], upper[l] = both[high[l]];
-  return lower + upper;
-#else
-  return __builtin_shuffle(a, b, low) + __builtin_shuffle(a, b, high);
-#endif
+  return shuffle(a, b, low) + shuffle(a, b, high);
 }
 INLINE void halve_all(vf *v, int width) {
 #pragma GCC unroll 16
@@ -83,4 +87,24 @@ INLINE void sum_lanes(vf *v) {
   if (VL >= 16) halve_all(v, 16);
   if (VL >= 8) halve_all(v, 8);
   halve_all(v, 4), halve_all(v, 2);
+}
+/* v[i] lane j becomes v[j] lane i: as many perfect shuffles of all lanes as VL has bits. */
+INLINE void transpose(vf *v) {
+  vi low, high;
+#pragma GCC unroll 16
+  for (int l = 0; l < VL; l++) {
+    low[l] = l / 2 + l % 2 * VL;
+    high[l] = low[l] + VL / 2;
+  }
+#pragma GCC unroll 4
+  for (int n = VL; n > 1; n /= 2) {
+    vf from[VL];
+#pragma GCC unroll 16
+    for (int i = 0; i < VL; i++) from[i] = v[i];
+#pragma GCC unroll 8
+    for (int i = 0; i < VL / 2; i++) {
+      v[2 * i] = shuffle(from[i], from[i + VL / 2], low);
+      v[2 * i + 1] = shuffle(from[i], from[i + VL / 2], high);
+    }
+  }
 }
