@@ -55,7 +55,13 @@ class NamedSweeper(Sweeper):
         """Run all jobs and write the report; leaves with SystemExit where that is not 0."""
         from lightning_module.errors import DamagedFile
         from lightning_module.sweeps.report import report
-        from lightning_module.terminal.signals import Interrupted, exit_code, handled_by, interrupt
+        from lightning_module.terminal.signals import (
+            SIGNALS,
+            Interrupted,
+            exit_code,
+            handled_by,
+            interrupt,
+        )
 
         try:
             overrides = self._overrides(arguments)
@@ -67,13 +73,17 @@ class NamedSweeper(Sweeper):
         except (SweepError, DamagedFile) as error:
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(1) from None
-        except Interrupted as interrupted:
+        except (Interrupted, SystemExit) as ended:
+            # The code of a job run in this process, which ends as a command does, or a signal's.
+            code = exit_code(ended.signal) if isinstance(ended, Interrupted) else ended.code
+            if code not in map(exit_code, SIGNALS):
+                raise
             print(
                 "\nThe sweep was stopped. To go on with it, run the same command again with "
                 f"hydra.sweeper.study={self.study}",
                 file=sys.stderr,
             )
-            raise SystemExit(exit_code(interrupted.signal)) from None
+            raise SystemExit(code) from None
         if self._exit_code([job.state == "complete" for job in jobs]):
             raise SystemExit(1)
 
