@@ -1,7 +1,7 @@
 """scan.c as a library of this machine: built by its C compiler at first use, then kept.
 
 The wheel carries the source, as Triton's carries its launcher's: the library takes the machine's
-own vector instructions, and there is no binary to ship for each of them. The build takes about two
+own vector instructions, and there is no binary to ship for each of them. The build takes about five
 seconds. It lies in a directory that only its owner can write to.
 """
 
