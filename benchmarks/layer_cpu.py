@@ -1,5 +1,8 @@
 """What GRU costs on a CPU, as ratios to torch.nn.GRU: `python -m benchmarks.layer_cpu`.
 
+With --grid, backend="cpu" against nn.GRU over a grid of shapes: the least time of short rounds in
+turn, which a machine that does other things too disturbs least; on one thread, of processor time.
+
 With --overhead, calls so short that Python counts: T 1 to 4, B 1, H 16, on one thread.
 
 Every repeat runs all implementations one after another and each is compared with nn.GRU of the same
@@ -8,6 +11,7 @@ ratios and the quartiles around it.
 """
 
 import argparse
+import itertools
 import statistics
 import time
 
@@ -100,13 +104,60 @@ def overhead(repeats: int, calls: int = 100) -> None:
         )
 
 
+def grid(threads: int, budget: float) -> None:
+    """Prints, for each shape, ours as a share of nn.GRU's time, and the geometric means.
+
+    Args:
+        threads: Of torch.
+        budget: Seconds for each figure; three rounds at least.
+    """
+    clock = time.thread_time if threads == 1 else time.perf_counter
+    shares: dict[str, list[float]] = {"forward": [], "and backward": []}
+    for T, H, B in itertools.product(
+        (1, 16, 64, 512), (32, 64, 128, 256, 512, 1024), (1, 8, 32, 128)
+    ):
+        modules = [nn.GRU(H, H)]
+        modules.append(GRU.from_torch(modules[0], backend="cpu"))
+        x, dy = torch.randn(T, B, H, requires_grad=True), torch.randn(T, B, H)
+
+        def call(module: nn.Module, backward: bool, x=x, dy=dy) -> None:
+            with torch.set_grad_enabled(backward):
+                y, _ = module(x)
+            if backward:
+                torch.autograd.grad(y, [x, *module.parameters()], dy)
+
+        cells = []
+        for backward, name in enumerate(shares):
+            rounds, end = 0, time.perf_counter() + budget
+            least, calls = [float("inf")] * 2, 1
+            while rounds < 3 or time.perf_counter() < end:
+                for i, module in enumerate(modules):
+                    start = clock()
+                    for _ in range(calls):
+                        call(module, bool(backward))
+                    least[i] = min(least[i], (clock() - start) / calls)
+                calls = max(1, int(0.003 / least[0]))
+                rounds += 1
+            shares[name].append(least[1] / least[0])
+            cells.append(f"{name} {least[0] * 1e6:9.0f} us {shares[name][-1]:.3f}")
+        print(f"T {T:3} H {H:4} B {B:3}  {'  '.join(cells)}", flush=True)
+    for name, values in shares.items():
+        mean = statistics.geometric_mean(values)
+        print(f"{name}: geometric mean {mean:.3f}, largest {max(values):.3f}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=40, help="of each shape (default: 40)")
     parser.add_argument("--threads", type=int, default=2, help="of torch (default: 2)")
     parser.add_argument("--shapes", type=int, default=len(SHAPES), help="only the first so many")
     parser.add_argument("--overhead", action="store_true", help="short calls instead")
+    parser.add_argument("--grid", action="store_true", help="the engine over a grid of shapes")
+    parser.add_argument("--budget", type=float, default=0.5, help="--grid: seconds a figure")
     options = parser.parse_args()
+    if options.grid:
+        torch.set_num_threads(options.threads)
+        return grid(options.threads, options.budget)
     if options.overhead:
         return overhead(options.repeats)
     torch.set_num_threads(options.threads)
