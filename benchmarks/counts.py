@@ -22,10 +22,10 @@ os.environ.pop("TRITON_INTERPRET", None)  # read by triton as it is imported
 
 from tests.ptx.cases import DTYPES, PRECISIONS, Outcome, run_scan
 from tests.ptx.machine import Launch
-from triton_gru.devices import DEVICES
-from triton_gru.kernels import support
-from triton_gru.plan import Problem
-from triton_gru.planner import DoesNotFit, best_plan
+from triton_gru.plan import selection
+from triton_gru.plan.devices import DEVICES
+from triton_gru.plan.plan import Problem
+from triton_gru.plan.planner import DoesNotFit, best_plan
 
 HIDDEN = (128, 256, 512, 650, 768)
 STEPS = 3
@@ -102,7 +102,7 @@ def scans(
         RuntimeError: A result is wrong, and so are the counts.
     """
     for direction in ("forward", "backward"):
-        dtype, tensor_cores = support.DTYPES[DTYPES[precision]], precision != "ieee"
+        dtype, tensor_cores = selection.DTYPES[DTYPES[precision]], precision != "ieee"
         problem = Problem(batch, hidden, dtype, reset_after, direction, tensor_cores=tensor_cores)
         best_plan(problem, DEVICES[arch])
     outcome: Outcome = run_scan(

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from triton_gru import GRU, GRUCell
-from triton_gru.cpu import library
+from triton_gru.engines.cpu import library
 
 # (T, B, I, H); the first is the shape that the limits below are stated for.
 SHAPES = [

@@ -20,21 +20,21 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from triton_gru.kernels import scan_backward, scan_forward, step
-from triton_gru.kernels.launches import PROTOCOLS
-from triton_gru.plan import MAX_REGISTERS, Plan, Problem, StepTiles
+from triton_gru.kernels import backward, forward, step
+from triton_gru.kernels.launch import PROTOCOLS
+from triton_gru.plan.plan import MAX_REGISTERS, Plan, Problem, StepTiles
 
 TRITON_VERSION = triton.__version__
 CUOBJDUMP = os.path.join(os.path.dirname(triton.__file__), "backends/nvidia/bin/cuobjdump")
 KERNELS = {
-    "forward": scan_forward.scan_forward_kernel,
-    "backward": scan_backward.scan_backward_kernel,
+    "forward": forward.scan_forward_kernel,
+    "backward": backward.scan_backward_kernel,
     "step": step.step_kernel,
 }
 # Argument types of the kernels; what is not named here is a pointer to the tensors' dtype.
 INTEGERS = {"steps", "batch", "hidden", "padded", "y_row", "polls", "first_group"}
 INT32_POINTERS = {"lengths", "resets", "counters", "error"}
-FLOAT32_POINTERS = {"dh0", "d_reset_rows", "update"}
+FLOAT32_POINTERS = {"dh0", "update"}
 TRITON_TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 MATRIX = ("HMMA", "HGMMA", "UTCHMMA", "UTCQMMA")
 
@@ -241,7 +241,6 @@ def scan_constants(plan: Plan, problem: Problem, uneven: bool = False) -> dict:
         "RESET_AFTER": problem.reset_after,
         "HAS_LENGTHS": uneven,
         "HAS_RESETS": uneven,
-        "RESET_TO_ROW": False,
         "PROTOCOL": PROTOCOLS[plan.protocol],
         "PRECISION": "tf32" if problem.tensor_cores else "ieee",
     }

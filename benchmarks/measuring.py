@@ -133,9 +133,8 @@ class Measuring:
 
     def plans(self) -> dict:
         """The plan for this cell and its predicted times."""
-        from triton_gru import tuning
-        from triton_gru.kernels import support
-        from triton_gru.plan import Problem
+        from triton_gru.plan import selection, tuned
+        from triton_gru.plan.plan import Problem
 
         cell, found = self.cell, {}
         for direction in ("forward", "backward")[: 1 + (cell.mode == "train")]:
@@ -148,7 +147,7 @@ class Measuring:
                 directions=cell.directions,
                 tensor_cores=cell.dtype != "float32",
             )
-            plan = tuning.planned(problem, support.device_limits(self.device))
+            plan = tuned.planned(problem, selection.device_limits(self.device))
             found[direction] = dataclasses.asdict(plan)
         return found
 

@@ -17,9 +17,9 @@ from benchmarks.machine_code import (
     lost_operands,
     scan_constants,
 )
-from triton_gru.devices import DEVICES, Device, for_triton
-from triton_gru.plan import ALIGNMENT, ELEMENT_BYTES, Plan, Problem
-from triton_gru.planner import all_plans
+from triton_gru.plan.devices import DEVICES, Device, for_triton
+from triton_gru.plan.plan import ALIGNMENT, ELEMENT_BYTES, Plan, Problem
+from triton_gru.plan.planner import all_plans
 
 BATCHES = (1, 16, 64, 256)
 DTYPES = (("bfloat16", True), ("float32", True), ("float32", False))  # and tensor_cores

@@ -13,12 +13,13 @@ import triton
 import triton.language as tl
 
 from benchmarks.timing import kernel_seconds, measure, quantile, summary
-from triton_gru.kernels import launches, support
+from triton_gru.kernels import launch as launches
+from triton_gru.kernels.backward import scan_backward
 from triton_gru.kernels.exchange import announce, publish, receive, report, unpack
-from triton_gru.kernels.launch_backward import scan_backward
-from triton_gru.kernels.launch_forward import scan_forward
-from triton_gru.plan import COUNTER, POLLS, SENTINEL, Plan, Problem
-from triton_gru.planner import all_plans
+from triton_gru.kernels.forward import scan_forward
+from triton_gru.plan import selection
+from triton_gru.plan.plan import COUNTER, POLLS, SENTINEL, Plan, Problem
+from triton_gru.plan.planner import all_plans
 
 REPEATS = 7
 
@@ -131,7 +132,7 @@ def exchange_latency(device: torch.device, clock, tiny: bool, protocol: str) -> 
 
     The difference between a long and a short launch, so that the launch itself drops out.
     """
-    limits = support.device_limits(device)
+    limits = selection.device_limits(device)
     groups = (2, 3) if tiny else (2, 4, 8, 16, 32, 48, 64, 96, limits.resident_programs)
     short, long = (1, 3) if tiny else (256, 2048)
     rows = []
@@ -218,7 +219,7 @@ def _kernel_rows(device, clock, shape, direction: str, tiny: bool, rivals: bool)
         problem = Problem(
             batch=B,
             hidden=H,
-            dtype=support.DTYPES[dtype],
+            dtype=selection.DTYPES[dtype],
             reset_after=reset_after,
             direction=direction,
             tensor_cores=name != "float32",
@@ -231,7 +232,7 @@ def _kernel_rows(device, clock, shape, direction: str, tiny: bool, rivals: bool)
                 return scan_forward(*arguments, reset_after=reset_after, plan=plan)
             return scan_backward(dy, y, *arguments, reset_after=reset_after, plan=plan)
 
-        plans = all_plans(problem, support.device_limits(device))
+        plans = all_plans(problem, selection.device_limits(device))
         rows = []
         for plan in plans[1 : 2 if tiny else 1 + MOST_RIVALS] if rivals else plans[:1]:
             row = {"T": T, "B": B, "H": H, "dtype": name, "reset_after": reset_after}

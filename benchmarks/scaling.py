@@ -4,7 +4,7 @@
 
 Data parallel training of embedding, GRU layers and output layer. One optimizer step of a rank is
 
-    scan        seq_len x layers x (forward + backward lower bound), from triton_gru/costs.py
+    scan        seq_len x layers x (forward + backward lower bound), from triton_gru/plan/costs.py
     products    what is not in the scan: input projections, output layer, all weight gradients
     optimizer   parameters x 28 bytes over the memory (AdamW: p, m, v read and written, g read)
     all-reduce  the part that does not overlap with the backward
@@ -22,9 +22,9 @@ import argparse
 import dataclasses
 import math
 
-from triton_gru.devices import DEVICES
-from triton_gru.plan import Problem
-from triton_gru.planner import best_plan
+from triton_gru.plan.devices import DEVICES
+from triton_gru.plan.plan import Problem
+from triton_gru.plan.planner import best_plan
 
 # AdamW in float32: the gradient read; parameter and two moments read and written.
 OPTIMIZER_BYTES = 7 * 4
@@ -89,7 +89,7 @@ class Cluster:
     """What the arithmetic assumes of the machines; every figure can be given on the command line.
 
     Attributes:
-        device: of triton_gru/devices.py, by compute capability.
+        device: of triton_gru/plan/devices.py, by compute capability.
         per_node: GPUs that NVLink joins.
         nvlink: bytes per second and GPU, one way. 450e9: NVLink 4, the vendor's figure.
         network: bytes per second and GPU between nodes. 50e9: one 400 Gb/s port per GPU.
@@ -158,7 +158,7 @@ def scan_floors(model: Model, cluster: Cluster, batch_size: int) -> tuple[float,
     """Seconds that one step of one layer's scan cannot be shorter than, forward and backward.
 
     Raises:
-        triton_gru.planner.DoesNotFit: hidden_size or batch_size is too large for the kernels.
+        triton_gru.plan.planner.DoesNotFit: hidden_size or batch_size is too large for the kernels.
     """
     device = DEVICES[cluster.device]
     problem = Problem(batch_size, model.hidden, "bfloat16", reset_after=True)

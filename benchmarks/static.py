@@ -11,8 +11,8 @@ matrix instruction, loses part of a matrix operand (operands.py), or spans more 
 resident. Exits 1 if any row does. `--every-plan` looks for lost operands alone, in every plan that
 `tune` may take.
 
-Times are the arithmetic of `triton_gru.costs` (bytes and operations over the rates of the table of
-devices), not measurements.
+Times are the arithmetic of `triton_gru.plan.costs` (bytes and operations over the rates of the
+table of devices), not measurements.
 """
 
 import argparse
@@ -33,10 +33,10 @@ from benchmarks.machine_code import (
     scan_constants,
     step_constants,
 )
-from triton_gru.costs import SHARED_BYTES_PER_CLOCK
-from triton_gru.devices import DEVICES, Device, for_triton
-from triton_gru.plan import COUNTER, ELEMENT_BYTES, Plan, Problem, step_tiles
-from triton_gru.planner import DoesNotFit, all_plans, best_plan
+from triton_gru.plan.costs import SHARED_BYTES_PER_CLOCK
+from triton_gru.plan.devices import DEVICES, Device, for_triton
+from triton_gru.plan.plan import COUNTER, ELEMENT_BYTES, Plan, Problem, step_tiles
+from triton_gru.plan.planner import DoesNotFit, all_plans, best_plan
 
 HIDDEN = (64, 128, 256, 512, 650, 768, 1000, 1024, 1536, 2048)
 BATCHES = (1, 16, 64, 256)

@@ -123,22 +123,23 @@ def summary(rounds: Sequence[Sequence[float]]) -> dict:
 @contextlib.contextmanager
 def kernel_events() -> Iterator[list[tuple[torch.cuda.Event, torch.cuda.Event]]]:
     """Inside, every launch of a scan is put between two events, which are collected."""
-    from triton_gru.kernels import launches
+    from triton_gru.kernels import launch
 
-    launch, pairs = launches.launch, []
+    launches, pairs = launch.launches, []
 
-    def timed(*args, **kwargs):
-        pair = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        pair[0].record()
-        launch(*args, **kwargs)
-        pair[1].record()
-        pairs.append(pair)
+    def timed(*args):
+        for grid_and_arguments in launches(*args):
+            pair = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            pair[0].record()
+            yield grid_and_arguments  # whose kernel the caller launches before it asks for the next
+            pair[1].record()
+            pairs.append(pair)
 
-    launches.launch = timed
+    launch.launches = timed
     try:
         yield pairs
     finally:
-        launches.launch = launch
+        launch.launches = launches
 
 
 # Cycles for which the GPU is kept busy while the host issues a call: about a millisecond.

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from triton_gru import conversion, functional
-from triton_gru.backends import check_backend
-from triton_gru.checks import check_cell
-from triton_gru.explanation import CHECKED, explain, refusal
+from triton_gru.dispatch import CHECKED, check_backend, explain, refusal
+from triton_gru.validation import check_cell
 
 
 class GRUCell(nn.GRUCell):

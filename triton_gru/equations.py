@@ -32,14 +32,43 @@ Shapes, the same for every engine (T steps, B rows, D directions, H hidden_size)
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from triton_gru import sequences
-
 NORM_EPS = 1e-5  # as torch.nn.LayerNorm
+
+
+class LayerWeights(NamedTuple):
+    """The parameters of one layer, its directions stacked.
+
+    Attributes:
+        weight_ih: [D, 3H, I].
+        weight_hh: [D, 3H, H].
+        bias_ih: [D, 3H] or None.
+        bias_hh: [D, 3H] or None.
+    """
+
+    weight_ih: Tensor
+    weight_hh: Tensor
+    bias_ih: Tensor | None = None
+    bias_hh: Tensor | None = None
+
+
+class ScanOptions(NamedTuple):
+    """What a scan takes besides tensors to compute with; see the module's docstring.
+
+    Attributes:
+        reset_after: The variant.
+        lengths: int64 [B] or None.
+        resets: bool [T, B, D] or None.
+    """
+
+    reset_after: bool
+    lengths: Tensor | None = None
+    resets: Tensor | None = None
 
 
 def gates(
@@ -59,7 +88,7 @@ def gates(
         bias_hh: [3H] or None.
         reset_after: The variant, see the module's docstring.
         gain: [3H], what the normalised products with weight_hh are scaled by; None where they are
-            not normalised (see `regularisation`).
+            not normalised (see `engines.regularized`).
 
     Returns:
         r, z, n and what r multiplies into: c with reset_after, else u. Each [..., H].
@@ -116,9 +145,11 @@ def scan_forward(
     for d in range(h0.shape[0]):
         h, weight, bias = h0[d], weight_hh[d], None if bias_hh is None else bias_hh[d]
         states = []
-        anew = _each_step(resets, d, len(gates_x))
-        for gates_t, anew_t in zip(_in_order(gates_x[:, :, d], d), _in_order(anew, d), strict=True):
-            h = step(gates_t, _start_anew(h, anew_t), weight, bias, reset_after)
+        reset = _each_step(resets, d, len(gates_x))
+        for gates_t, reset_t in zip(
+            _in_order(gates_x[:, :, d], d), _in_order(reset, d), strict=True
+        ):
+            h = step(gates_t, _reset(h, reset_t), weight, bias, reset_after)
             states.append(h.unsqueeze(1))
         directions.append(torch.stack(_in_order(states, d)))
     # No view: autograd refuses a change in place of a view that a Function returns.
@@ -159,10 +190,10 @@ def scan_backward(
     for d in range(h0.shape[0]):
         weight, bias = weight_hh[d], None if bias_hh is None else bias_hh[d]
         before = [y[1:, :, d], h0[d : d + 1]] if d else [h0[d : d + 1], y[:-1, :, d]]
-        h = _start_anew(torch.cat(before), None if resets is None else resets[:, :, d, None])
+        h = _reset(torch.cat(before), None if resets is None else resets[:, :, d, None])
         gates_all = gates(gates_x[:, :, d], h, weight, bias, reset_after)
-        anew = _each_step(resets, d, len(y))
-        directions.append(backward(dy[:, :, d], h, *gates_all, weight, anew, d))
+        reset = _each_step(resets, d, len(y))
+        directions.append(backward(dy[:, :, d], h, *gates_all, weight, reset, d))
     d_gates_x, dh0, dweight_hh, dbias_hh = zip(*directions, strict=True)
     return (
         stack(d_gates_x, 2),
@@ -178,17 +209,17 @@ def scan_backward(
 # operations: dh' by addition, the gates' derivatives and dh' z by scaling, and one product.
 
 
-def _backward_reset_after(dy, h, r, z, n, c, weight, anew, d):
+def _backward_reset_after(dy, h, r, z, n, c, weight, reset, d):
     by_n = (1 - z) * (1 - n * n)  # da_n = dh' by_n
     by_c = by_n * r
     by_h = torch.stack([by_c * c * (1 - r), (h - n) * z * (1 - z), by_c], 2)
     dh, dh_after, d_gates_h = torch.zeros_like(h[0]), [], []
     # reshape and not flatten, which is_grads_batched does not know
     d_gates_shape = (h.shape[1], 3 * h.shape[2])
-    for dy_t, z_t, by_h_t, anew_t in _against_order(d, dy, z, by_h, anew):
+    for dy_t, z_t, by_h_t, reset_t in _against_order(d, dy, z, by_h, reset):
         dh_t = dy_t + dh
         d_gates_t = (by_h_t * dh_t.unsqueeze(1)).reshape(d_gates_shape)
-        dh = _start_anew(torch.addmm(dh_t * z_t, d_gates_t, weight), anew_t)
+        dh = _reset(torch.addmm(dh_t * z_t, d_gates_t, weight), reset_t)
         dh_after.append(dh_t)
         d_gates_h.append(d_gates_t)
     dh_after, d_gates_h = (torch.stack(_in_order(s, 1 - d)) for s in (dh_after, d_gates_h))
@@ -196,20 +227,20 @@ def _backward_reset_after(dy, h, r, z, n, c, weight, anew, d):
     return d_gates_x, dh, _over_all_steps(d_gates_h, h), d_gates_h.sum((0, 1))
 
 
-def _backward_reset_before(dy, h, r, z, n, u, weight, anew, d):
+def _backward_reset_before(dy, h, r, z, n, u, weight, reset, d):
     H = h.shape[-1]
     by_n = (1 - z) * (1 - n * n)
     by_z = (h - n) * z * (1 - z)
     by_r = h * r * (1 - r)  # da_r = du by_r
     dh, d_gates = torch.zeros_like(h[0]), []
     factors = (r, z, by_r, by_z, by_n)
-    for dy_t, r_t, z_t, by_r_t, by_z_t, by_n_t, anew_t in _against_order(d, dy, *factors, anew):
+    for dy_t, r_t, z_t, by_r_t, by_z_t, by_n_t, reset_t in _against_order(d, dy, *factors, reset):
         dh_t = dy_t + dh
         da_n = dh_t * by_n_t
         du = da_n @ weight[2 * H :]
         da_rz = torch.cat([du * by_r_t, dh_t * by_z_t], 1)
         dh = torch.addmm(torch.addcmul(dh_t * z_t, du, r_t), da_rz, weight[: 2 * H])
-        dh = _start_anew(dh, anew_t)
+        dh = _reset(dh, reset_t)
         d_gates.append(torch.cat([da_rz, da_n], 1))
     d_gates = torch.stack(_in_order(d_gates, 1 - d))
     by_weight = [
@@ -220,13 +251,13 @@ def _backward_reset_before(dy, h, r, z, n, u, weight, anew, d):
 
 
 def _each_step(resets: Tensor | None, direction: int, steps: int) -> list[Tensor | None]:
-    """For each step the rows of the direction that start anew, [B, 1], or None."""
+    """For each step the rows of the direction that are reset, [B, 1], or None."""
     return [None] * steps if resets is None else list(resets[:, :, direction, None])
 
 
-def _start_anew(state: Tensor, anew: Tensor | None) -> Tensor:
-    """Zero where anew is true: a state that starts anew, and what flows back to the one before."""
-    return state if anew is None else state.masked_fill(anew, 0)
+def _reset(state: Tensor, reset: Tensor | None) -> Tensor:
+    """Zero where reset: the state before a step, and the derivative by the one before that."""
+    return state if reset is None else state.masked_fill(reset, 0)
 
 
 def stack(directions: Sequence[Tensor], dim: int = 0) -> Tensor:
@@ -258,5 +289,10 @@ def hold_past_end(gates_x: Tensor, lengths: Tensor | None) -> Tensor:
     H = gates_x.shape[-1] // 3
     hold = gates_x.new_zeros(3, H)
     hold[1] = torch.inf
-    past_end = sequences.past_end(lengths, gates_x.shape[0])
-    return torch.where(past_end[:, :, None, None], hold.flatten(), gates_x)
+    over = past_end(lengths, gates_x.shape[0])
+    return torch.where(over[:, :, None, None], hold.flatten(), gates_x)
+
+
+def past_end(lengths: Tensor, steps: int) -> Tensor:
+    """Where a row has no step any more, bool [T, B], from its lengths, [B]."""
+    return torch.arange(steps, device=lengths.device).unsqueeze(1) >= lengths

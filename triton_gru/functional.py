@@ -9,14 +9,22 @@ from torch import _VF, Tensor
 from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import has_torch_function
 
-from triton_gru import aten, regularisation, sequences
-from triton_gru.autocast import autocasts
-from triton_gru.backends import choose_backend, transformed
-from triton_gru.checks import check_cell, check_rows, check_sequence
-from triton_gru.cpu.layer import layer as cpu_layer
-from triton_gru.equations import stack
-from triton_gru.recurrence import records, recurrence
-from triton_gru.sequences import PackedRows
+from triton_gru import equations
+from triton_gru.dispatch import choose_backend, compute_dtype
+from triton_gru.engines import aten, onnx, regularized, varlen
+from triton_gru.engines.autograd import Recurrence, in_plain_torch, last_states, step
+from triton_gru.engines.cpu.layer import layer as cpu_layer
+from triton_gru.engines.varlen import PackedRows
+from triton_gru.equations import LayerWeights, ScanOptions, stack
+from triton_gru.torch_modes import records, transformed
+from triton_gru.validation import (
+    check_cell,
+    check_gains,
+    check_probabilities,
+    check_rows,
+    check_sequence,
+    count_layers,
+)
 
 
 def gru(
@@ -64,12 +72,12 @@ def gru(
             matter. Nothing waits for the device: on a GPU, lengths out of range stop it. Under
             vmap they are not looked at: there, out of range, they make a wrong result.
         resets: Whether a sequence begins at a step, bool [T, B] in the layout of input ([T] for
-            one row): before it, the first direction's state starts anew from zero, and so does the
+            one row): before it, the first direction's state is reset to zero, and so is the
             second's before the last step of the sequence before. So every sequence in a row gives
             what it gives alone, but the one that hx enters in each direction: the first one
             unless it begins with a reset, and in the second direction the last one of the row.
         recurrent_dropout: Probability of dropping an element of the state that enters W_hh, for
-            all steps of a row alike, while training; see `triton_gru.regularisation`.
+            all steps of a row alike, while training; see `triton_gru.engines.regularized`.
         weight_dropout: Probability of dropping an element of W_hh, while training.
         zoneout: Probability that an element of the state stays as it was at a step; in evaluation
             the state moves by the expected share.
@@ -97,11 +105,11 @@ def gru(
     """
     packed = input if isinstance(input, PackedSequence) else None
     x = input if packed is None else packed.data
-    recurrent_dropout, weight_dropout, zoneout = regularisation.check_probabilities(
+    recurrent_dropout, weight_dropout, zoneout = check_probabilities(
         recurrent_dropout=recurrent_dropout, weight_dropout=weight_dropout, zoneout=zoneout
     )
     D = 2 if bidirectional else 1
-    L = _count_layers(params, bias, D)
+    L = count_layers(params, bias, D)
     unbatched = check_sequence(x, hx, params[0], packed is not None, batch_first)
     if lengths is not None or resets is not None:
         lengths = check_rows(lengths, resets, x, packed is not None, batch_first)
@@ -113,22 +121,24 @@ def gru(
 
     H = params[1].shape[1]
     if gains is not None:
-        _check_gains(gains, L * D, H)
+        check_gains(gains, L * D, H)
     if packed is None:
-        B = x.shape[0 if rows_first else 1]
+        batch_sizes, B = None, x.shape[0 if rows_first else 1]
     else:  # in a trace a number would be a constant
-        B = packed.batch_sizes[0] if torch.jit.is_tracing() else int(packed.batch_sizes[0])
+        batch_sizes = packed.batch_sizes
+        B = batch_sizes[0] if torch.jit.is_tracing() else int(batch_sizes[0])
     hx = _first_states(hx, (L * D, B, H), x)
     if packed is not None and packed.sorted_indices is not None:
         hx = hx.index_select(1, packed.sorted_indices)
 
     dtype = compute_dtype(x, hx)
+    dropout = dropout if training else 0.0
     if training and weight_dropout:
-        params = regularisation.drop_weights(params, 4 if bias else 2, weight_dropout)
-    inside = regularisation.inside_a_step(
+        params = regularized.drop_weights(params, 4 if bias else 2, weight_dropout)
+    inside = regularized.inside_a_step(
         recurrent_dropout if training else 0.0, zoneout, gains is not None
     )
-    choice = choose_backend(
+    engine = choose_backend(
         backend,
         reset_after=reset_after,
         device=x.device,
@@ -138,64 +148,72 @@ def gru(
         regularised=inside,
         resets=resets is not None,
         steps=x.shape[1 if rows_first else 0],
-    )
-    if choice.backend == "torch" and packed is None and lengths is None:
+    ).backend
+    settings = (bias, L, dropout, training, bidirectional)
+    if engine == "torch" and packed is None and lengths is None:
         # As nn.GRU calls it, its batch_first included, whose output is then no view.
-        y, h_n = _VF.gru(x, hx, params, bias, L, dropout, training, bidirectional, rows_first)
+        y, h_n = _VF.gru(x, hx, params, *settings, rows_first)
     elif (
-        choice.backend == "torch"
+        engine == "torch"
         and packed is not None
-        and not (backend == "auto" and _padded_is_faster(x, hx, params, training and dropout))
+        and not (backend == "auto" and _padded_is_faster(x, hx, params, dropout))
     ):
-        y, h_n = _VF.gru(
-            x, packed.batch_sizes, hx, params, bias, L, dropout, training, bidirectional
-        )
-    elif choice.backend == "cpu":
+        y, h_n = _VF.gru(x, batch_sizes, hx, params, *settings)
+    elif engine == "cpu":
         y, h_n = _on_cpu_engine(
-            *(x, hx, params, D, dropout if training else 0.0),
+            *(x, hx, params, D, dropout),
             rows_first=rows_first,
             reset_after=reset_after,
-            batch_sizes=None if packed is None else packed.batch_sizes,
+            batch_sizes=batch_sizes,
             lengths=lengths,
             resets=resets,
         )
     else:
-        past_end = None
         if rows_first:
             x, resets = x.transpose(0, 1), None if resets is None else resets.t()
+        if engine != "torch":  # which sees to autocast by itself
+            x, hx, params = x.to(dtype), hx.to(dtype), [p.to(dtype) for p in params]
+            gains = None if gains is None else [gain.to(dtype) for gain in gains]
+        past_end = None
         if packed is not None:
-            lengths, place = sequences.places(packed.batch_sizes, B, x.shape[0], x.device)
-            x = sequences.pad(x, place, packed.batch_sizes.shape[0], B)
+            lengths, place = varlen.indices(batch_sizes, B, x.shape[0], x.device)
+            x = varlen.pad(x, place, batch_sizes.shape[0], B)
         elif lengths is not None:
-            past_end = sequences.past_end(lengths, x.shape[0]).unsqueeze(-1)
-            # In the gradient of W_ih zero meets what stands there, and 0 * inf is NaN.
+            past_end = equations.past_end(lengths, x.shape[0]).unsqueeze(-1)
+            # Otherwise dW_ih would hold 0 * inf = NaN from what stands past the end.
             x = x.masked_fill(past_end, 0)
         if resets is not None:
-            resets = sequences.resets_of_directions(resets, lengths, D)
-        options = {"reset_after": reset_after, "lengths": lengths, "resets": resets}
-        if choice.backend == "torch":
-            scan = partial(aten.layer, lengths=lengths)
-        elif inside:
-            masks = {"recurrent_dropout": recurrent_dropout, "zoneout": zoneout}
-            scan = partial(regularisation.layer, **options, **masks, training=training)
+            resets = varlen.resets_of_directions(resets, lengths, D)
+        options = ScanOptions(reset_after, lengths, resets)
+        if inside:
+            layer = partial(
+                regularized.layer,
+                options=options,
+                recurrent_dropout=recurrent_dropout,
+                zoneout=zoneout,
+                training=training,
+            )
         else:
-            scan = partial(recurrence, **options, backend=choice.backend, save_gates=save_gates)
-        if choice.backend != "torch":  # which sees to autocast by itself
-            x, hx, params = x.to(dtype), hx.to(dtype), [p.to(dtype) for p in params]
-        y, h_n = _layers(
-            *(scan, x, hx, params),
-            bias,
-            D,
-            dropout if training else 0.0,
-            [] if gains is None else [gain.to(dtype) for gain in gains],
-        )
+            layer = _without_recurrence(engine, options, x, hx, params)
+        last = []
+        for index, h0 in enumerate(hx.unflatten(0, (L, D))):
+            weights = LayerWeights(*_of_layer(params, index, L, D))
+            if layer is not None:
+                more = {} if gains is None else {"gains": _of_layer(gains, index, L, D)}
+                y, h = layer(x, h0, weights, **more)
+            else:
+                y, _ = Recurrence.apply(x, h0, *weights, *options, engine, save_gates)
+                h = last_states(y, h0)
+            x = F.dropout(y, dropout) if dropout and index < L - 1 else y
+            last.append(h)
+        h_n = torch.cat(last)
         if packed is not None:
-            y = sequences.pack(y, place)
+            y = varlen.pack(y, place)
         else:
             y = y.transpose(0, 1) if rows_first else y
             if past_end is not None:
                 y = y.masked_fill(past_end.transpose(0, 1) if rows_first else past_end, 0)
-            elif rows_first or choice.backend == "reference":
+            elif rows_first or engine == "reference":
                 y = own(y)
 
     if packed is not None:
@@ -214,26 +232,20 @@ torch.fx.wrap("gru")
 torch.fx.wrap("gru_cell")
 
 
-def _layers(
-    scan: Callable[..., tuple[Tensor, Tensor]],
-    x: Tensor,
-    hx: Tensor,
-    params: list[Tensor],
-    bias: bool,
-    D: int,
-    dropout: float = 0.0,
-    gains: Sequence[Tensor] = (),
-) -> tuple[Tensor, Tensor]:
-    """Layer upon layer of scan, called as `recurrence` is: x [T, B, I], hx [L * D, B, H]."""
-    L = hx.shape[0] // D
-    last_states = []
-    for layer, h0 in enumerate(hx.unflatten(0, (L, D))):
-        tensors = _of_layer(params, layer, L, D)
-        options = {"gains": _of_layer(gains, layer, L, D)} if gains else {}
-        y, last = scan(x, h0, *tensors, *(() if bias else (None, None)), **options)
-        x = F.dropout(y, dropout) if dropout and layer < L - 1 else y
-        last_states.append(last)
-    return x, torch.cat(last_states)
+def _without_recurrence(
+    engine: str, options: ScanOptions, x: Tensor, hx: Tensor, params: Sequence[Tensor]
+) -> Callable[..., tuple[Tensor, Tensor]] | None:
+    """What computes a layer where `Recurrence` does not, as `engines.autograd` describes it."""
+    if engine == "torch":
+        return partial(aten.layer, lengths=options.lengths)
+    if engine == "onnx":
+        return partial(onnx.layer, options=options)
+    if engine == "reference" and (transformed() or torch.jit.is_tracing()):
+        return partial(in_plain_torch, options=options)
+    one_step = x.shape[0] == 1 and options.lengths is None and options.resets is None
+    if engine == "triton" and one_step and not records(x, hx, *params):
+        return partial(step, options=options)
+    return None
 
 
 def _on_cpu_engine(
@@ -256,18 +268,18 @@ def _on_cpu_engine(
     if turned:
         x, resets = x.transpose(0, 1), None if resets is None else resets.t()
     if batch_sizes is not None:
-        lengths, _ = sequences.places(batch_sizes, hx.shape[1], len(x), x.device)
+        lengths, _ = varlen.indices(batch_sizes, hx.shape[1], len(x), x.device)
         rows = PackedRows.of(lengths, len(batch_sizes))
     elif lengths is not None:
         lengths, order = lengths.sort(descending=True, stable=True)
         rows, hx = PackedRows.of(lengths, len(x)), hx.index_select(1, order)
-        places = rows.places(order)
+        places = rows.indices(order)
     if resets is not None:
         original = None if order is None else lengths.index_select(0, order.argsort())
-        resets = sequences.resets_of_directions(resets, original, D)
-        resets = (resets if places is None else sequences.pack(resets, places)).contiguous()
-    y = x if places is None else sequences.pack(x, places)
-    L, last_states = hx.shape[0] // D, []
+        resets = varlen.resets_of_directions(resets, original, D)
+        resets = (resets if places is None else varlen.pack(resets, places)).contiguous()
+    y = x if places is None else varlen.pack(x, places)
+    L, every_last = hx.shape[0] // D, []
     for layer in range(L):
         y, last = cpu_layer(
             F.dropout(y, dropout) if dropout and layer else y,
@@ -278,10 +290,10 @@ def _on_cpu_engine(
             rows_first=rows_first and not turned,
             reset_after=reset_after,
         )
-        last_states.append(last)
-    h_n = last if L == 1 else torch.cat(last_states)
+        every_last.append(last)
+    h_n = last if L == 1 else torch.cat(every_last)
     if places is not None:
-        y = sequences.pad(y, places, len(x), rows.batch_size)
+        y = varlen.pad(y, places, len(x), rows.batch_size)
         h_n = h_n.index_select(1, order.argsort())
     y = y.transpose(0, 1) if turned else y
     return own(y) if turned or places is not None else y, h_n
@@ -374,49 +386,26 @@ def gru_cell(
     if choice.backend == "torch":
         h = _VF.gru_cell(x, hx, weight_ih, weight_hh, bias_ih, bias_hh)
     else:
-        params = [weight_ih, weight_hh] + ([] if bias_ih is None else [bias_ih, bias_hh])
-        x, hx, *params = [t.to(dtype) for t in (x, hx, *params)]
-        states = hx.unsqueeze(0)
         if choice.backend == "cpu":
+            params = [weight_ih, weight_hh] + ([] if bias_ih is None else [bias_ih, bias_hh])
+            x, hx, *params = [t.to(dtype) for t in (x, hx, *params)]
             _, h = cpu_layer(
-                x.unsqueeze(0), states, params, rows=None, resets=None, reset_after=reset_after
+                *(x.unsqueeze(0), hx.unsqueeze(0), params),
+                rows=None,
+                resets=None,
+                reset_after=reset_after,
             )
         else:
-            scan = partial(recurrence, reset_after=reset_after, backend=choice.backend)
-            _, h = _layers(scan, x.unsqueeze(0), states, params, bias_ih is not None, 1)
+            bias = bias_ih is not None
+            params = [weight_ih, weight_hh, *([bias_ih, bias_hh] if bias else [])]
+            _, h = gru(
+                *(x.unsqueeze(0), hx.unsqueeze(0), params),
+                bias=bias,
+                reset_after=reset_after,
+                backend=backend,
+            )
         h = own(h.squeeze(0))
     return h if input.dim() == 2 else h.squeeze(0)
-
-
-def compute_dtype(x: Tensor, hx: Tensor) -> torch.dtype:
-    """The dtype that nn.GRU's output has, in which the recurrence therefore runs.
-
-    Under autocast cuDNN takes and returns autocast's dtype, while ATen on a CPU multiplies in it
-    and keeps state and output in the dtype of hx.
-    """
-    if x.is_cuda and autocasts(x) and x.dtype != torch.float64:
-        return torch.get_autocast_dtype("cuda")
-    return hx.dtype
-
-
-def _count_layers(params: Sequence[Tensor], bias: bool, D: int) -> int:
-    per_layer = D * (4 if bias else 2)
-    if not params or len(params) % per_layer:
-        raise ValueError(
-            f"params should hold {per_layer} tensors for each layer with bias={bias} and "
-            f"bidirectional={D == 2}, got {len(params)} in all"
-        )
-    return len(params) // per_layer
-
-
-def _check_gains(gains: Sequence[Tensor] | None, directions: int, H: int) -> None:
-    if gains is None:
-        return
-    if len(gains) != 2 * directions or any(gain.shape != (3 * H,) for gain in gains):
-        raise ValueError(
-            f"gains should hold 2 tensors of shape [{3 * H}] for each of the {directions} "
-            f"directions of all layers, got shapes {[list(gain.shape) for gain in gains]}"
-        )
 
 
 def _first_states(hx: Tensor | None, expected: tuple[int, int, int], x: Tensor) -> Tensor:

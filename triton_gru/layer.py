@@ -8,12 +8,11 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from triton_gru import conversion, functional
-from triton_gru.backends import check_backend
 from triton_gru.cell import GRUCell  # noqa: F401 - its place in pickles of older versions
-from triton_gru.checks import check_rows, check_sequence
-from triton_gru.explanation import CHECKED, explain, refusal
-from triton_gru.regularisation import check_probabilities, inside_a_step
+from triton_gru.dispatch import CHECKED, check_backend, explain, refusal
+from triton_gru.engines.regularized import inside_a_step
 from triton_gru.trace import Trace, trace
+from triton_gru.validation import check_probabilities, check_rows, check_sequence
 
 
 class GRU(nn.RNNBase):
@@ -46,13 +45,13 @@ class GRU(nn.RNNBase):
         backend: "triton" takes the fused kernels; "cpu" the engine in C (float32 on a CPU, built by
             the machine's compiler at first use, see docs/faq.md); "torch" ATen, and cuDNN on a GPU
             (reset_after=True only); "reference" the equations in plain torch. "auto" takes the
-            kernels on those GPUs on which they were measured (`backends.MEASURED_ON`), else
+            kernels on those GPUs on which they were measured (`dispatch.MEASURED_ON`), else
             "torch" where it computes the layer, else "reference"; `explain` says which and why.
         save_gates: Whether the Triton kernels keep the gates for the backward, three times the
             output's memory, instead of computing them again.
         recurrent_dropout: Probability of dropping an element of the state that enters W_hh, in
             training, for all steps of a row alike. This and the three below are off by default and
-            are said more of in `triton_gru.regularisation`.
+            are said more of in `triton_gru.engines.regularized`.
         weight_dropout: Probability of dropping an element of W_hh, in training.
         zoneout: Probability that an element of the state stays as it was at a step; in evaluation
             the state moves by the expected share.
@@ -175,19 +174,8 @@ class GRU(nn.RNNBase):
             lengths: Steps of each row, integers [B] on input's device. Output is zero past a row's
                 end, and its last states are those at its end.
             resets: Whether a sequence begins at a step, bool in the shape of input without its
-                last dimension: the state starts anew from zero, in both directions.
+                last dimension: before that step the state is reset to zero, in both directions.
         """
-        return self._run(input, hx, lengths=lengths, resets=resets, batch_first=self.batch_first)
-
-    def _run(
-        self,
-        input: Tensor | PackedSequence,
-        hx: Tensor | None,
-        *,
-        lengths: Tensor | None = None,
-        resets: Tensor | None = None,
-        batch_first: bool,
-    ) -> tuple[Tensor | PackedSequence, Tensor]:
         self._update_flat_weights()
         gains = [getattr(self, name) for name in self._gain_names()] if self.layer_norm else None
         return functional.gru(
@@ -207,7 +195,7 @@ class GRU(nn.RNNBase):
             gains=gains,
             lengths=lengths,
             resets=resets,
-            batch_first=batch_first,
+            batch_first=self.batch_first,
         )
 
     def _update_flat_weights(self) -> None:
@@ -240,7 +228,7 @@ class GRU(nn.RNNBase):
         for name in ("layer_norm", "zoneout"):
             if getattr(self, name):
                 raise ValueError(f"trace() needs {name} off: it shows the plain cell's gates")
-        return trace(self, input, hx)
+        return trace(self, input, hx, reset_after=self.reset_after, backend=self.backend)
 
     def step(self, x_t: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """One time step of all layers, as in decoding; what forward gives, up to rounding.
@@ -273,8 +261,9 @@ class GRU(nn.RNNBase):
                 "step draws no mask for a whole sequence, as recurrent_dropout and weight_dropout "
                 "want it in training; call forward, or eval() first"
             )
-        y, state = self._run(x_t.unsqueeze(0), state, batch_first=False)
-        return functional.own(y.squeeze(0)), state
+        time = 1 if self.batch_first and x_t.dim() == 2 else 0
+        y, state = self.forward(x_t.unsqueeze(time), state)
+        return functional.own(y.squeeze(time)), state
 
     def explain(
         self,

@@ -1,19 +1,14 @@
 """What a GRU does inside: gates, candidates and states at every step, to be looked at."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from triton_gru import equations, functional
-from triton_gru.autocast import without_autocast
-from triton_gru.checks import check_sequence
-
-if TYPE_CHECKING:
-    from triton_gru.layer import GRU
+from triton_gru.torch_modes import without_autocast
+from triton_gru.validation import check_sequence
 
 
 class Trace(NamedTuple):
@@ -38,7 +33,9 @@ class Trace(NamedTuple):
     h: Tensor
 
 
-def trace(module: GRU, input: Tensor, hx: Tensor | None = None) -> Trace:
+def trace(
+    module: nn.RNNBase, input: Tensor, hx: Tensor | None = None, *, reset_after: bool, backend: str
+) -> Trace:
     """The gates, candidates and states of a GRU at every step, without dropout.
 
     The states are those that the module's backend computes. The gates come from them by the
@@ -46,9 +43,11 @@ def trace(module: GRU, input: Tensor, hx: Tensor | None = None) -> Trace:
     Differentiable.
 
     Args:
-        module: A GRU of any variant and backend.
+        module: A GRU.
         input: [T, B, I]; [B, T, I] with batch_first; [T, I] for one row.
         hx: The first states, [L * D, B, H], or [L * D, H] for one row. None means zeros.
+        reset_after: Its variant.
+        backend: What computes its states.
 
     Raises:
         TypeError: input is a PackedSequence, whose rows have no common shape: trace them one by
@@ -63,7 +62,7 @@ def trace(module: GRU, input: Tensor, hx: Tensor | None = None) -> Trace:
     params = module._flat_weights
     unbatched = check_sequence(input, hx, params[0], False, module.batch_first)
     L, D, H = module.num_layers, 2 if module.bidirectional else 1, module.hidden_size
-    options = {"reset_after": module.reset_after, "backend": module.backend}
+    options = {"reset_after": reset_after, "backend": backend}
     x = input.unsqueeze(1) if unbatched else input.transpose(0, 1) if module.batch_first else input
     hx = hx.unsqueeze(1) if unbatched and hx is not None else hx
     hx = functional._first_states(hx, (L * D, x.shape[1], H), x)
@@ -75,7 +74,7 @@ def trace(module: GRU, input: Tensor, hx: Tensor | None = None) -> Trace:
             x, h0, group, bias=module.bias, bidirectional=module.bidirectional, **options
         )
         with without_autocast(x.device):  # in the dtype of the states
-            layers.append(_gates(x, h0, y, group, D, module.reset_after))
+            layers.append(_gates(x, h0, y, group, D, reset_after))
         x = y
     stacked = (torch.stack(tensors) for tensors in zip(*layers, strict=True))
     if unbatched:

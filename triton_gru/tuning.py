@@ -6,26 +6,17 @@ choice is kept by device, versions and shape class, never by the exact batch or 
 """
 
 import functools
-import json
 import logging
-import os
 import statistics
-import uuid
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import torch
 
-from triton_gru.cache import cache_directory
-from triton_gru.devices import Device
-from triton_gru.plan import Plan, Problem, padded_size
-from triton_gru.planner import all_plans, best_plan
+from triton_gru.plan import tuned
+from triton_gru.plan.plan import Plan, Problem
+from triton_gru.plan.planner import all_plans
 
 log = logging.getLogger(__name__)
-
-# What tells one plan for a shape from another; the rest of a plan follows from these.
-CHOICE = ("kernel", "rows", "columns", "warps", "protocol", "by_block")
 
 
 def tune(
@@ -61,16 +52,16 @@ def tune(
         RuntimeError: There is no CUDA device.
         DoesNotFit: No kernel takes this shape.
     """
-    from triton_gru.kernels import support
-    from triton_gru.kernels.launch_backward import scan_backward
-    from triton_gru.kernels.launch_forward import scan_forward
+    from triton_gru.kernels.backward import scan_backward
+    from triton_gru.kernels.forward import scan_forward
+    from triton_gru.plan import selection
 
     device = torch.device(device)
     if timer is None:
         if device.type != "cuda" or not torch.cuda.is_available():
             raise RuntimeError(f"tune measures on a CUDA device and there is none at {device}")
         timer = _median_of_events
-    limits = support.device_limits(device)
+    limits = selection.device_limits(device)
     D = 2 if bidirectional else 1
     make = functools.partial(torch.randn, device=device, dtype=dtype)
     scale = hidden_size**-0.5
@@ -87,11 +78,11 @@ def tune(
         problem = Problem(
             batch_size,
             hidden_size,
-            support.DTYPES[dtype],
+            selection.DTYPES[dtype],
             reset_after,
             direction,
             D,
-            tensor_cores=support.matrix_precision(dtype) != "ieee",
+            tensor_cores=selection.matrix_precision(dtype) != "ieee",
         )
         timed = []
         for plan in all_plans(problem, limits)[:candidates]:
@@ -101,87 +92,8 @@ def tune(
                 log.warning("a plan was left out: %s (%s)", error, plan.describe())
         results[direction] = sorted(timed, key=lambda found: found[1])
         if timed:
-            _remember(problem, limits, results[direction][0][0])
+            tuned.remember(problem, limits, results[direction][0][0])
     return results
-
-
-def planned(problem: Problem, device: Device) -> Plan:
-    """The plan for a scan: the one measured fastest on this device, else the best estimate.
-
-    Raises:
-        DoesNotFit: No kernel takes this shape.
-    """
-    choice = _remembered(_file(), _key(problem, device))
-    for plan in all_plans(problem, device) if choice else ():
-        if _choice(plan) == choice:
-            return plan
-    return best_plan(problem, device)
-
-
-def shape_class(problem: Problem) -> str:
-    """What of a problem a remembered choice depends on: the batch only to a power of two."""
-    tiles = -(-problem.batch // 16)
-    rows = 16 << (tiles - 1).bit_length()
-    variant = "reset_after" if problem.reset_after else "reset_before"
-    precision = "tensor_cores" if problem.tensor_cores else "ieee"
-    size = padded_size(problem.hidden)
-    return (
-        f"{problem.direction} {variant} {problem.dtype} {precision} H{size} B{rows} "
-        f"D{problem.directions}"
-    )
-
-
-def _choice(plan: Plan) -> list:
-    return [getattr(plan, name) for name in CHOICE]
-
-
-def _key(problem: Problem, device: Device) -> str:
-    about = f"{device.name} sm_{device.capability} x{device.multiprocessors}"
-    return f"{about} | {_versions()} | {shape_class(problem)}"
-
-
-@functools.cache
-def _versions() -> str:
-    found = []
-    for package in ("torch", "triton", "triton-gru"):
-        try:
-            found.append(f"{package} {version(package)}")
-        except PackageNotFoundError:
-            found.append(f"{package} none")
-    return ", ".join(found)
-
-
-def _file() -> Path:
-    return cache_directory() / "plans.json"
-
-
-@functools.lru_cache
-def _read(path: Path) -> dict[str, list]:
-    """Everything remembered. Read once a process: a launch must not wait for a disk."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return found if isinstance(found, dict) else {}
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        log.warning("%s cannot be read (%s); plans come from arithmetic alone", path, error)
-        return {}
-
-
-def _remembered(path: Path, key: str) -> list | None:
-    return _read(path).get(key)
-
-
-def _remember(problem: Problem, device: Device, plan: Plan) -> None:
-    path = _file()
-    _read.cache_clear()  # what another process has added since
-    plans = {**_read(path), _key(problem, device): _choice(plan)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Not with tempfile, which makes files for their user alone whatever the umask.
-    whole = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
-    whole.write_text(json.dumps(plans, indent=1), encoding="utf-8")
-    os.replace(whole, path)
-    _read.cache_clear()
 
 
 def _median_of_events(call: Callable[[], object], repeats: int = 10) -> float:

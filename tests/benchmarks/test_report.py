@@ -18,9 +18,9 @@ from benchmarks.metrics import (
 )
 from benchmarks.plots import plots
 from benchmarks.suites import Cell
-from triton_gru.devices import DEVICES
-from triton_gru.plan import Problem
-from triton_gru.planner import best_plan
+from triton_gru.plan.devices import DEVICES
+from triton_gru.plan.plan import Problem
+from triton_gru.plan.planner import best_plan
 
 
 def ok(ms: float, **more) -> dict:

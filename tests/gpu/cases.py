@@ -9,11 +9,11 @@ from torch import Tensor
 
 from tests.gpu.conftest import CUDA
 from tests.interpreter.cases import NAMES, Case, make_case
-from triton_gru.kernels import support
-from triton_gru.kernels.launch_backward import scan_backward
-from triton_gru.kernels.launch_forward import scan_forward
-from triton_gru.plan import Plan, Problem
-from triton_gru.planner import all_plans
+from triton_gru.kernels.backward import scan_backward
+from triton_gru.kernels.forward import scan_forward
+from triton_gru.plan import selection
+from triton_gru.plan.plan import Plan, Problem
+from triton_gru.plan.planner import all_plans
 
 DEVICE = torch.device("cuda", 0) if CUDA else torch.device("cpu")
 DTYPES = {
@@ -64,13 +64,13 @@ def plan_for(case: Case, direction: str, launch: str, tf32: bool = True) -> Plan
     problem = Problem(
         batch=gates_x.shape[1],
         hidden=h0.shape[-1],
-        dtype=support.DTYPES[gates_x.dtype],
+        dtype=selection.DTYPES[gates_x.dtype],
         reset_after=case.options["reset_after"],
         direction=direction,
         directions=h0.shape[0],
         tensor_cores=tf32,
     )
-    limits = support.device_limits(DEVICE)
+    limits = selection.device_limits(DEVICE)
     for plan in all_plans(problem, limits):
         if launch == (plan.protocol if plan.group > 1 else "single"):
             return plan
@@ -86,8 +86,7 @@ def compute(case: Case, plans: dict[str, Plan | None], save_gates: bool = False)
     grads = scan_backward(
         case.dy, y, *case.arguments, **case.options, **saved, plan=plans["backward"]
     )
-    names = [*NAMES, "reset_state"][: len(grads)]
-    found = {name: grad for name, grad in zip(names, grads, strict=True) if grad is not None}
+    found = {name: grad for name, grad in zip(NAMES, grads, strict=True) if grad is not None}
     return {"y": y, **found}
 
 

@@ -65,6 +65,6 @@ def reported_errors():
     """No test leaves a timeout for the next one to raise."""
     yield
     if CUDA or INTERPRETING:
-        from triton_gru.kernels import launches
+        from triton_gru.kernels import launch
 
-        launches.check_errors(torch.device("cuda", 0) if CUDA else torch.device("cpu"), True)
+        launch.check_errors(torch.device("cuda", 0) if CUDA else torch.device("cpu"), True)

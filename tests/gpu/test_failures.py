@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from tests.gpu.cases import DEVICE, assert_exact_enough, case_on_device, plan_for
-from triton_gru.kernels import launch_backward, launch_forward, launches
-from triton_gru.kernels.launch_backward import scan_backward
-from triton_gru.kernels.launch_forward import scan_forward
-from triton_gru.plan import COUNTER, POLLS, SENTINEL
+from triton_gru.kernels import backward, forward, launch
+from triton_gru.kernels.backward import scan_backward
+from triton_gru.kernels.forward import scan_forward
+from triton_gru.plan.plan import COUNTER, POLLS, SENTINEL
 
 PROTOCOLS = (SENTINEL, COUNTER)
 # A wait that ends in vain may take so long, from the launch to the exception.
@@ -57,15 +57,15 @@ def test_a_program_that_never_comes(protocol, direction, reset_after, monkeypatc
         return scan_backward(*arguments, **case.options, plan=plan, polls=polls)[0]
 
     scan(plans[direction])  # compiled before the clock starts
-    launches.check_errors(DEVICE, synchronize=True)
+    launch.check_errors(DEVICE, synchronize=True)
     kernel = f"scan_{direction}_kernel"
-    user = {"forward": launch_forward, "backward": launch_backward}[direction]
+    user = {"forward": forward, "backward": backward}[direction]
     monkeypatch.setattr(user, kernel, LastProgramMissing(getattr(user, kernel)))
     begun = time.perf_counter()
     with impatience():
         result = scan(plans[direction])
-    with pytest.raises(launches.KernelTimeout, match="waited in vain"):
-        launches.check_errors(DEVICE, synchronize=True)
+    with pytest.raises(launch.KernelTimeout, match="timed out waiting"):
+        launch.check_errors(DEVICE, synchronize=True)
     took = time.perf_counter() - begun
     assert result.isnan().any()
     assert not on_gpu or took < SECONDS, f"{took:.2f} s"
@@ -79,12 +79,12 @@ def test_the_next_call_raises(monkeypatch):
     """Without anybody asking: the error of one launch surfaces in the one after it."""
     case = case_on_device(4, 3, 300 if DEVICE.type == "cuda" else 20, reset_after=True)
     plan = plan_for(case, "forward", SENTINEL)
-    kernel = LastProgramMissing(launch_forward.scan_forward_kernel)
-    monkeypatch.setattr(launch_forward, "scan_forward_kernel", kernel)
+    kernel = LastProgramMissing(forward.scan_forward_kernel)
+    monkeypatch.setattr(forward, "scan_forward_kernel", kernel)
     with impatience():
         scan_forward(*case.arguments, **case.options, plan=plan, polls=20)
     monkeypatch.undo()
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()
-    with pytest.raises(launches.KernelTimeout, match=r"program .* step"):
+    with pytest.raises(launch.KernelTimeout, match=r"program .* step"):
         scan_forward(*case.arguments, **case.options, plan=plan)

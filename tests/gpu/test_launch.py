@@ -10,10 +10,11 @@ import triton.language as tl
 from tests.gpu.cases import DEVICE, assert_exact_enough, bits, case_on_device, compute, plan_for
 from tests.tolerances import assert_close
 from triton_gru import GRU
-from triton_gru.kernels import launches, support
-from triton_gru.kernels.launch_forward import scan_forward
-from triton_gru.plan import COUNTER, SENTINEL, Problem
-from triton_gru.planner import all_plans
+from triton_gru.kernels.forward import scan_forward
+from triton_gru.kernels.launch import check_errors
+from triton_gru.plan import selection
+from triton_gru.plan.plan import COUNTER, SENTINEL, Problem
+from triton_gru.plan.planner import all_plans
 
 PROTOCOLS = (SENTINEL, COUNTER)
 LAUNCHES = ("single", *PROTOCOLS)
@@ -74,7 +75,7 @@ def test_beside_a_busy_stream(launch):
             b[:64].mul_(2)
         for name, result in compute(case, plans).items():
             differ += (bits(result) != bits(first[name])).any()
-    launches.check_errors(DEVICE, synchronize=True)
+    check_errors(DEVICE, synchronize=True)
     assert differ.item() == 0
 
 
@@ -109,7 +110,7 @@ def test_beside_a_kernel_that_spins(programs):
         results = compute(case, plans)
     with torch.cuda.stream(torch.cuda.Stream()):
         flag[0] = 1
-    launches.check_errors(DEVICE, synchronize=True)
+    check_errors(DEVICE, synchronize=True)
     assert all(torch.equal(bits(results[name]), bits(first[name])) for name in first)
     assert (flag[1:] > 0).all(), "the other kernel did not end"
 
@@ -216,6 +217,6 @@ def test_every_rival_plan_computes_the_same():
             reset_after=True,
             direction=direction,
         )
-        plans = all_plans(problem, support.device_limits(DEVICE))
+        plans = all_plans(problem, selection.device_limits(DEVICE))
         for plan in plans[: 8 if DEVICE.type == "cuda" else 2]:
             assert_exact_enough(case, BEST | {direction: plan}, "bfloat16")

@@ -14,9 +14,10 @@ from tests.gpu.cases import (
     size,
 )
 from triton_gru import equations
-from triton_gru.kernels import launch_forward, launches, support
-from triton_gru.kernels.launch_forward import scan_forward
-from triton_gru.plan import COUNTER, SENTINEL
+from triton_gru.kernels import launch, step
+from triton_gru.kernels.forward import scan_forward
+from triton_gru.plan import selection
+from triton_gru.plan.plan import COUNTER, SENTINEL
 
 LAUNCHES = ("single", SENTINEL, COUNTER)
 BOTH = pytest.mark.parametrize("reset_after", [True, False], ids=["after", "before"])
@@ -39,7 +40,7 @@ def test_every_kernel(launch, name, reset_after):
             reset_after=reset_after,
             dtype=dtype,
             lengths=True,
-            resets="row",
+            resets=True,
         )
         tf32 = name != "float32"
         plans = {d: plan_for(case, d, launch, tf32) for d in ("forward", "backward")}
@@ -68,7 +69,7 @@ def test_sizes(shape, name, reset_after):
     if DEVICE.type == "cpu":
         T, B, H = min(T, 2), min(B, 3), min(H, 33)
     with precision(name) as dtype:
-        refusal = support.obstacle(
+        refusal = selection.obstacle(
             device=DEVICE,
             dtype=dtype,
             batch_size=B,
@@ -94,7 +95,7 @@ def test_without_biases_and_with_saved_gates(hidden, reset_after):
 @pytest.mark.parametrize("hidden", [64, 300])
 def test_resets_to_zero(hidden):
     shape = (size(20, 2), size(5, 3), size(hidden, 20))
-    case = case_on_device(*shape, reset_after=True, dtype=torch.bfloat16, resets="zero")
+    case = case_on_device(*shape, reset_after=True, dtype=torch.bfloat16, resets=True)
     assert_exact_enough(case, BEST, "bfloat16")
 
 
@@ -126,7 +127,7 @@ def test_a_diverged_run_ends_in_nan_and_not_in_a_wait(reset_after):
     gates_x = case.arguments[0].clone()
     gates_x.view(torch.int16)[1, 1] = -1  # the sentinel's own pattern, as an input
     y = scan_forward(gates_x, *case.arguments[1:], **case.options)
-    launches.check_errors(DEVICE, synchronize=True)
+    launch.check_errors(DEVICE, synchronize=True)
     assert y[1:, 1].isnan().all()
     rest = [row for row in range(shape[1]) if row != 1]
     assert torch.equal(y[:, rest], clean[:, rest])
@@ -142,7 +143,7 @@ def test_one_step(batch, hidden, name, reset_after):
     with precision(name) as dtype:
         case = case_on_device(1, B, H, reset_after=reset_after, dtype=dtype)
         gates_x, h, weight, bias = (a[0] for a in case.arguments)
-        result = launch_forward.step(gates_x[:, 0], h, weight, bias, reset_after=reset_after)
+        result = step.step(gates_x[:, 0], h, weight, bias, reset_after=reset_after)
         arguments = (gates_x[:, 0].double(), h.double(), weight.double(), bias.double())
         exact = equations.step(*arguments, reset_after)
         assert_near({"h": result}, {"h": exact}, name)

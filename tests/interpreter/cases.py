@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from tests.interpreter import oracle
-from triton_gru.devices import DEVICES
-from triton_gru.kernels import support
-from triton_gru.kernels.launch_backward import scan_backward
-from triton_gru.kernels.launch_forward import scan_forward
-from triton_gru.plan import COUNTER, SENTINEL, Plan, Problem
-from triton_gru.planner import all_plans
+from triton_gru.kernels.backward import scan_backward
+from triton_gru.kernels.forward import scan_forward
+from triton_gru.plan import selection
+from triton_gru.plan.devices import DEVICES
+from triton_gru.plan.plan import COUNTER, SENTINEL, Plan, Problem
+from triton_gru.plan.planner import all_plans
 
 # Largest error as a share of the largest value of the exact result. For float32 a few units in the
 # last place of sums over H <= 130 terms and T <= 5 steps; 16-bit results are rounded at every step
@@ -38,15 +38,9 @@ class Case:
     def exact(self) -> tuple[Tensor, dict[str, Tensor]]:
         """y and the gradients in float64, by autograd."""
         leaves = [None if a is None else a.double().requires_grad_() for a in self.arguments]
-        options = dict(self.options)
-        names = list(NAMES)
-        if options.get("reset_state") is not None:
-            options["reset_state"] = options["reset_state"].double().requires_grad_()
-            names.append("reset_state")
-        y = oracle.scan(*leaves, **options)
+        y = oracle.scan(*leaves, **self.options)
         y.backward(self.dy.double())
-        every = leaves + ([options["reset_state"]] if len(names) > len(NAMES) else [])
-        grads = {n: leaf.grad for n, leaf in zip(names, every, strict=True) if leaf is not None}
+        grads = {n: leaf.grad for n, leaf in zip(NAMES, leaves, strict=True) if leaf is not None}
         return y.detach(), grads
 
 
@@ -60,11 +54,11 @@ def make_case(
     dtype: torch.dtype = torch.float32,
     bias: bool = True,
     lengths: bool = False,
-    resets: str | None = None,
+    resets: bool = False,
     seed: int = 0,
     not_finite: bool = False,
 ) -> Case:
-    """Random arguments. `resets` is None, "zero" or "row".
+    """Random arguments.
 
     `not_finite` puts infinities in the first row and the second, the NaN of the sentinel protocol
     in the third, and another one in the last, where there are so many.
@@ -84,9 +78,8 @@ def make_case(
     if lengths:
         options["lengths"] = torch.randint(0, T + 1, (B,), generator=g)
         options["lengths"][0] = T
-    if resets is not None:
+    if resets:
         options["resets"] = torch.rand(T, B, D, generator=g) < 0.3
-        options["reset_state"] = normal(D, B, H) if resets == "row" else None
     dy = normal(T, B, D, H)
     if not_finite:
         gates_x, h0, weight = arguments[:3]
@@ -108,7 +101,7 @@ def make_plan(case: Case, direction: str, launch: str, **wanted) -> Plan:
     problem = Problem(
         batch=gates_x.shape[1],
         hidden=h0.shape[-1],
-        dtype=support.DTYPES[gates_x.dtype],
+        dtype=selection.DTYPES[gates_x.dtype],
         reset_after=case.options["reset_after"],
         direction=direction,
         directions=h0.shape[0],
@@ -133,8 +126,7 @@ def run(
     if save_gates:
         y, saved["gates_h"] = y
     grads = scan_backward(case.dy, y, *case.arguments, **case.options, **saved, plan=backward)
-    names = [*NAMES, "reset_state"][: len(grads)]
-    return y, {n: grad for n, grad in zip(names, grads, strict=True) if grad is not None}
+    return y, {n: grad for n, grad in zip(NAMES, grads, strict=True) if grad is not None}
 
 
 def error(result: Tensor, exact: Tensor) -> float:

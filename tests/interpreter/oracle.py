@@ -39,9 +39,8 @@ def scan(
     reset_after: bool,
     lengths: Tensor | None = None,
     resets: Tensor | None = None,
-    reset_state: Tensor | None = None,
 ) -> Tensor:
-    """y, [T, B, D, H], differentiable; arguments as `launch_forward.scan_forward`."""
+    """y, [T, B, D, H], differentiable; arguments as `kernels.forward.scan_forward`."""
     T, B, D, _ = gates_x.shape
     ys = [[None] * D for _ in range(T)]
     for d in range(D):
@@ -51,8 +50,7 @@ def scan(
             rows = torch.arange(B) if lengths is None else (t < lengths).nonzero()[:, 0]
             before = h[rows]
             if resets is not None:
-                row = torch.zeros_like(h) if reset_state is None else reset_state[d]
-                before = torch.where(resets[t, rows, d, None], row[rows], before)
+                before = before.masked_fill(resets[t, rows, d, None], 0)
             _, z, n, _ = equations.gates(
                 gates_x[t, rows, d], before, weight_hh[d], bias, reset_after
             )

@@ -5,10 +5,10 @@ import torch
 
 from tests.interpreter import harness
 from tests.interpreter.cases import TOLERANCE, error, make_case, make_plan
-from triton_gru.kernels import launches
-from triton_gru.kernels.launch_backward import scan_backward
-from triton_gru.kernels.launch_forward import scan_forward
-from triton_gru.plan import COUNTER, SENTINEL
+from triton_gru.kernels import launch
+from triton_gru.kernels.backward import scan_backward
+from triton_gru.kernels.forward import scan_forward
+from triton_gru.plan.plan import COUNTER, SENTINEL
 
 PROTOCOLS = (SENTINEL, COUNTER)
 SEEDS = 30  # for each protocol, variant and scan: 240 interleavings of group kernels in all
@@ -86,7 +86,7 @@ def test_a_wait_in_vain_ends_in_nan_and_in_an_exception_at_the_next_call(protoco
 
     y = impatient(lambda: scan_forward(*case.arguments, **case.options, plan=forward, polls=0))
     assert y[-1].isnan().any()
-    with pytest.raises(launches.KernelTimeout, match="gave up and left NaN"):
+    with pytest.raises(launch.KernelTimeout, match="gave up and left NaN"):
         scan_forward(*case.arguments, **case.options, plan=forward)
     with harness.interleaving(0):  # once reported it is over
         y = scan_forward(*case.arguments, **case.options, plan=forward)
@@ -97,5 +97,5 @@ def test_a_wait_in_vain_ends_in_nan_and_in_an_exception_at_the_next_call(protoco
             1
         ]
     )
-    with pytest.raises(launches.KernelTimeout):
-        launches.check_errors(y.device, synchronize=True)
+    with pytest.raises(launch.KernelTimeout):
+        launch.check_errors(y.device, synchronize=True)

@@ -14,8 +14,8 @@ import torch
 from tests.interpreter import harness
 from tests.interpreter.cases import TOLERANCE, assert_close, make_case
 from triton_gru import kernels
-from triton_gru.kernels import launch_backward, launch_forward
-from triton_gru.plan import COUNTER, SENTINEL
+from triton_gru.kernels import backward, forward
+from triton_gru.plan.plan import COUNTER, SENTINEL
 
 SOURCE = Path(kernels.__file__).parent
 SEEDS = 10  # a mutant that survives so many interleavings has survived
@@ -80,77 +80,77 @@ MUTANTS = {
         {},
     ),
     "state read one step too early, sentinel": (
-        "scan_forward.py",
+        "forward.py",
         "base = states + before * slot",
         "base = states + tl.maximum(before - 1, 0) * slot",
         SENTINEL,
         {},
     ),
     "state read one step too early, counter": (
-        "scan_forward.py",
+        "forward.py",
         "target = GROUP * step * (1 if RESET_AFTER else 2)",
         "target = GROUP * (step - 1) * (1 if RESET_AFTER else 2)",
         COUNTER,
         {},
     ),
     "gradients read one step too early": (
-        "scan_backward.py",
+        "backward.py",
         "target = GROUP * (done + 1)",
         "target = GROUP * done",
         COUNTER,
         {},
     ),
     "r and z swapped, forward": (
-        "scan_forward.py",
+        "forward.py",
         "h_r, h_z, h_n = total_three(",
         "h_z, h_r, h_n = total_three(",
         SENTINEL,
         {},
     ),
     "r and z swapped, backward": (
-        "scan_backward.py",
+        "backward.py",
         "acc = product_own(zero, da_r, w_r",
         "acc = product_own(zero, da_z, w_r",
         "single",
         {},
     ),
     "reset dropped for the owner": (
-        "scan_forward.py",
+        "forward.py",
         "h = tl.where(reset, anew, h)",
         "h = tl.where(reset, h, h)",
         SENTINEL,
-        {"resets": "zero"},
+        {"resets": True},
     ),
     "reset dropped for the others": (
-        "scan_forward.py",
+        "forward.py",
         "from_rows = from_rows & (tile_reset == 0)",
         "from_rows = from_rows & (tile_reset == tile_reset)",
         SENTINEL,
-        {"resets": "zero"},
+        {"resets": True},
     ),
     "reset dropped in the backward": (
-        "scan_backward.py",
+        "backward.py",
         "new = tl.where(reset, 0.0, new)",
         "new = tl.where(reset, new, new)",
         SENTINEL,
-        {"resets": "zero"},
+        {"resets": True},
     ),
     "end of a row ignored": (
-        "scan_forward.py",
+        "forward.py",
         "h = tl.where(time < length, new, h) if HAS_LENGTHS else new",
         "h = new",
         SENTINEL,
         {"lengths": True},
     ),
     "u not waited for": (
-        "scan_forward.py",
+        "forward.py",
         "counter, GROUP * (2 * step + 1), tl.where",
         "counter, GROUP * (2 * step), tl.where",
         COUNTER,
         {"reset_after": False},
     ),
     "own state taken from the exchange": (
-        "cell.py",
+        "gates.py",
         "return (1.0 - z) * n + z * h",
         "return (1.0 - z) * n + z * h.to(tl.float16).to(tl.float32)",
         SENTINEL,
@@ -202,9 +202,10 @@ def mutant(tmp_path, monkeypatch):
                 source = source.replace(text, replacement)
             (package / path.name).write_text(source.replace("triton_gru.kernels", name))
         monkeypatch.syspath_prepend(tmp_path)
-        for scan, user in (("scan_forward", launch_forward), ("scan_backward", launch_backward)):
-            module = importlib.import_module(f"{name}.{scan}")
-            monkeypatch.setattr(user, f"{scan}_kernel", getattr(module, f"{scan}_kernel"))
+        for direction, user in (("forward", forward), ("backward", backward)):
+            module = importlib.import_module(f"{name}.{direction}")
+            kernel = f"scan_{direction}_kernel"
+            monkeypatch.setattr(user, kernel, getattr(module, kernel))
 
     yield load
     for module in [m for m in sys.modules if m.startswith("mutant_")]:
@@ -232,6 +233,6 @@ def test_is_noticed(name, mutant):
 
 @pytest.mark.parametrize("launch", ["single", SENTINEL, COUNTER])
 def test_the_same_without_a_mutation_passes(launch, mutant):
-    mutant("cell.py", "return (1.0 - z) * n + z * h", "return z * h + (1.0 - z) * n")
+    mutant("gates.py", "return (1.0 - z) * n + z * h", "return z * h + (1.0 - z) * n")
     for seed in range(SEEDS):
         run(launch, seed)

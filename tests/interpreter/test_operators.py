@@ -7,7 +7,7 @@ from torch._dynamo.backends.common import aot_autograd
 
 import triton_gru
 from tests.interpreter import harness
-from triton_gru import ops
+from triton_gru.engines import operators
 
 
 def layer(hidden=20, **options):
@@ -59,18 +59,18 @@ def test_fake_results_are_laid_out_as_the_real_ones(hidden, bias, lengths):
     gates_x = torch.randn(T, B, D, 3 * hidden)
     h0, weight = torch.randn(D, B, hidden), torch.randn(D, 3 * hidden, hidden)
     b = torch.randn(D, 3 * hidden) if bias else None
-    scan = (gates_x, h0, weight, b, lengths, resets)
+    scan = (gates_x, h0, weight, b, True, lengths, resets, "triton")
 
     def check(operator, *arguments):
         checks = ("test_schema", "test_faketensor")
         torch.library.opcheck(operator, arguments, test_utils=checks)
         return operator(*arguments)
 
-    check(ops._scan_forward, *scan, True)
-    y, gates_h = check(ops._scan_forward_saving_gates, *scan, True)
+    check(operators.scan_forward, *scan, False)
+    y, gates_h = check(operators.scan_forward, *scan, True)
     for saved in (None, gates_h):
-        check(ops._scan_backward, torch.randn_like(y), y, *scan, saved, True)
-    check(ops.step, gates_x[0, :, 0], h0[0], weight[0], None if b is None else b[0], True)
+        check(operators.scan_backward, torch.randn_like(y), y, *scan, saved)
+    check(operators.step, gates_x[0, :, 0], h0[0], weight[0], None if b is None else b[0], True)
 
 
 def test_explain_names_the_plan():

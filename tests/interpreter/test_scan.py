@@ -15,9 +15,9 @@ from tests.interpreter.cases import (
     make_plan,
     run,
 )
-from triton_gru.kernels import launch_backward, launch_forward
-from triton_gru.kernels.launch_backward import scan_backward
-from triton_gru.kernels.launch_forward import scan_forward
+from triton_gru.kernels import backward, step
+from triton_gru.kernels.backward import scan_backward
+from triton_gru.kernels.forward import scan_forward
 
 # H around the padding of 16 and the tiles of 16, 32 and 64 columns; B around the tile of 16 rows.
 SHAPES = [(5, 3, 17), (1, 1, 33), (2, 17, 18), (2, 3, 65), (1, 3, 130)]
@@ -137,9 +137,9 @@ def test_lengths(directions, launch, reset_after):
 
 @both_variants
 @every_launch
-@pytest.mark.parametrize("to", ["zero", "row"])
-def test_resets(to, launch, reset_after):
-    case = make_case(4, 5, 18, 2, reset_after=reset_after, resets=to, lengths=to == "row")
+@pytest.mark.parametrize("lengths", [False, True])
+def test_resets(lengths, launch, reset_after):
+    case = make_case(4, 5, 18, 2, reset_after=reset_after, resets=True, lengths=lengths)
     with harness.interleaving(9):
         assert_close(case, launch, TOLERANCE[torch.float32])
 
@@ -219,23 +219,23 @@ def test_one_step(dtype, shape, reset_after):
     B, H = shape
     case = make_case(1, B, H, reset_after=reset_after, dtype=dtype, seed=H)
     gates_x, h0, weight, bias = case.arguments
-    out = launch_forward.step(gates_x[0, :, 0], h0[0], weight[0], bias[0], reset_after=reset_after)
+    out = step.step(gates_x[0, :, 0], h0[0], weight[0], bias[0], reset_after=reset_after)
     assert error(out, case.exact()[0][0, :, 0]) < TOLERANCE[dtype]
 
 
 @both_variants
 @every_launch
-@pytest.mark.parametrize("resets", [None, "row"])
+@pytest.mark.parametrize("resets", [False, True])
 def test_the_backward_in_pieces_of_time(resets, launch, reset_after, monkeypatch):
-    case = make_case(5, 3, 18, reset_after=reset_after, resets=resets, lengths=resets is not None)
-    monkeypatch.setattr(launch_backward, "PIECE_STEPS", 2)
+    case = make_case(5, 3, 18, reset_after=reset_after, resets=resets, lengths=resets)
+    monkeypatch.setattr(backward, "PIECE_STEPS", 2)
     with harness.interleaving(2) as runs:
         assert_close(case, launch, TOLERANCE[torch.float32], save_gates=resets is None)
     assert len(runs) == 1 + 3
 
 
 def test_two_directions_are_one_piece_of_time(monkeypatch):
-    monkeypatch.setattr(launch_backward, "PIECE_STEPS", 2)
+    monkeypatch.setattr(backward, "PIECE_STEPS", 2)
     case = make_case(5, 3, 18, 2, reset_after=True)
     with harness.interleaving(2) as runs:
         assert_close(case, "sentinel", TOLERANCE[torch.float32])
@@ -243,6 +243,6 @@ def test_two_directions_are_one_piece_of_time(monkeypatch):
 
 
 def test_pieces_of_sixteen_bits(monkeypatch):
-    monkeypatch.setattr(launch_backward, "PIECE_STEPS", 2)
+    monkeypatch.setattr(backward, "PIECE_STEPS", 2)
     case = make_case(5, 3, 34, reset_after=True, dtype=torch.bfloat16)
     assert_close(case, "sentinel", TOLERANCE[torch.bfloat16])

@@ -4,15 +4,15 @@ import pytest
 import torch
 
 from triton_gru import tuning
-from triton_gru.kernels import support
+from triton_gru.plan import selection, tuned
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_GRU_CACHE", str(tmp_path))
-    tuning._read.cache_clear()
+    tuned._read.cache_clear()
     yield
-    tuning._read.cache_clear()
+    tuned._read.cache_clear()
 
 
 def test_the_fastest_of_the_timed_plans_is_taken_from_then_on(monkeypatch):
@@ -29,14 +29,14 @@ def test_the_fastest_of_the_timed_plans_is_taken_from_then_on(monkeypatch):
         assert [us for _, us in timed] == sorted(us for _, us in timed)
         fastest = timed[0][0]
         assert fastest.direction == direction
-        plan = support.plan_scan(
+        plan = selection.plan_scan(
             torch.zeros(5, 3, 1, 24),
             torch.zeros(1, 3, 8),
             reset_after=True,
             direction=direction,
-            precision=support.matrix_precision(torch.float32),
+            precision=selection.matrix_precision(torch.float32),
         )
-        assert tuning._choice(plan) == tuning._choice(fastest)
+        assert tuned._choice(plan) == tuned._choice(fastest)
 
 
 def test_a_plan_that_cannot_be_launched_is_left_out(caplog):

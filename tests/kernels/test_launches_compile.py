@@ -9,7 +9,7 @@ import os
 import pytest
 import torch
 
-from triton_gru.devices import DEVICES
+from triton_gru.plan.devices import DEVICES
 
 triton = pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif(
@@ -53,11 +53,11 @@ class Compiler:
 
 @pytest.fixture(autouse=True)
 def no_launches(monkeypatch):
-    from triton_gru.kernels import launch_backward, launch_forward, step
+    from triton_gru.kernels import backward, forward, step
 
     for module, name in (
-        (launch_forward, "scan_forward_kernel"),
-        (launch_backward, "scan_backward_kernel"),
+        (forward, "scan_forward_kernel"),
+        (backward, "scan_backward_kernel"),
         (step, "step_kernel"),
     ):
         monkeypatch.setattr(module, name, Compiler(getattr(module, name)))
@@ -67,7 +67,7 @@ def no_launches(monkeypatch):
 @pytest.mark.parametrize(("T", "B", "D", "H"), [(1, 1, 1, 1), (2, 1, 1, 300), (1, 3, 2, 17)])
 def test_scans_compile(T, B, D, H, reset_after):
     """POINTERS has no integer narrower than 32 bits: none may reach a kernel (tile.load_flags)."""
-    from triton_gru.kernels import launch_backward, launch_forward
+    from triton_gru.kernels import backward, forward
 
     dtype = torch.bfloat16
     scan = [torch.zeros(s, dtype=dtype) for s in ((T, B, D, 3 * H), (D, B, H), (D, 3 * H, H))]
@@ -75,21 +75,21 @@ def test_scans_compile(T, B, D, H, reset_after):
     options = {"reset_after": reset_after}
     if B > 1:
         lengths, resets = torch.tensor([1, 0, 1]), torch.ones(T, B, D, dtype=torch.bool)
-        options |= {"lengths": lengths, "resets": resets, "reset_state": scan[1]}
-    launch_forward.scan_forward(*scan, **options)
+        options |= {"lengths": lengths, "resets": resets}
+    forward.scan_forward(*scan, **options)
     y = torch.zeros(T, B, D, H, dtype=dtype)
-    launch_backward.scan_backward(y, y, *scan, **options)
+    backward.scan_backward(y, y, *scan, **options)
     limit = DEVICES[90].shared_bytes
-    assert 0 < launch_forward.scan_forward_kernel.shared[0] <= limit
-    assert 0 < launch_backward.scan_backward_kernel.shared[0] <= limit
+    assert 0 < forward.scan_forward_kernel.shared[0] <= limit
+    assert 0 < backward.scan_backward_kernel.shared[0] <= limit
 
 
 @pytest.mark.parametrize("reset_after", [True, False])
 @pytest.mark.parametrize(("B", "H"), [(1, 1), (1, 300)])
 def test_steps_compile(B, H, reset_after):
-    from triton_gru.kernels import launch_forward, step
+    from triton_gru.kernels import step
 
     state = torch.zeros(B, H, dtype=torch.bfloat16)
     gates_x, weight = state.new_zeros(B, 3 * H), state.new_zeros(3 * H, H)
-    launch_forward.step(gates_x, state, weight, None, reset_after=reset_after)
+    step.step(gates_x, state, weight, None, reset_after=reset_after)
     assert len(step.step_kernel.shared) == (1 if reset_after else 2)

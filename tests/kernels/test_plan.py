@@ -8,11 +8,11 @@ import sys
 
 import pytest
 
-from triton_gru import planner
-from triton_gru.costs import SHARED_BYTES_PER_CLOCK
-from triton_gru.devices import DEVICES, describe, for_triton
-from triton_gru.plan import SENTINEL, Problem, padded_size
-from triton_gru.planner import DoesNotFit, all_plans, best_plan
+from triton_gru.plan import planner
+from triton_gru.plan.costs import SHARED_BYTES_PER_CLOCK
+from triton_gru.plan.devices import DEVICES, describe, for_triton
+from triton_gru.plan.plan import SENTINEL, Problem, padded_size
+from triton_gru.plan.planner import DoesNotFit, all_plans, best_plan
 
 VARIANTS = [(after, scan) for after in (True, False) for scan in ("forward", "backward")]
 
@@ -187,10 +187,10 @@ def test_planning_needs_neither_torch_nor_triton():
         "import sys, types; sys.modules['torch'] = sys.modules['triton'] = None\n"
         # The package without its __init__, which imports the layer.
         "package = sys.modules['triton_gru'] = types.ModuleType('triton_gru')\n"
-        f"package.__path__ = [{os.path.dirname(planner.__file__)!r}]\n"
-        "from triton_gru.devices import DEVICES\n"
-        "from triton_gru.plan import Problem\n"
-        "from triton_gru.planner import best_plan\n"
+        f"package.__path__ = [{os.path.dirname(os.path.dirname(planner.__file__))!r}]\n"
+        "from triton_gru.plan.devices import DEVICES\n"
+        "from triton_gru.plan.plan import Problem\n"
+        "from triton_gru.plan.planner import best_plan\n"
         "print(best_plan(Problem(16, 768, 'bfloat16', True), DEVICES[90]).kernel)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

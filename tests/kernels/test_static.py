@@ -10,9 +10,9 @@ triton = pytest.importorskip("triton")
 import triton.language as tl  # noqa: E402
 
 from benchmarks import machine_code, operands, static  # noqa: E402
-from triton_gru.devices import DEVICES  # noqa: E402
-from triton_gru.kernels import scan_forward  # noqa: E402
-from triton_gru.plan import COUNTER, Problem  # noqa: E402
+from triton_gru.kernels import forward  # noqa: E402
+from triton_gru.plan.devices import DEVICES  # noqa: E402
+from triton_gru.plan.plan import COUNTER, Problem  # noqa: E402
 
 SASS = """
         /*0000*/                   MOV R1, c[0x0][0x28] ;
@@ -109,8 +109,8 @@ def test_a_kernel_refuses_flags_of_eight_bits(flags_of_eight_bits):
 
 @pytest.mark.parametrize("arch", [80, 90, 100])
 def test_an_operand_of_which_a_part_is_lost_is_seen(arch, flags_of_eight_bits, monkeypatch):
-    kernel = scan_forward.scan_forward_kernel
-    monkeypatch.setattr(scan_forward, "load_flags", load_any_flags)
+    kernel = forward.scan_forward_kernel
+    monkeypatch.setattr(forward, "load_flags", load_any_flags)
     monkeypatch.setattr(kernel, "hash", None)  # of its source and of all that it calls
     row = static.examine(arch, NARROW_TAIL, COUNTER, uneven=True)
     assert "an operand wider than a warp's K: 4x16x16xbf16 with kWidth 8" in row["short"]

@@ -6,9 +6,10 @@ import json
 import pytest
 
 from triton_gru import tuning
-from triton_gru.devices import DEVICES
-from triton_gru.plan import Problem
-from triton_gru.planner import DoesNotFit, all_plans, best_plan
+from triton_gru.plan import tuned
+from triton_gru.plan.devices import DEVICES
+from triton_gru.plan.plan import Problem
+from triton_gru.plan.planner import DoesNotFit, all_plans, best_plan
 
 
 @pytest.fixture(autouse=True)
@@ -22,18 +23,18 @@ def problem(**changes):
 
 
 def test_without_a_measurement_the_estimate_decides():
-    assert tuning.planned(problem(), DEVICES[90]) == best_plan(problem(), DEVICES[90])
+    assert tuned.planned(problem(), DEVICES[90]) == best_plan(problem(), DEVICES[90])
     with pytest.raises(DoesNotFit):
-        tuning.planned(problem(hidden=9000), DEVICES[90])
+        tuned.planned(problem(hidden=9000), DEVICES[90])
 
 
 def test_a_remembered_plan_serves_its_class_and_nothing_else(cache):
     other = all_plans(problem(), DEVICES[90])[2]
-    tuning._remember(problem(), DEVICES[90], other)
-    assert tuning.planned(problem(), DEVICES[90]) == other
+    tuned.remember(problem(), DEVICES[90], other)
+    assert tuned.planned(problem(), DEVICES[90]) == other
     for same in (problem(batch=1), problem(batch=9), problem(hidden=760)):
-        found = tuning.planned(same, DEVICES[90])
-        assert tuning._choice(found) == tuning._choice(other)
+        found = tuned.planned(same, DEVICES[90])
+        assert tuned._choice(found) == tuned._choice(other)
     for different in (
         problem(batch=17),
         problem(hidden=784),
@@ -42,38 +43,38 @@ def test_a_remembered_plan_serves_its_class_and_nothing_else(cache):
         problem(direction="backward"),
         problem(directions=2),
     ):
-        assert tuning.planned(different, DEVICES[90]) == best_plan(different, DEVICES[90])
+        assert tuned.planned(different, DEVICES[90]) == best_plan(different, DEVICES[90])
     elsewhere = dataclasses.replace(DEVICES[90], name="another card")
-    assert tuning.planned(problem(), elsewhere) == best_plan(problem(), elsewhere)
+    assert tuned.planned(problem(), elsewhere) == best_plan(problem(), elsewhere)
 
 
 def test_choices_add_up_and_survive_a_damaged_file(cache, caplog):
     first = all_plans(problem(), DEVICES[90])[1]
     second = all_plans(problem(direction="backward"), DEVICES[90])[1]
-    tuning._remember(problem(), DEVICES[90], first)
-    tuning._remember(problem(direction="backward"), DEVICES[90], second)
+    tuned.remember(problem(), DEVICES[90], first)
+    tuned.remember(problem(direction="backward"), DEVICES[90], second)
     assert len(json.loads(cache.read_text())) == 2
-    assert tuning.planned(problem(), DEVICES[90]) == first
+    assert tuned.planned(problem(), DEVICES[90]) == first
     assert [p.name for p in cache.parent.iterdir()] == ["plans.json"]
     cache.write_text("{ damaged")
-    tuning._read.cache_clear()
-    assert tuning.planned(problem(), DEVICES[90]) == best_plan(problem(), DEVICES[90])
+    tuned._read.cache_clear()
+    assert tuned.planned(problem(), DEVICES[90]) == best_plan(problem(), DEVICES[90])
     assert "plans come from arithmetic alone" in caplog.text
 
 
 def test_a_plan_that_no_longer_exists_is_passed_over(cache):
-    tuning._remember(problem(), DEVICES[90], best_plan(problem(), DEVICES[90]))
+    tuned.remember(problem(), DEVICES[90], best_plan(problem(), DEVICES[90]))
     content = json.loads(cache.read_text())
     cache.write_text(json.dumps({key: ["group", 7, 7, 7, "telepathy", False] for key in content}))
-    tuning._read.cache_clear()
-    assert tuning.planned(problem(), DEVICES[90]) == best_plan(problem(), DEVICES[90])
+    tuned._read.cache_clear()
+    assert tuned.planned(problem(), DEVICES[90]) == best_plan(problem(), DEVICES[90])
 
 
 @pytest.mark.parametrize(
     ("batch", "rows"), [(1, 16), (16, 16), (17, 32), (32, 32), (33, 64), (65, 128), (129, 256)]
 )
 def test_batches_are_classed_by_powers_of_two(batch, rows):
-    assert f" B{rows} " in tuning.shape_class(problem(batch=batch))
+    assert f" B{rows} " in tuned.shape_class(problem(batch=batch))
 
 
 def test_tune_says_that_it_needs_a_gpu():

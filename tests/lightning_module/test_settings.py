@@ -24,7 +24,7 @@ from lightning_module.settings.former_names import translate_target
 from lightning_module.settings.overrides import parse, quoted
 from lightning_module.settings.table import SETTINGS, check
 from lightning_module.sweeps.jobs import read_description, read_job
-from triton_gru.backends import BACKENDS
+from triton_gru.dispatch import BACKENDS
 
 # Keys of conf/ that are no settings: what is instantiated, how, and Hydra's own; a strategy may
 # be one's own, and `ranks.World` says which names there are.

@@ -8,10 +8,12 @@ from tests.interpreter.cases import NAMES, error, make_case
 from tests.ptx import launching
 from tests.tolerances import PTX_TOLERANCE
 from triton_gru import equations
-from triton_gru.devices import DEVICES
-from triton_gru.kernels import launch_backward, launch_forward, support
-from triton_gru.plan import Problem
-from triton_gru.planner import all_plans
+from triton_gru.kernels import backward, forward, step
+from triton_gru.kernels.launch import check_errors
+from triton_gru.plan import selection
+from triton_gru.plan.devices import DEVICES
+from triton_gru.plan.plan import Problem
+from triton_gru.plan.planner import all_plans
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "ieee": torch.float32,
           "tf32": torch.float32}  # fmt: skip
@@ -36,7 +38,7 @@ def plan_of(case, direction, launch, arch, precision, wanted):
     """The smallest plan with these values, or None; launch "best" is what the planner takes."""
     gates_x, h0 = case.arguments[:2]
     problem = Problem(
-        batch=gates_x.shape[1], hidden=h0.shape[-1], dtype=support.DTYPES[gates_x.dtype],
+        batch=gates_x.shape[1], hidden=h0.shape[-1], dtype=selection.DTYPES[gates_x.dtype],
         reset_after=case.options["reset_after"], direction=direction, directions=h0.shape[0],
         tensor_cores=precision != "ieee",
     )  # fmt: skip
@@ -53,7 +55,7 @@ def plan_of(case, direction, launch, arch, precision, wanted):
     return min(plans, key=lambda p: (p.group * p.groups, p.estimate_us), default=None)
 
 
-def run_scan(shape, precision, launch, arch, reset_after, *, lengths=False, resets=None, bias=True,
+def run_scan(shape, precision, launch, arch, reset_after, *, lengths=False, resets=False, bias=True,
              save_gates=False, wanted=None, force=None, pieces=None, not_finite=False,
              case=None, polls=POLLS, data=0, **machine):  # fmt: skip
     """Forward and backward of one layer, or None where no plan is as wanted.
@@ -85,16 +87,16 @@ def run_scan(shape, precision, launch, arch, reset_after, *, lengths=False, rese
         return None
     plans = [dataclasses.replace(p, **(force or {})) for p in plans]
     with _settings(precision, pieces), launching.emulated(arch, **machine) as launches:
-        y = launch_forward.scan_forward(
+        y = forward.scan_forward(
             *case.arguments, **case.options, save_gates=save_gates, plan=plans[0], polls=polls
         )
         y, gates_h = y if save_gates else (y, None)
-        grads = launch_backward.scan_backward(
+        grads = backward.scan_backward(
             case.dy, y, *case.arguments, **case.options, gates_h=gates_h, plan=plans[1], polls=polls
         )
-        launch_forward.launches.check_errors(y.device)
+        check_errors(y.device)
     exact_y, exact = case.exact()
-    results = {"y": y, **dict(zip([*NAMES, "reset_state"], grads, strict=False))}
+    results = {"y": y, **dict(zip(NAMES, grads, strict=True))}
     exact = {"y": exact_y, **exact}
     errors = {name: error(results[name], e) for name, e in exact.items()}
     return Outcome(launches, plans, errors, PTX_TOLERANCE[precision])
@@ -107,7 +109,7 @@ def run_step(B, H, precision, arch, reset_after, *, bias=True, data=0, **machine
     gates_x, h, weight, b = (torch.randn(*s, generator=g).to(DTYPES[precision]) for s in shapes)
     arguments = [gates_x, h, (weight * H**-0.5).to(weight.dtype), b if bias else None]
     with _settings(precision, None), launching.emulated(arch, **machine) as launches:
-        out = launch_forward.step(*arguments, reset_after=reset_after)
+        out = step.step(*arguments, reset_after=reset_after)
     exact = equations.step(*(None if a is None else a.double() for a in arguments), reset_after)
     return Outcome(launches, [], {"h": error(out, exact)}, PTX_TOLERANCE[precision])
 
@@ -119,9 +121,9 @@ class _settings:
         self.tf32, self.pieces = precision == "tf32", pieces
 
     def __enter__(self):
-        self.before = torch.backends.cudnn.allow_tf32, launch_backward.PIECE_STEPS
+        self.before = torch.backends.cudnn.allow_tf32, backward.PIECE_STEPS
         torch.backends.cudnn.allow_tf32 = self.tf32
-        launch_backward.PIECE_STEPS = self.pieces or self.before[1]
+        backward.PIECE_STEPS = self.pieces or self.before[1]
 
     def __exit__(self, *error):
-        torch.backends.cudnn.allow_tf32, launch_backward.PIECE_STEPS = self.before
+        torch.backends.cudnn.allow_tf32, backward.PIECE_STEPS = self.before

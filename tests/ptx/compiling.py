@@ -14,7 +14,7 @@ from triton.backends.driver import DriverBase
 from triton.backends.nvidia.compiler import CUDABackend
 from triton.runtime.driver import driver
 
-from triton_gru.devices import DEVICES
+from triton_gru.plan.devices import DEVICES
 
 
 class _Utils:

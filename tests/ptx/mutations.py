@@ -20,8 +20,8 @@ from tests.ptx import cases, launching, survivors
 from tests.ptx.errors import PtxError, Unsupported
 from tests.ptx.parsing import Instruction
 from tests.tolerances import PTX_TOLERANCE
-from triton_gru.kernels import launch_backward, launch_forward
-from triton_gru.kernels.launches import KernelTimeout
+from triton_gru.kernels import backward, forward
+from triton_gru.kernels.launch import KernelTimeout, check_errors
 
 # Every second one with the warps of a program apart; what orders memory shows in few of them.
 SEEDS = {"order": 30, "barrier": 6, "predicate": 6, "constant": 6, "random": 6}
@@ -49,7 +49,7 @@ class Target:
         # One row and one column less than the tiles hold; no reset_after, which exchanges twice a
         # step; float16, whose tolerance is the tighter one.
         self.case = make_case(4, 15, 47, reset_after=False, dtype=torch.float16, lengths=True,
-                              resets="row")  # fmt: skip
+                              resets=True)  # fmt: skip
         self.plan = cases.plan_of(self.case, direction, launch, 90, "fp16", {})
         self.exact_y, self.exact = self.case.exact()
         self.y = torch.zeros_like(self.exact_y, dtype=torch.float16)
@@ -73,14 +73,14 @@ class Target:
         machine = {"seed": seed, "apart": seed % 2 == 1, "limit": limit, "mutate": mutate}
         with launching.emulated(90, **machine) as self.launches:
             if self.direction == "forward":
-                results = {"y": launch_forward.scan_forward(*self.case.arguments, **options)}
+                results = {"y": forward.scan_forward(*self.case.arguments, **options)}
             else:
-                grads = launch_backward.scan_backward(
+                grads = backward.scan_backward(
                     self.case.dy, self.y, *self.case.arguments, **options
                 )
-                named = zip([*NAMES, "reset_state"], grads, strict=False)
+                named = zip(NAMES, grads, strict=True)
                 results = {name: grad for name, grad in named if grad is not None}
-            launch_forward.launches.check_errors(self.y.device)
+            check_errors(self.y.device)
         return results
 
     def caught(self, mutant) -> str | None:

@@ -6,23 +6,23 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("triton", reason="tests/ptx compiles kernels")
 
 from tests.ptx import cases, coverage  # noqa: E402
-from triton_gru.kernels.launches import KernelTimeout  # noqa: E402
+from triton_gru.kernels.launch import KernelTimeout  # noqa: E402
 
 # Between them every launch, direction, variant, precision, option and architecture.
 SCANS = [
     ((5, 3, 17), "bf16", "single", 90, True, {"lengths": True, "save_gates": True}),
-    ((3, 16, 32), "fp16", "single", 80, False, {"resets": "zero", "bias": False}),
-    ((4, 1, 33), "tf32", "single", 90, True, {"resets": "row", "pieces": 2}),
+    ((3, 16, 32), "fp16", "single", 80, False, {"resets": True, "bias": False}),
+    ((4, 1, 33), "tf32", "single", 90, True, {"resets": True, "pieces": 2}),
     ((3, 3, 33), "ieee", "single", 86, False, {"not_finite": True}),
     ((3, 20, 18, 2), "bf16", "single", 100, False, {"lengths": True, "not_finite": True}),
     ((4, 3, 65), "bf16", "sentinel", 90, True, {"lengths": True, "not_finite": True}),
-    ((3, 3, 65), "fp16", "sentinel", 80, False, {"resets": "row", "save_gates": True}),
+    ((3, 3, 65), "fp16", "sentinel", 80, False, {"resets": True, "save_gates": True}),
     ((3, 16, 48), "tf32", "sentinel", 90, False, {"lengths": True, "apart": True}),
-    ((3, 3, 33), "ieee", "sentinel", 89, True, {"resets": "zero", "not_finite": True}),
+    ((3, 3, 33), "ieee", "sentinel", 89, True, {"resets": True, "not_finite": True}),
     ((3, 3, 100, 2), "bf16", "sentinel", 90, True, {"force": {"groups_a_launch": 1}}),
     ((4, 1, 130), "bf16", "sentinel", 90, False, {"pieces": 2}),
     ((3, 20, 48), "fp16", "sentinel", 100, True, {"wanted": {"by_block": True}}),
-    ((4, 3, 65), "bf16", "counter", 90, False, {"lengths": True, "resets": "row"}),
+    ((4, 3, 65), "bf16", "counter", 90, False, {"lengths": True, "resets": True}),
     ((3, 3, 48), "fp16", "counter", 80, True, {"save_gates": True, "not_finite": True}),
     ((3, 16, 33), "tf32", "counter", 90, True, {"bias": False, "apart": True}),
     ((3, 3, 33), "ieee", "counter", 90, False, {"lengths": True}),
@@ -30,7 +30,7 @@ SCANS = [
     ((2, 3, 256), "bf16", "best", 90, True, {}),
     # The tail is 16 columns of K a warp: a narrow integer in the mask of a dot operand would make
     # the compiler drop half of it (Triton 3.7.1).
-    ((3, 3, 160), "bf16", "counter", 90, True, {"resets": "zero"}),
+    ((3, 3, 160), "bf16", "counter", 90, True, {"resets": True}),
 ]  # fmt: skip
 
 
@@ -108,6 +108,6 @@ def test_twenty_orders_of_every_group_kernel(launch, precision, reset_after):
         for seed in range(20):
             outcome = cases.run_scan(
                 shape, precision, launch, (90, 80, 100)[number], reset_after, seed=seed,
-                lengths=True, resets="row", apart=seed % 4 == 3,
+                lengths=True, resets=True, apart=seed % 4 == 3,
             )  # fmt: skip
             assert not outcome.wrong(), (shape, seed)

@@ -6,7 +6,7 @@ import warnings
 import pytest
 import torch
 
-from triton_gru.autocast import WITHOUT_AUTOCAST
+from triton_gru.torch_modes import WITHOUT_AUTOCAST
 
 
 def test_every_kind_of_device_without_autocast_is_known():

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from tests.tolerances import assert_close
-from triton_gru import GRU, backends, equations, recurrence
-from triton_gru.backends import choose_backend
+from triton_gru import GRU, dispatch, equations
+from triton_gru.dispatch import choose_backend
+from triton_gru.engines import autograd
 
 WITHOUT_TRITON = """
 import runpy, sys
@@ -54,15 +55,24 @@ def choose(backend="auto", device="cuda", reset_after=True, resets=False):
 @pytest.fixture
 def engine(monkeypatch):
     """Stands in for the kernels: the equations, on any device, with an obstacle to be set."""
+
+    def scan_forward(*scan):
+        *tensors, reset_after, lengths, resets, _, _ = scan
+        options = {"reset_after": reset_after, "lengths": lengths, "resets": resets}
+        return equations.scan_forward(*tensors, **options), None
+
+    def scan_backward(*scan):
+        *tensors, reset_after, lengths, resets, _, _ = scan
+        options = {"reset_after": reset_after, "lengths": lengths, "resets": resets}
+        return equations.scan_backward(*tensors, **options)
+
     engine = types.SimpleNamespace(
-        scan_forward=equations.scan_forward,
-        scan_backward=equations.scan_backward,
-        obstacle=lambda *layer: None,
+        scan_forward=scan_forward, scan_backward=scan_backward, obstacle=lambda *layer: None
     )
-    monkeypatch.setattr(recurrence, "ops", engine)
-    monkeypatch.setattr(backends, "_triton_obstacle", lambda *layer: engine.obstacle(*layer))
-    monkeypatch.setattr(backends, "_unmeasured", lambda device: None)
-    monkeypatch.setattr(backends, "_choose_on_cpu", backends._choose)  # the obstacle changes
+    monkeypatch.setattr(autograd, "operators", engine)
+    monkeypatch.setattr(dispatch, "_triton_obstacle", lambda *layer: engine.obstacle(*layer))
+    monkeypatch.setattr(dispatch, "_unmeasured", lambda device: None)
+    monkeypatch.setattr(dispatch, "_choose_on_cpu", dispatch._choose)  # the obstacle changes
     return engine
 
 
@@ -77,10 +87,10 @@ def engine(monkeypatch):
 )
 @pytest.mark.compat("arguments", "backend", "works better", "`auto`, or one by name")
 def test_auto_without_kernels(reset_after, device, expected, monkeypatch):
-    monkeypatch.setattr(backends, "_interpreting", lambda: False)
-    obstacle = backends._triton_obstacle
+    monkeypatch.setattr(dispatch, "interpreting", lambda: False)
+    obstacle = dispatch._triton_obstacle
     monkeypatch.setattr(
-        backends,
+        dispatch,
         "_triton_obstacle",
         lambda device, *layer: (
             obstacle(device, *layer) if device.type == "cpu" else "no kernels here"
@@ -92,16 +102,16 @@ def test_auto_without_kernels(reset_after, device, expected, monkeypatch):
 
 
 def test_triton_says_what_is_missing(monkeypatch):
-    monkeypatch.setattr(backends, "_interpreting", lambda: False)
+    monkeypatch.setattr(dispatch, "interpreting", lambda: False)
     with pytest.raises(RuntimeError, match=r"need a CUDA GPU and the tensors are on cpu.*'auto'"):
         choose("triton", device="cpu")
-    monkeypatch.setattr(backends.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(dispatch.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(RuntimeError, match="triton is not installed"):
         choose("triton")
 
 
 def test_layer_with_backend_triton_raises_on_a_cpu(monkeypatch):
-    monkeypatch.setattr(backends, "_interpreting", lambda: False)
+    monkeypatch.setattr(dispatch, "interpreting", lambda: False)
     layer = GRU(3, 5, backend="triton")  # may be built before it is moved to a GPU
     with pytest.raises(RuntimeError, match=r"backend='triton' cannot run: .*CUDA GPU"):
         layer(torch.zeros(2, 1, 3))
@@ -123,13 +133,13 @@ def test_kernels_are_taken_where_they_have_no_obstacle(engine):
 
 @pytest.mark.parametrize("reset_after", [True, False])
 def test_auto_takes_kernels_only_where_they_were_measured(monkeypatch, reset_after):
-    monkeypatch.setattr(backends, "_triton_obstacle", lambda *layer: None)
+    monkeypatch.setattr(dispatch, "_triton_obstacle", lambda *layer: None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     choice = choose(reset_after=reset_after)
     assert choice.backend == ("torch" if reset_after else "reference")
     assert "have not been measured on a GPU like cuda" in choice.reason
     assert choose("triton", reset_after=reset_after).backend == "triton"
-    monkeypatch.setattr(backends, "MEASURED_ON", {(9, 0)})
+    monkeypatch.setattr(dispatch, "MEASURED_ON", {(9, 0)})
     assert choose(reset_after=reset_after).backend == "triton"
 
 
@@ -144,8 +154,8 @@ def test_the_engine_computes_forward_and_backward_but_no_second_derivative(engin
 
         return call
 
-    engine.scan_forward = counted(equations.scan_forward)
-    engine.scan_backward = counted(equations.scan_backward)
+    engine.scan_forward = counted(engine.scan_forward)
+    engine.scan_backward = counted(engine.scan_backward)
     layer = GRU(3, 5, reset_after=reset_after, backend="triton", dtype=torch.float64)
     x = torch.randn(4, 2, 3, dtype=torch.float64, requires_grad=True)
 
@@ -171,7 +181,7 @@ def test_the_engine_computes_forward_and_backward_but_no_second_derivative(engin
 )
 @pytest.mark.compat("beyond", "explain", "works better", "which backend runs, and why")
 def test_explain(options, text, monkeypatch):
-    monkeypatch.setattr(backends, "_interpreting", lambda: False)
+    monkeypatch.setattr(dispatch, "interpreting", lambda: False)
     layer = GRU(3, 5, **options)
     for x in (None, torch.zeros(2, 3), torch.zeros(2, 1, 3)):
         assert text in layer.explain(x)
@@ -185,20 +195,20 @@ def test_resets_go_to_the_equations_where_no_kernel_takes_them(device, engine):
     engine.obstacle = lambda *layer: "no kernels here"
     choice = choose(device=device, resets=True)
     assert choice.backend == "reference"
-    assert "torch's own GRU cannot start anew inside a row" in choice.reason
+    assert "torch's own GRU cannot reset its state inside a row" in choice.reason
     engine.obstacle = lambda *layer: None
     assert choose(device=device, resets=True).backend == "triton"
 
 
 def test_explain_takes_lengths_and_resets(monkeypatch):
-    monkeypatch.setattr(backends, "_interpreting", lambda: False)
+    monkeypatch.setattr(dispatch, "interpreting", lambda: False)
     layer, x = GRU(3, 5), torch.zeros(2, 1, 3)
     packed = torch.nn.utils.rnn.pack_sequence([torch.zeros(2, 3)])
     for text in (layer.explain(packed), layer.explain(x, lengths=torch.tensor([1]))):
         assert "Backend 'torch' will run" in text
     text = layer.explain(x, **RESETS)
     assert "Backend 'reference' will run" in text
-    assert "torch's own GRU cannot start anew inside a row." in text
+    assert "torch's own GRU cannot reset its state inside a row." in text
 
 
 @pytest.mark.compat("beyond", "resets", "works better")

@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from tests.tolerances import assert_close
-from triton_gru import equations, sequences
-from triton_gru.cpu import engine, library
-from triton_gru.cpu.layer import layer
-from triton_gru.sequences import PackedRows
+from triton_gru import equations
+from triton_gru.engines import varlen
+from triton_gru.engines.cpu import engine, library
+from triton_gru.engines.cpu.layer import layer
+from triton_gru.engines.varlen import PackedRows
 
 needs_library = pytest.mark.skipif(
     library.obstacle() is not None, reason=f"no CPU engine here: {library.obstacle()}"
@@ -54,7 +55,7 @@ def draw(seed, **fixed):
         lengths[0] = T
     resets = None
     if size["resets"]:
-        resets = sequences.resets_of_directions(torch.rand(T, B) < 0.2, lengths, D)
+        resets = varlen.resets_of_directions(torch.rand(T, B) < 0.2, lengths, D)
     rows = PackedRows.whole(T, B) if lengths is None else PackedRows.of(lengths, T)
     return tensors, rows, resets, size["reset_after"]
 
@@ -62,12 +63,12 @@ def draw(seed, **fixed):
 def packed(tensors, rows, resets):
     """The same with packed rows, as `layer` takes them: x, h0, params and keywords; and leaves."""
     x, h0, *params = tensors
-    pack = sequences.pack
+    pack = varlen.pack
     stacked = [None if t is None else t.clone().requires_grad_() for t in params]
     by_direction = [t[d] for d in range(len(h0)) for t in stacked if t is not None]
-    x = pack(x, rows.places()).clone().requires_grad_()
+    x = pack(x, rows.indices()).clone().requires_grad_()
     h0 = h0.clone().requires_grad_()
-    resets = None if resets is None else pack(resets, rows.places()).contiguous()
+    resets = None if resets is None else pack(resets, rows.indices()).contiguous()
     return (x, h0, by_direction), {"rows": rows, "resets": resets}, [x, h0, *stacked]
 
 
@@ -82,7 +83,7 @@ def by_equations(tensors, rows, resets, reset_after):
         resets=resets,
     )
     last = torch.stack([y[0 if d else -1, :, d] for d in range(len(h0))])
-    return sequences.pack(y.flatten(2), rows.places()), last
+    return varlen.pack(y.flatten(2), rows.indices()), last
 
 
 def results(outputs, leaves):
@@ -104,7 +105,7 @@ def test_agrees_with_the_equations_in_float64(seed, monkeypatch):
     ours = results(layer(*given, **where, reset_after=reset_after), leaves)
     exact = [None if t is None else t.double().requires_grad_() for t in tensors]
     theirs = results(by_equations(exact, rows, resets, reset_after), exact)
-    theirs[2] = sequences.pack(theirs[2], rows.places())
+    theirs[2] = varlen.pack(theirs[2], rows.indices())
     assert_close([t.double() for t in ours], theirs, dtype=torch.float32)
 
 
@@ -160,7 +161,7 @@ def test_a_second_derivative(seed):
     ours = second(layer(*given, **where, reset_after=reset_after), leaves)
     exact = [t.double().requires_grad_() for t in tensors]
     theirs = [*second(by_equations(exact, rows, resets, reset_after), exact)]
-    theirs[0] = sequences.pack(theirs[0], rows.places())
+    theirs[0] = varlen.pack(theirs[0], rows.indices())
     assert_close([t.double() for t in ours], theirs, dtype=torch.float32)
 
 
@@ -231,7 +232,7 @@ def test_a_directory_that_others_can_write_to_is_refused(fresh):
 def test_processes_at_once_build_it_once(fresh):
     code = (
         "import logging, sys; logging.basicConfig(level=logging.INFO, stream=sys.stdout);"
-        "from triton_gru.cpu import library; assert library.obstacle() is None"
+        "from triton_gru.engines.cpu import library; assert library.obstacle() is None"
     )
     runs = [
         subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

@@ -8,7 +8,7 @@ from torch import nn
 
 from tests.tolerances import assert_close
 from triton_gru import GRU, equations
-from triton_gru.recurrence import recurrence
+from triton_gru.engines.autograd import Recurrence, last_states
 
 VARIANTS = [True, False]
 
@@ -22,8 +22,9 @@ def make_inputs(T, B, I, H, D=1, bias=True, dtype=torch.float64):  # noqa: E741
 
 def run(inputs, reset_after, lengths=None, resets=None):
     biases = () if len(inputs) == 6 else (None, None)
-    options = {"lengths": lengths, "resets": resets}
-    y, last = recurrence(*inputs, *biases, reset_after=reset_after, backend="reference", **options)
+    options = equations.ScanOptions(reset_after, lengths, resets)
+    y, _ = Recurrence.apply(*inputs, *biases, *options, "reference", False)
+    last = last_states(y, inputs[1])
     return y.unflatten(-1, last.shape[::2]), last  # [T, B, D, H], as the scan has it
 
 

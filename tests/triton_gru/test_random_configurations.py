@@ -9,7 +9,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from tests.tolerances import assert_close
 from triton_gru import GRU
-from triton_gru.cpu import library
+from triton_gru.engines.cpu import library
 
 BACKENDS = ["auto", "reference", "torch"]
 if library.obstacle() is None:

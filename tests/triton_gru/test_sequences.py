@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from tests.tolerances import assert_close
-from triton_gru import GRU, aten
+from triton_gru import GRU
+from triton_gru.engines import aten
 
 T, B, I, H = 11, 3, 5, 7  # noqa: E741
 # Where sequences begin in each row: one that starts anew at once, one of one step, none.

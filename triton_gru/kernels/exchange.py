@@ -1,4 +1,4 @@
-"""How the programs of a group hand each other a vector every step. One seam, two protocols.
+"""How the programs of a group exchange a vector at every step. One interface, two protocols.
 
 SENTINEL  Every slot of the buffer holds, before the launch, a bit pattern that arithmetic never
           yields: all ones, a negative quiet NaN. A reader loads its tile, volatile, until no

@@ -6,11 +6,16 @@ ride along in the 16-row tile that the weights' bytes pay for. With `reset_after
 candidate needs all of r * h, so the step is two launches (PHASE 1 and 2) instead of one.
 """
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from triton_gru.kernels.cell import blend, candidate, sigmoid
+from triton_gru.kernels.gates import blend, candidate, sigmoid
+from triton_gru.kernels.launch import current
 from triton_gru.kernels.tile import owned, total, zero_sum
+from triton_gru.plan.plan import step_tiles
+from triton_gru.plan.selection import DTYPES, matrix_precision
 
 WHOLE_STEP = tl.constexpr(0)  # reset_after: everything from h
 GATES = tl.constexpr(1)  # not reset_after: r and z from h; leaves r * h and z
@@ -24,7 +29,7 @@ def _load_weight_chunk(weight, k, col, hidden):
 
 
 # Not specialised: Triton turns an argument that equals 1 into a constant, which has no `.to`, and
-# compiles anew for 1 and for multiples of 16; batches and steps come in all sizes.
+# recompiles for 1 and for multiples of 16; batches and steps come in all sizes.
 @triton.jit(do_not_specialize=["batch", "hidden"])
 def step_kernel(
     gates_x,  # [B, 3H]
@@ -101,3 +106,59 @@ def step_kernel(
             n = candidate(x_n, r, h_n, True)
         new = blend(z, n, state)
         tl.store(out + own, new.to(out.dtype.element_ty), mask=real)
+
+
+def step(
+    gates_x: Tensor,
+    h: Tensor,
+    weight_hh: Tensor,
+    bias_hh: Tensor | None,
+    *,
+    reset_after: bool,
+) -> Tensor:
+    """The state after one step.
+
+    Args:
+        gates_x: W_ih x + b_ih, [B, 3H]; its dtype is the one computed in.
+        h: The state before, [B, H].
+        weight_hh: [3H, H].
+        bias_hh: [3H] or None.
+        reset_after: The variant.
+
+    Returns:
+        [B, H].
+    """
+    B, H = h.shape
+    dtype = gates_x.dtype
+    if dtype not in DTYPES:
+        raise TypeError(f"the kernels compute {', '.join(map(str, DTYPES))}, got: {dtype}")
+    gates_x, h = gates_x.contiguous(), h.to(dtype).contiguous()
+    out = torch.empty_like(h)
+    gated = h if reset_after else torch.empty_like(h)
+    update = h if reset_after else torch.empty_like(h, dtype=torch.float32)
+    tiles = step_tiles(DTYPES[dtype])
+    grid = (-(-H // tiles.columns), -(-B // tiles.rows))
+    phases = (0,) if reset_after else (1, 2)
+    with current(gates_x.device):
+        for phase in phases:
+            step_kernel[grid](
+                gates_x=gates_x,
+                weight=weight_hh.to(dtype).contiguous(),
+                bias=gates_x if bias_hh is None else bias_hh.to(dtype).contiguous(),
+                h=h,
+                gated=gated,
+                update=update,
+                out=out,
+                batch=B,
+                hidden=H,
+                ROWS=tiles.rows,
+                COLS=tiles.columns,
+                CHUNK=tiles.chunk,
+                SPLIT=tiles.warps,
+                PHASE=phase,
+                HAS_BIAS=bias_hh is not None,
+                PRECISION=matrix_precision(dtype),
+                num_warps=tiles.warps,
+                num_stages=tiles.stages,
+            )
+    return out

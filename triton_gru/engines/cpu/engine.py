@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from triton_gru.cpu.library import library
-from triton_gru.sequences import PackedRows
+from triton_gru.engines.cpu.library import library
+from triton_gru.engines.varlen import PackedRows
 
 # Rows whose gate derivatives are formed before they go into the weights' gradients: what they fill,
 # 7H floats a row, is then read from a cache.
@@ -36,7 +36,7 @@ def forward(
         params: weight_ih [3H, I], weight_hh [3H, H] and, with biases, bias_ih and bias_hh [3H], of
             each direction.
         rows: Which rows belong to which step; None where all rows have all steps.
-        resets: Before which steps each direction starts anew, bool, as x but for its last
+        resets: Before which steps the state of each direction is reset, bool, as x but for its last
             dimension, which is D; or None.
         rows_first: Whether rows come before steps.
         reset_after: The variant, see `equations`.

@@ -1,13 +1,14 @@
 """What launches share: arguments as kernels take them, buffers to exchange by, reported errors."""
 
 import contextlib
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from triton_gru.kernels import exchange
-from triton_gru.plan import COUNTER, MAX_REGISTERS, SENTINEL, Plan
+from triton_gru.plan.plan import COUNTER, MAX_REGISTERS, SENTINEL, Plan
 
 PROTOCOLS = {
     SENTINEL: exchange.SENTINEL.value,
@@ -57,9 +58,9 @@ def check_errors(device: torch.device, synchronize: bool = False) -> None:
         words.zero_()
         seen.zero_()
         raise KernelTimeout(
-            f"program {member - 1} of a GRU kernel on {device} waited in vain for its group at "
+            f"program {member - 1} of a GRU kernel on {device} timed out waiting for its group at "
             f"step {at}, gave up and left NaN. The programs of a group must all be resident: is "
-            "another kernel holding multiprocessors for good? backend='torch' does without groups"
+            "another kernel occupying multiprocessors? backend='torch' does without groups"
         )
 
 
@@ -104,34 +105,39 @@ def current(device: torch.device):
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
-def launch(kernel, plan: Plan, device: torch.device, polls: int, **arguments) -> None:
-    """Launches a scan as planned, in several launches if not all groups are resident together."""
+def launches(
+    plan: Plan, device: torch.device, polls: int
+) -> Iterator[tuple[tuple[int], dict[str, object]]]:
+    """The launches of a scan, several if not all groups are resident together.
+
+    Yields:
+        The grid, and the arguments that follow from the plan.
+    """
     words, seen = _error_words(device)
     counters = words
     if plan.group > 1 and plan.protocol == COUNTER:
         counters = torch.zeros(plan.groups * COUNTER_STRIDE, dtype=torch.int32, device=device)
+    arguments = {
+        "counters": counters,
+        "error": words,
+        "polls": polls,
+        "ROWS": plan.rows,
+        "COLS": plan.columns,
+        "CHUNK": plan.chunk,
+        "CHUNKS": plan.chunks,
+        "TAIL": plan.tail,
+        "REGISTERS": plan.in_registers,
+        "SPLIT": plan.split,
+        "GROUP": plan.group,
+        "STAGE_ALL": plan.stage_all,
+        "PROTOCOL": PROTOCOLS[plan.protocol],
+        "num_warps": plan.warps,
+        "num_stages": 1,
+        "maxnreg": MAX_REGISTERS,
+        "launch_cooperative_grid": plan.group > 1,
+    }
     for first in range(0, plan.groups, plan.groups_a_launch):
         groups = min(plan.groups_a_launch, plan.groups - first)
-        kernel[(groups * plan.group,)](
-            **arguments,
-            counters=counters,
-            error=words,
-            polls=polls,
-            first_group=first,
-            ROWS=plan.rows,
-            COLS=plan.columns,
-            CHUNK=plan.chunk,
-            CHUNKS=plan.chunks,
-            TAIL=plan.tail,
-            REGISTERS=plan.in_registers,
-            SPLIT=plan.split,
-            GROUP=plan.group,
-            STAGE_ALL=plan.stage_all,
-            PROTOCOL=PROTOCOLS[plan.protocol],
-            num_warps=plan.warps,
-            num_stages=1,
-            maxnreg=MAX_REGISTERS,
-            launch_cooperative_grid=plan.group > 1,
-        )
+        yield (groups * plan.group,), {**arguments, "first_group": first}
     if plan.group > 1 and device.type == "cuda":
         seen.copy_(words, non_blocking=True)

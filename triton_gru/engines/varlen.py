@@ -1,4 +1,4 @@
-"""Where sequences begin and end: one vocabulary for lengths, resets, PackedSequence and the scan.
+"""Sequences of different lengths: conversions between packed data, padded rows, lengths and resets.
 
 The scan takes padded time-major rows [T, B, ...], `lengths`, int64 [B], and `resets`, bool
 [T, B, D], all on one device (see `equations`). Nothing here waits for that device.
@@ -9,14 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-
-def past_end(lengths: Tensor, steps: int) -> Tensor:
-    """Where a row has no step any more, bool [T, B], from its lengths, [B]."""
-    return torch.arange(steps, device=lengths.device).unsqueeze(1) >= lengths
+from triton_gru.equations import past_end
 
 
 def resets_of_directions(resets: Tensor, lengths: Tensor | None, directions: int) -> Tensor:
-    """Before which steps each direction starts anew, as it takes them.
+    """Before which steps the state of each direction is reset, in the order of its steps.
 
     The first direction does before the first step of a sequence, the second, which comes from the
     other side, before the last step of one: where the next step is a first one.
@@ -37,7 +34,7 @@ def resets_of_directions(resets: Tensor, lengths: Tensor | None, directions: int
     return torch.stack([resets, backwards], -1)
 
 
-def places(
+def indices(
     batch_sizes: Tensor, batch: int, total: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Where the steps of a PackedSequence stand among padded rows.
@@ -62,18 +59,18 @@ def places(
 
 
 def pad(data: Tensor, place: Tensor, steps: int, batch: int) -> Tensor:
-    """Rows [T, B, ...], zero past their ends, out of packed data [N, ...] and its `places`."""
+    """Rows [T, B, ...], zero past their ends, out of packed data [N, ...] and its `indices`."""
     rows = data.new_zeros(steps * batch, *data.shape[1:])
     return rows.index_copy(0, place, data).reshape(steps, batch, *data.shape[1:])
 
 
 def pack(rows: Tensor, place: Tensor) -> Tensor:
-    """Packed data [N, ...] out of rows [T, B, ...] and its `places`."""
+    """Packed data [N, ...] out of rows [T, B, ...] and its `indices`."""
     return rows.flatten(0, 1).index_select(0, place)
 
 
-def turned_places(lengths: Tensor, steps: int) -> Tensor:
-    """Where each step of rows turned around within their lengths comes from.
+def reversed_indices(lengths: Tensor, steps: int) -> Tensor:
+    """The index of each step of rows that are reversed within their lengths.
 
     Args:
         lengths: [B].
@@ -88,9 +85,9 @@ def turned_places(lengths: Tensor, steps: int) -> Tensor:
     return (mirrored * B + torch.arange(B, device=lengths.device)).flatten()
 
 
-def turn(rows: Tensor, places: Tensor) -> Tensor:
-    """Rows [T, B, ...] turned around by their `turned_places`; twice gives them back."""
-    return rows.flatten(0, 1).index_select(0, places).reshape(rows.shape)
+def reverse(rows: Tensor, indices: Tensor) -> Tensor:
+    """Rows [T, B, ...] reversed by their `reversed_indices`; twice gives them back."""
+    return rows.flatten(0, 1).index_select(0, indices).reshape(rows.shape)
 
 
 class PackedRows(NamedTuple):
@@ -117,7 +114,7 @@ class PackedRows(NamedTuple):
         sizes = (lengths > torch.arange(steps).unsqueeze(1)).sum(1)
         return cls(torch.cat([sizes.new_zeros(1), sizes.cumsum(0)]), len(lengths), lengths)
 
-    def places(self, order: Tensor | None = None) -> Tensor:
+    def indices(self, order: Tensor | None = None) -> Tensor:
         """The place t * B + b of each packed row among padded rows, int64 [N].
 
         Args:

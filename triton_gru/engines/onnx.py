@@ -7,29 +7,22 @@ gates are z, r, n, where torch's are r, z, n (https://onnx.ai/onnx/operators/onn
 import torch
 from torch import Tensor
 
-
-def exporting() -> bool:
-    """Whether torch.onnx.export is tracing, by way of torch.export, as it does by default."""
-    return torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()
+from triton_gru.equations import LayerWeights, ScanOptions
 
 
-def recurrence(
+def layer(
     x: Tensor,
     h0: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias_ih: Tensor | None,
-    bias_hh: Tensor | None,
-    *,
-    reset_after: bool,
-    lengths: Tensor | None = None,
-    resets: Tensor | None = None,
+    weights: LayerWeights,
+    options: ScanOptions,
 ) -> tuple[Tensor, Tensor]:
-    """As `recurrence.recurrence`, in one node; where a row is past its end, y is zero.
+    """A layer in one node, arguments as in `engines.autograd`; past a row's end, y is zero.
 
     Raises:
         ValueError: There are resets, which the operator does not know.
     """
+    weight_ih, weight_hh, bias_ih, bias_hh = weights
+    reset_after, lengths, resets = options
     if resets is not None:
         raise ValueError(
             "resets cannot be exported to ONNX, whose operator GRU knows lengths and no resets; "

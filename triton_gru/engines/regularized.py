@@ -14,7 +14,6 @@ the same ones on all of them.
   and variance 1 over the units and scaled by a gain; the biases come after that.
 """
 
-import numbers
 from collections.abc import Sequence
 
 import torch
@@ -22,25 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from triton_gru import equations
-from triton_gru.autocast import without_autocast
-
-
-def check_probabilities(**given: float) -> list[float]:
-    """The given numbers, of whatever kind, as floats; refuses what is no probability below 1.
-
-    Raises:
-        TypeError: A value is no number.
-        ValueError: A value is not within 0 and 1, or is 1, which leaves nothing to learn from.
-    """
-    for name, value in given.items():
-        # In this order: a call of a layer asks, and its floats need no abstract class.
-        if type(value) is not float and (
-            isinstance(value, bool) or not isinstance(value, numbers.Real)
-        ):
-            raise TypeError(f"{name} should be a number, got: {type(value).__name__}")
-        if not 0 <= value < 1:
-            raise ValueError(f"{name} should be at least 0 and below 1, got: {value}")
-    return [float(value) for value in given.values()]
+from triton_gru.equations import LayerWeights, ScanOptions
+from triton_gru.torch_modes import without_autocast
 
 
 def inside_a_step(recurrent_dropout: float, zoneout: float, layer_norm: bool) -> tuple[str, ...]:
@@ -63,39 +45,31 @@ def drop_weights(params: Sequence[Tensor], kinds: int, p: float) -> list[Tensor]
 def layer(
     x: Tensor,
     h0: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias_ih: Tensor | None,
-    bias_hh: Tensor | None,
+    weights: LayerWeights,
+    options: ScanOptions,
+    gains: Sequence[Tensor] | None = None,
     *,
-    reset_after: bool,
-    lengths: Tensor | None = None,
-    resets: Tensor | None = None,
     recurrent_dropout: float = 0.0,
     zoneout: float = 0.0,
-    gains: Sequence[Tensor] | None = None,
     training: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """`recurrence` with regularisation, recorded by autograd step by step.
+    """A layer with regularisation, recorded by autograd step by step.
 
     Args:
-        x: This and the following up to resets: as in `recurrence.recurrence`.
+        x: As in `engines.autograd`.
         h0: As there.
-        weight_ih: As there.
-        weight_hh: As there.
-        bias_ih: As there.
-        bias_hh: As there.
-        reset_after: As there.
-        lengths: As there.
-        resets: As there.
+        weights: As there.
+        options: As there.
+        gains: Of W_ih x and of W_hh h, [D, 3H] each, or None without layer normalisation.
         recurrent_dropout: Probability, applied while training.
         zoneout: Probability.
-        gains: Of W_ih x and of W_hh h, [D, 3H] each, or None without layer normalisation.
         training: Whether masks are drawn.
 
     Returns:
         y [T, B, D * H] and the last states [D, B, H].
     """
+    weight_ih, weight_hh, bias_ih, bias_hh = weights
+    reset_after, lengths, resets = options
     D, B, H = h0.shape
     T = x.shape[0]
     mask = held = None

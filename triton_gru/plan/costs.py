@@ -10,8 +10,8 @@ out and the choice between plans must see (matrix instructions on tiles padded t
 of the vector, partial sums of the warps) is in `estimate_us`. Neither is a measurement.
 """
 
-from triton_gru.devices import Device
-from triton_gru.plan import COUNTER, ELEMENT_BYTES, Plan, Problem, padded_size
+from triton_gru.plan.devices import Device
+from triton_gru.plan.plan import COUNTER, ELEMENT_BYTES, Plan, Problem, padded_size
 
 # Bytes a streaming multiprocessor reads from its shared memory a clock, on every part of the table.
 SHARED_BYTES_PER_CLOCK = 128

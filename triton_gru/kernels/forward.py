@@ -1,4 +1,4 @@
-"""The forward recurrence over all time steps, W_hh resident on chip.
+"""The forward recurrence over all time steps, W_hh resident on chip: kernel and host launcher.
 
 One kernel, two shapes of a launch (docs/kernels.md has the picture):
 
@@ -7,18 +7,21 @@ GROUP  > 1  "group": GROUP programs share the columns of one batch tile; each st
             h, and with `reset_after=False` also u = r * h, by `exchange.py`.
 
 The output is also the exchange buffer: `states` holds h0 in slot 0 (forward direction) and in
-slot T + 1 (backward direction), y of time t in slot t + 1, and, where resets go to a given row,
-that row in slot T + D. "The state before step t" is therefore always one slot of one buffer.
+slot T + 1 (reverse direction), and y of time t in slot t + 1. "The state before step t" is
+therefore always one slot of one buffer.
 
 The product sees the state rounded to the dtype of `states`, as the other programs do; the blend
 z * h sees the float32 state that its owner carries in registers.
 """
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from triton_gru.kernels.cell import blend, candidate, sigmoid
+from triton_gru.kernels import launch
 from triton_gru.kernels.exchange import announce, publish, receive, report
+from triton_gru.kernels.gates import blend, candidate, sigmoid
 from triton_gru.kernels.tile import (
     chunk_rows,
     load_flags,
@@ -33,16 +36,18 @@ from triton_gru.kernels.tile import (
     total_two,
     zero_sum,
 )
+from triton_gru.plan.plan import POLLS, SENTINEL, Plan, padded_size
+from triton_gru.plan.selection import matrix_precision, plan_scan
 
 
 # Not specialised: Triton turns an argument that equals 1 into a constant, which has no `.to`, and
-# compiles anew for 1 and for multiples of 16; batches and steps come in all sizes.
+# recompiles for 1 and for multiples of 16; batches and steps come in all sizes.
 @triton.jit(do_not_specialize=["steps", "batch", "first_group"])
 def scan_forward_kernel(
     gates_x,  # [T, B, D, 3H]
     weight,  # [D, 3, HP, HP], zero beyond H
     bias,  # [D, 3H]; read if HAS_BIAS
-    states,  # [T + D (+ 1), B, D, HP], see above
+    states,  # [T + D, B, D, HP], see above
     gated,  # [T, B, D, HP], exchange of r * h; used if not RESET_AFTER and GROUP > 1
     gates_h,  # [T, B, D, 3H], hidden part of the pre-activations; written if SAVE_GATES
     lengths,  # [B] int32; read if HAS_LENGTHS
@@ -70,7 +75,6 @@ def scan_forward_kernel(
     HAS_BIAS: tl.constexpr,
     HAS_LENGTHS: tl.constexpr,
     HAS_RESETS: tl.constexpr,
-    RESET_TO_ROW: tl.constexpr,
     SAVE_GATES: tl.constexpr,
     PROTOCOL: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -118,11 +122,6 @@ def scan_forward_kernel(
     forwards = 1 - 2 * direction
     h0_slot = (direction * (steps + 1)).to(tl.int64)
     h = tl.load(states + h0_slot * slot + own, mask=stored, other=0.0).to(tl.float32)
-    if HAS_RESETS:
-        anew = tl.zeros_like(h)
-        if RESET_TO_ROW:
-            at = states + (steps + DIRECTIONS) * slot + own
-            anew = tl.load(at, mask=stored, other=0.0).to(tl.float32)
     if HAS_LENGTHS:
         length = tl.load(lengths + row, mask=row < batch, other=0)
         tile_length = tl.load(lengths + tile_row, mask=wanted, other=0)
@@ -145,29 +144,20 @@ def scan_forward_kernel(
             reset = load_flags(at + row * DIRECTIONS, row < batch)
             if HAS_LENGTHS:
                 reset = reset & (time < length)
-            h = tl.where(reset, anew, h)
+            h = tl.where(reset, 0.0, h)
         if GROUP > 1:
             before = time + 2 * direction  # the slot before in the direction's own sense
             from_rows = wanted
-            if HAS_LENGTHS or HAS_RESETS:
-                slots = tl.zeros_like(tile_row) + before
-                if HAS_LENGTHS:
-                    from_rows = from_rows & (time < tile_length)
-                if HAS_RESETS:
-                    tile_reset = load_flags(at + tile_row * DIRECTIONS, wanted)
-                    if RESET_TO_ROW:
-                        slots = tl.where(tile_reset, steps + DIRECTIONS, slots)
-                    else:
-                        from_rows = from_rows & (tile_reset == 0)
-                base = states
-                offsets = slots.to(tl.int64) * (slot // WORD) + tile
-            else:
-                base = states + before * slot
-                offsets = tile
+            if HAS_LENGTHS:
+                from_rows = from_rows & (time < tile_length)
+            if HAS_RESETS:
+                tile_reset = load_flags(at + tile_row * DIRECTIONS, wanted)
+                from_rows = from_rows & (tile_reset == 0)
+            base = states + before * slot
             target = GROUP * step * (1 if RESET_AFTER else 2)
             # fmt: off
             vector, late = receive(
-                base, offsets, 0, base, offsets, from_rows, words,
+                base, tile, 0, base, tile, from_rows, words,
                 counter, target, tl.where(failed != 0, 0, polls),
                 1, 0, CHUNK // WORD, CHUNKS, TAIL // WORD, SPLIT, WORD, PROTOCOL,
             )
@@ -253,3 +243,89 @@ def scan_forward_kernel(
         x_r = tl.load(at, mask=ahead, other=0.0)
         x_z = tl.load(at + hidden, mask=ahead, other=0.0)
         x_n = tl.load(at + 2 * hidden, mask=ahead, other=0.0)
+
+
+def scan_forward(
+    gates_x: Tensor,
+    h0: Tensor,
+    weight_hh: Tensor,
+    bias_hh: Tensor | None,
+    *,
+    reset_after: bool,
+    lengths: Tensor | None = None,
+    resets: Tensor | None = None,
+    save_gates: bool = False,
+    plan: Plan | None = None,
+    polls: int = POLLS,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """All states of a layer.
+
+    Args:
+        gates_x: W_ih x + b_ih, [T, B, D, 3H]; its dtype is the one computed in.
+        h0: [D, B, H].
+        weight_hh: [D, 3H, H].
+        bias_hh: [D, 3H] or None.
+        reset_after: The variant.
+        lengths: [B], integer, or None. Past its end a row's state stays as it is.
+        resets: [T, B, D], bool, or None. Where true, the state is zero before that step, in the
+            order in which the direction takes its steps.
+        save_gates: Whether to return the gates' hidden part too, for `scan_backward` to use.
+        plan: How to launch; chosen by `plan_scan` if None.
+        polls: Looks after which a wait gives up.
+
+    Returns:
+        y, [T, B, D, H]; with save_gates (y, gates_h) with gates_h [T, B, D, 3H].
+
+    Raises:
+        DoesNotFit: No kernel takes this shape.
+        KernelTimeout: An earlier launch on this device gave up waiting.
+    """
+    launch.check_errors(gates_x.device)
+    T, B, D, _ = gates_x.shape
+    H, HP = h0.shape[-1], padded_size(h0.shape[-1])
+    dtype, precision = gates_x.dtype, matrix_precision(gates_x.dtype)
+    if plan is None:
+        plan = plan_scan(
+            gates_x, h0, reset_after=reset_after, direction="forward", precision=precision
+        )
+    exchanges = plan.group > 1
+    fill = exchanges and plan.protocol == SENTINEL
+
+    states = launch.exchange_buffer((T + D, B, D, HP), gates_x, fill)
+    for slot in (0, T + 1)[:D]:
+        states[slot, ..., :H] = launch.never_the_sentinel(h0.transpose(0, 1).to(dtype))
+        states[slot, ..., H:] = 0
+    gated = gates_x
+    if exchanges and not reset_after:
+        gated = launch.exchange_buffer((T, B, D, HP), gates_x, fill)
+    gates_h = gates_x
+    if save_gates:
+        gates_h = torch.empty_like(gates_x, memory_format=torch.contiguous_format)
+
+    arguments = {
+        "gates_x": gates_x.contiguous(),
+        "weight": launch.padded_weight(weight_hh, HP, dtype),
+        "bias": gates_x if bias_hh is None else bias_hh.to(dtype).contiguous(),
+        "states": states,
+        "gated": gated,
+        "gates_h": gates_h,
+        "lengths": launch.lengths_argument(lengths, gates_x),
+        "resets": launch.resets_argument(resets, gates_x),
+        "steps": T,
+        "batch": B,
+        "hidden": H,
+        "padded": HP,
+        "DIRECTIONS": D,
+        "MERGE": plan.merge,
+        "RESET_AFTER": reset_after,
+        "HAS_BIAS": bias_hh is not None,
+        "HAS_LENGTHS": lengths is not None,
+        "HAS_RESETS": resets is not None,
+        "SAVE_GATES": save_gates,
+        "PRECISION": precision,
+    }
+    with launch.current(gates_x.device):
+        for grid, planned in launch.launches(plan, gates_x.device, polls):
+            scan_forward_kernel[grid](**arguments, **planned)
+    y = states[1 : T + 1, ..., :H]
+    return (y, gates_h) if save_gates else y

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from triton_gru import sequences
-from triton_gru.cpu import engine
-from triton_gru.equations import stack
-from triton_gru.recurrence import records, recurrence
-from triton_gru.sequences import PackedRows
+from triton_gru.engines import varlen
+from triton_gru.engines.autograd import Recurrence, last_states
+from triton_gru.engines.cpu import engine
+from triton_gru.engines.varlen import PackedRows
+from triton_gru.equations import ScanOptions, stack
+from triton_gru.torch_modes import records
 
 
 def layer(
@@ -95,27 +96,27 @@ def _in_plain_torch(dy, dlast, inputs, layout):
     x, h0, *params = inputs
     rows, resets, rows_first, reset_after = layout
     kinds = len(params) // len(h0)
-    places = None if rows is None else rows.places()
+    places = None if rows is None else rows.indices()
 
     def to_padded(t):
         if rows is None:
             return t.transpose(0, 1) if rows_first else t
-        return sequences.pad(t, places, len(rows.offsets) - 1, rows.batch_size)
+        return varlen.pad(t, places, len(rows.offsets) - 1, rows.batch_size)
 
     def from_padded(t):
         if rows is None:
             return t.transpose(0, 1) if rows_first else t
-        return sequences.pack(t, places)
+        return varlen.pack(t, places)
 
     with torch.enable_grad():
-        y, last = recurrence(
-            *(to_padded(x), h0, *(stack(params[kind::kinds]) for kind in range(kinds))),
-            *[None] * (4 - kinds),
-            reset_after=reset_after,
-            backend="reference",
-            lengths=None if rows is None else rows.lengths,
-            resets=None if resets is None else to_padded(resets),
+        weights = [*(stack(params[kind::kinds]) for kind in range(kinds)), *[None] * (4 - kinds)]
+        options = ScanOptions(
+            reset_after,
+            None if rows is None else rows.lengths,
+            None if resets is None else to_padded(resets),
         )
+        y, _ = Recurrence.apply(to_padded(x), h0, *weights, *options, "reference", False)
+        last = last_states(y, h0)
         given = [pair for pair in ((from_padded(y), dy), (last, dlast)) if pair[1] is not None]
         needed = [t for t in inputs if t.requires_grad]
         outputs, cotangents = zip(*given, strict=True)

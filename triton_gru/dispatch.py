@@ -1,28 +1,28 @@
-"""What computes a layer: which backends there are, which one a call gets, and why."""
+"""Which engine computes a layer, and why: `choose_backend`, and `explain` in a sentence."""
 
 import functools
 import importlib.util
-import os
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
-from torch._C._functorch import (
-    TransformType,
-    is_legacy_batchedtensor,
-    peek_interpreter_stack,
+from torch import Tensor, nn
+from torch._C._functorch import peek_interpreter_stack
+
+from triton_gru.plan.plan import Problem
+from triton_gru.plan.tuned import planned
+from triton_gru.torch_modes import (
+    autocasts,
+    constant_for_dynamo,
+    exporting_to_onnx,
+    for_any_steps,
+    interpreting,
+    transformed,
 )
-from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
-from torch.autograd import forward_ad
 
-from triton_gru import onnx
-from triton_gru.plan import Problem
-from triton_gru.tuning import planned
-
-# Transforms of torch.func that an autograd.Function stands in the way of.
-PLAIN_TORCH_ONLY = {TransformType.Vmap, TransformType.Jvp}
 BACKENDS = ("auto", "triton", "cpu", "torch", "reference")
+
+CHECKED = (TypeError, ValueError, RuntimeError)  # what a call refuses its arguments with
 
 # What regularises each step from within: no kernel, ours or torch's, takes it.
 INSIDE_A_STEP = {
@@ -107,7 +107,7 @@ def choose_backend(
         if backend in ("torch", "triton", "cpu"):
             raise RuntimeError(f"backend={backend!r} cannot run: {why}. Use backend='auto'")
         return Choice("reference", why)
-    if onnx.exporting():
+    if exporting_to_onnx():
         return Choice("onnx", "torch.onnx.export is tracing, and ONNX has an operator")
     if tracing and torch.onnx.is_in_onnx_export():
         if not reset_after or resets:
@@ -128,7 +128,7 @@ def choose_backend(
         return _cpu_engine(device, dtype)
     layer = (backend, reset_after, device, dtype, hidden_size, directions, resets)
     eager = not (tracing or torch.compiler.is_compiling())  # whose numbers are no symbols
-    if eager and device.type == "cpu" and not _interpreting():
+    if eager and device.type == "cpu" and not interpreting():
         return _choose_on_cpu(*layer)
     any_steps = device.type == "cpu" and steps is not None and for_any_steps(steps)
     return _choose(*layer, any_steps)
@@ -185,7 +185,7 @@ def _cpu_engine(device: torch.device, dtype: torch.dtype) -> Choice:
     elif dtype != torch.float32:
         obstacle = f"the CPU engine computes in torch.float32, not in {dtype}"
     else:
-        from triton_gru.cpu import library
+        from triton_gru.engines.cpu import library
 
         obstacle = library.obstacle()
     if obstacle:
@@ -195,7 +195,7 @@ def _cpu_engine(device: torch.device, dtype: torch.dtype) -> Choice:
     return Choice("cpu", "it was asked for by name")
 
 
-# On a CPU nothing else decides, and to decide anew took a tenth of a short call.
+# On a CPU nothing else decides, and to decide again took a tenth of a short call.
 _choose_on_cpu = functools.lru_cache(_choose)
 
 
@@ -204,36 +204,25 @@ def _torch_obstacle(reset_after: bool, resets: bool, any_steps: bool) -> str | N
     if not reset_after:
         return "torch has no kernel for reset_after=False"
     if resets:
-        return "torch's own GRU cannot start anew inside a row"
+        return "torch's own GRU cannot reset its state inside a row"
     if any_steps:
         return "a graph of ATen's holds one number of steps"
     return None
 
 
-@functools.cache  # as Triton reads it: once. To read it anew took a tenth of a short call
-def _interpreting() -> bool:
-    return os.environ.get("TRITON_INTERPRET") == "1"
-
-
-def _constant_for_dynamo(function: Callable) -> Callable:
-    """torch.compiler.assume_constant_result, without its import of torch._dynamo, half a second."""
-    function._dynamo_marked_constant = True  # all that the decorator does, in torch 2.11 to 2.14
-    return function
-
-
 # Constant for Dynamo, which need not trace how a plan is made: none of it depends on the sizes of a
 # batch, as more rows are more groups, in further launches if need be.
-@_constant_for_dynamo
+@constant_for_dynamo
 def _triton_obstacle(
     device: torch.device, dtype: torch.dtype, hidden_size: int, reset_after: bool, directions: int
 ) -> str | None:
-    if device.type != "cuda" and not _interpreting():
+    if device.type != "cuda" and not interpreting():
         return f"the Triton kernels need a CUDA GPU and the tensors are on {device}"
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed (pip install 'triton-gru[triton]')"
-    from triton_gru.kernels import support
+    from triton_gru.plan import selection
 
-    return support.obstacle(
+    return selection.obstacle(
         device=device,
         dtype=dtype,
         batch_size=1,
@@ -243,7 +232,7 @@ def _triton_obstacle(
     )
 
 
-@_constant_for_dynamo
+@constant_for_dynamo
 def _unmeasured(device: torch.device) -> str | None:
     if device.type != "cuda" or torch.cuda.get_device_capability(device) in MEASURED_ON:
         return None
@@ -259,39 +248,61 @@ def explain_plan(
     directions: int,
 ) -> str:
     """How the kernels will compute a layer that they can compute, in a sentence."""
-    from triton_gru.kernels import support
+    from triton_gru.plan import selection
 
     problem = Problem(
         batch_size,
         hidden_size,
-        support.DTYPES[dtype],
+        selection.DTYPES[dtype],
         reset_after,
         directions=directions,
-        tensor_cores=support.matrix_precision(dtype) != "ieee",
+        tensor_cores=selection.matrix_precision(dtype) != "ieee",
     )
-    return planned(problem, support.device_limits(device)).describe()
+    return planned(problem, selection.device_limits(device)).describe()
 
 
-def transformed(cotangent: Tensor | None = None) -> bool:
-    """Whether vmap or a forward-mode derivative is at work, torch.func's or torch.autograd's."""
-    if torch.compiler.is_compiling():
-        return False
-    if forward_ad._current_level >= 0:
-        return True
-    if cotangent is not None and is_legacy_batchedtensor(cotangent):
-        return True
-    if peek_interpreter_stack() is None:
-        return False
-    kinds = {transform.key() for transform in retrieve_all_functorch_interpreters()}
-    return not kinds.isdisjoint(PLAIN_TORCH_ONLY)
+def compute_dtype(x: Tensor, hx: Tensor) -> torch.dtype:
+    """The dtype that nn.GRU's output has, in which the recurrence therefore runs.
 
-
-def for_any_steps(steps: int | torch.SymInt) -> bool:
-    """Whether a graph is being made that should hold for other numbers of steps as well.
-
-    torch.compile is to trace once for all. torch.export writes torch's own operators, those of each
-    step, unless the steps vary; its strict mode cannot tell.
+    Under autocast cuDNN takes and returns autocast's dtype, while ATen on a CPU multiplies in it
+    and keeps state and output in the dtype of hx.
     """
-    if torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling():
-        return not isinstance(steps, int)
-    return torch.compiler.is_compiling()
+    if x.is_cuda and autocasts(x) and x.dtype != torch.float64:
+        return torch.get_autocast_dtype("cuda")
+    return hx.dtype
+
+
+def refusal(error: Exception) -> str:
+    """That a call would raise this error."""
+    return f"No backend will run. {str(error).removesuffix('.')}."
+
+
+def explain(module: nn.Module, x: Tensor, batch_size: int, **asked: Any) -> str:
+    """Which backend a GRU or GRUCell will run, and why.
+
+    Args:
+        module: The GRU or GRUCell.
+        x: What its input is like.
+        batch_size: B.
+        asked: What `choose_backend` takes besides the layer.
+    """
+    dtype = compute_dtype(x, x)
+    layer = {
+        "hidden_size": module.hidden_size,
+        "reset_after": module.reset_after,
+        "directions": 2 if getattr(module, "bidirectional", False) else 1,
+    }
+    try:
+        choice = choose_backend(
+            module.backend,
+            device=x.device,
+            dtype=dtype,
+            **layer,
+            **asked,
+        )
+    except CHECKED as error:
+        return refusal(error)
+    text = f"Backend {choice.backend!r} will run: {choice.reason}."
+    if choice.backend == "triton":
+        text += f" Forward: {explain_plan(x.device, dtype, batch_size, **layer)}."
+    return text

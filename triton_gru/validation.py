@@ -4,11 +4,14 @@ Exception types are those of nn.GRU and nn.GRUCell, and so is the start of a mes
 one, because programs and PyTorch's own samples match on them.
 """
 
+import numbers
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 
-from triton_gru.autocast import autocasts
+from triton_gru.torch_modes import autocasts
 
 
 def check_sequence(
@@ -212,4 +215,42 @@ def _check_dtypes_and_devices(x: Tensor, hx: Tensor | None, weight_ih: Tensor) -
         raise RuntimeError(
             "Input and hidden tensors are not at the same device, found input tensor at "
             f"{x.device} and hidden tensor at {hx.device}. Move hx: hx.to({str(x.device)!r})"
+        )
+
+
+def check_probabilities(**given: float) -> list[float]:
+    """The given numbers, of whatever kind, as floats; refuses what is no probability below 1.
+
+    Raises:
+        TypeError: A value is no number.
+        ValueError: A value is not within 0 and 1, or is 1, which leaves nothing to learn from.
+    """
+    for name, value in given.items():
+        # In this order: a call of a layer asks, and its floats need no abstract class.
+        if type(value) is not float and (
+            isinstance(value, bool) or not isinstance(value, numbers.Real)
+        ):
+            raise TypeError(f"{name} should be a number, got: {type(value).__name__}")
+        if not 0 <= value < 1:
+            raise ValueError(f"{name} should be at least 0 and below 1, got: {value}")
+    return [float(value) for value in given.values()]
+
+
+def count_layers(params: Sequence[Tensor], bias: bool, D: int) -> int:
+    """L, from the parameters of all layers; raises where they make no whole layers."""
+    per_layer = D * (4 if bias else 2)
+    if not params or len(params) % per_layer:
+        raise ValueError(
+            f"params should hold {per_layer} tensors for each layer with bias={bias} and "
+            f"bidirectional={D == 2}, got {len(params)} in all"
+        )
+    return len(params) // per_layer
+
+
+def check_gains(gains: Sequence[Tensor], directions: int, H: int) -> None:
+    """Raises where there are not two gains [3H] for each of the directions of all layers."""
+    if len(gains) != 2 * directions or any(gain.shape != (3 * H,) for gain in gains):
+        raise ValueError(
+            f"gains should hold 2 tensors of shape [{3 * H}] for each of the {directions} "
+            f"directions of all layers, got shapes {[list(gain.shape) for gain in gains]}"
         )

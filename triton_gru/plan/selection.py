@@ -6,10 +6,10 @@ import torch
 import triton
 from torch import Tensor
 
-from triton_gru import tuning
-from triton_gru.devices import DEVICES, Device, describe, for_triton
-from triton_gru.plan import Plan, Problem
-from triton_gru.planner import DoesNotFit, best_plan
+from triton_gru.plan.devices import DEVICES, Device, describe, for_triton
+from triton_gru.plan.plan import Plan, Problem
+from triton_gru.plan.planner import DoesNotFit, best_plan
+from triton_gru.plan.tuned import planned
 
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
@@ -80,7 +80,7 @@ def plan_scan(
         directions=h0.shape[0],
         tensor_cores=precision != "ieee",
     )
-    return tuning.planned(problem, device_limits(gates_x.device))
+    return planned(problem, device_limits(gates_x.device))
 
 
 def matrix_precision(dtype: torch.dtype) -> str:

@@ -7,9 +7,9 @@ by registers. docs/kernels.md shows what rows, columns, chunks and groups are.
 import dataclasses
 import functools
 
-from triton_gru.costs import priced
-from triton_gru.devices import KIB, MOST_IN_REGISTERS, TRITON_OF_REGISTERS, Device
-from triton_gru.plan import COUNTER, ELEMENT_BYTES, SENTINEL, Plan, Problem, padded_size
+from triton_gru.plan.costs import priced
+from triton_gru.plan.devices import KIB, MOST_IN_REGISTERS, TRITON_OF_REGISTERS, Device
+from triton_gru.plan.plan import COUNTER, ELEMENT_BYTES, SENTINEL, Plan, Problem, padded_size
 
 # The least sum a matrix instruction of Triton runs over.
 MATRIX_DEPTH = 16
@@ -31,7 +31,7 @@ def best_plan(problem: Problem, device: Device) -> Plan:
     raise DoesNotFit(_why_not(problem, device))
 
 
-@functools.lru_cache(maxsize=1024)  # asked anew at every launch
+@functools.lru_cache(maxsize=1024)  # asked at every launch
 def all_plans(problem: Problem, device: Device) -> tuple[Plan, ...]:
     """Every plan that fits, best first."""
     if problem.dtype not in ELEMENT_BYTES or problem.batch < 1 or problem.hidden < 1:

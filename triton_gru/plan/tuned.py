@@ -1,0 +1,103 @@
+"""The plan for a scan: the one measured fastest on this device, if `tune` has run, else the best.
+
+`tune` writes the fastest plan to a file; `planned` is what every launch asks. A choice is kept by
+device, versions and shape class, never by the exact batch or sequence length.
+"""
+
+import functools
+import json
+import logging
+import os
+import uuid
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from triton_gru.cache import cache_directory
+from triton_gru.plan.devices import Device
+from triton_gru.plan.plan import Plan, Problem, padded_size
+from triton_gru.plan.planner import all_plans, best_plan
+
+log = logging.getLogger(__name__)
+
+# What tells one plan for a shape from another; the rest of a plan follows from these.
+CHOICE = ("kernel", "rows", "columns", "warps", "protocol", "by_block")
+
+
+def planned(problem: Problem, device: Device) -> Plan:
+    """The plan for a scan: the one measured fastest on this device, else the best estimate.
+
+    Raises:
+        DoesNotFit: No kernel takes this shape.
+    """
+    choice = _remembered(_file(), _key(problem, device))
+    for plan in all_plans(problem, device) if choice else ():
+        if _choice(plan) == choice:
+            return plan
+    return best_plan(problem, device)
+
+
+def shape_class(problem: Problem) -> str:
+    """What of a problem a remembered choice depends on: the batch only to a power of two."""
+    tiles = -(-problem.batch // 16)
+    rows = 16 << (tiles - 1).bit_length()
+    variant = "reset_after" if problem.reset_after else "reset_before"
+    precision = "tensor_cores" if problem.tensor_cores else "ieee"
+    size = padded_size(problem.hidden)
+    return (
+        f"{problem.direction} {variant} {problem.dtype} {precision} H{size} B{rows} "
+        f"D{problem.directions}"
+    )
+
+
+def _choice(plan: Plan) -> list:
+    return [getattr(plan, name) for name in CHOICE]
+
+
+def _key(problem: Problem, device: Device) -> str:
+    about = f"{device.name} sm_{device.capability} x{device.multiprocessors}"
+    return f"{about} | {_versions()} | {shape_class(problem)}"
+
+
+@functools.cache
+def _versions() -> str:
+    found = []
+    for package in ("torch", "triton", "triton-gru"):
+        try:
+            found.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            found.append(f"{package} none")
+    return ", ".join(found)
+
+
+def _file() -> Path:
+    return cache_directory() / "plans.json"
+
+
+@functools.lru_cache
+def _read(path: Path) -> dict[str, list]:
+    """Everything remembered. Read once a process: a launch must not wait for a disk."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return found if isinstance(found, dict) else {}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        log.warning("%s cannot be read (%s); plans come from arithmetic alone", path, error)
+        return {}
+
+
+def _remembered(path: Path, key: str) -> list | None:
+    return _read(path).get(key)
+
+
+def remember(problem: Problem, device: Device, plan: Plan) -> None:
+    """Writes a plan down as the one that `planned` returns for this shape class and device."""
+    path = _file()
+    _read.cache_clear()  # what another process has added since
+    plans = {**_read(path), _key(problem, device): _choice(plan)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Not with tempfile, which makes files for their user alone whatever the umask.
+    whole = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
+    whole.write_text(json.dumps(plans, indent=1), encoding="utf-8")
+    os.replace(whole, path)
+    _read.cache_clear()
