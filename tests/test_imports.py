@@ -1,97 +1,130 @@
-"""Who imports whom: no circle, and nothing imports what stands above it."""
+"""What imports what in each package: no circle, and nothing that is further up."""
 
 import ast
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# From the bottom to the top; a module imports only what stands in a line before its own, or beside
-# it in the same package.
-LAYERS = {
-    "triton_gru": (
-        ("version", "cache", "torch_modes", "equations"),
-        ("validation", "conversion"),
-        ("plan",),
-        ("kernels",),
-        ("engines",),
-        ("dispatch", "tuning"),
-        ("functional",),
-        ("trace", "cell"),
-        ("layer",),
-        ("replace",),
-    ),
+# Rooms (packages) and modules at the top, from the bottom up. Each imports those of lines above its
+# own, and a room itself.
+RANKS = {
+    "triton_gru": """
+version cache torch_modes equations
+validation conversion
+plan
+kernels
+engines
+dispatch tuning
+functional
+cell trace
+layer
+replace
+""",
+    "lightning_module": """
+errors atomic_files terminal schedules lightning_warnings
+settings run_files device
+run_config run_lock
+distributed
+data training_progress
+model
+checkpoints generation predictor
+loggers
+callbacks
+inspect run_directory sweeps
+memory serve
+train predict evaluate
+commands
+""",
 }
 
 
-def imports(package: str) -> dict[str, set[str]]:
-    """For each module of a package those of the package that it imports, in functions too."""
-    root = ROOT / package
-    names = {}
-    for path in root.rglob("*.py"):
-        parts = path.relative_to(ROOT).with_suffix("").parts
-        names[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    found = {name: set() for name in names}
-    for name, path in names.items():
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            wanted = []
-            if isinstance(node, ast.Import):
-                wanted = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom):
-                assert not node.level, f"{path}: a relative import"
-                wanted = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-            found[name] |= {module for module in wanted if module in names} - {name, package}
+def ranks(package: str) -> dict[str, int]:
+    """The number of each room's line."""
+    lines = RANKS[package].strip().splitlines()
+    return {name: number for number, line in enumerate(lines) for name in line.split()}
+
+
+def imported(source: str, package: str) -> set[str]:
+    """The modules of the package that a source names in imports, wherever they stand.
+
+    Not counted: what `python -m` of a module imports first, to begin where its console script does,
+    and what type checkers alone read.
+    """
+    found = set()
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.If) and ast.unparse(node.test) in (
+            "__name__ == '__main__'",
+            "TYPE_CHECKING",
+        ):
+            return
+        if isinstance(node, ast.Import):
+            found.update(a.name for a in node.names if a.name.startswith(f"{package}."))
+        if isinstance(node, ast.ImportFrom):
+            assert not node.level, "imports are absolute"
+            if node.module.partition(".")[0] == package:
+                found.update(f"{node.module}.{a.name}" for a in node.names)
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(source))
     return found
 
 
-def circle(graph: dict[str, set[str]]) -> list[str] | None:
-    """One circle of a graph, or None."""
-    done, path = set(), []
-
-    def visit(node: str) -> list[str] | None:
-        if node in path:
-            return [*path[path.index(node) :], node]
-        if node in done:
-            return None
-        path.append(node)
-        for following in sorted(graph[node]):
-            if found := visit(following):
-                return found
-        done.add(path.pop())
-        return None
-
-    return next((found for node in sorted(graph) if (found := visit(node))), None)
+def graph(package: str) -> dict[str, set[str]]:
+    """Each module's imports, by their names below the package."""
+    root = ROOT / package
+    files = [f for f in root.rglob("*.py") if f != root / "__init__.py"]
+    names = {".".join(f.relative_to(root).with_suffix("").parts): f for f in files}
+    modules = {name.removesuffix(".__init__"): file for name, file in names.items()}
+    result = {}
+    for name, file in modules.items():
+        targets = {t.partition(".")[2] for t in imported(file.read_text("utf-8"), package)}
+        # `from package.a.b import c`: the module is a.b.c, a.b or a.
+        result[name] = {next(p for p in (t, *_parents(t)) if p in modules) for t in targets} - {
+            name
+        }
+    return result
 
 
-def upwards(package: str, graph: dict[str, set[str]]) -> list[str]:
-    """The imports that run upwards, and the modules that no layer names."""
-    rank = {f"{package}.{name}": i for i, layer in enumerate(LAYERS[package]) for name in layer}
-    wrong = []
-    for name, imported in graph.items():
-        if name == package:  # its __init__ stands above all
-            continue
-        room = ".".join(name.split(".")[:2])
-        if room not in rank:
-            wrong.append(f"{name} stands in no layer")
-            continue
-        for other in imported:
-            other_room = ".".join(other.split(".")[:2])
-            if other_room != room and rank.get(other_room, len(rank)) >= rank[room]:
-                wrong.append(f"{name} imports {other}")
-    return sorted(wrong)
+def _parents(name: str) -> list[str]:
+    parts = name.split(".")
+    return [".".join(parts[:n]) for n in range(len(parts) - 1, 0, -1)]
 
 
-@pytest.mark.parametrize("package", LAYERS)
-def test_no_circle_and_none_upwards(package):
-    graph = imports(package)
-    assert circle(graph) is None
-    assert upwards(package, graph) == []
+@pytest.mark.parametrize("package", RANKS)
+def test_no_circle(package):
+    try:
+        TopologicalSorter(graph(package)).prepare()
+    except CycleError as error:
+        pytest.fail(f"imports in a circle: {' -> '.join(error.args[1])}")
 
 
-def test_a_circle_and_an_import_upwards_are_found():
-    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
-    graph = {"triton_gru.plan.plan": {"triton_gru.layer"}, "triton_gru.drawer": set()}
-    assert upwards("triton_gru", graph) == [
-        "triton_gru.drawer stands in no layer",
-        "triton_gru.plan.plan imports triton_gru.layer",
+@pytest.mark.parametrize("package", RANKS)
+def test_nothing_is_imported_from_further_up(package):
+    rank = ranks(package)
+    upwards = [
+        f"{module} imports {target}"
+        for module, targets in graph(package).items()
+        for target in targets
+        if (here := module.partition(".")[0]) != (there := target.partition(".")[0])
+        and rank[there] >= rank[here]
     ]
+    assert not upwards
+    assert {module.partition(".")[0] for module in graph(package)} == rank.keys()
+
+
+def test_imports_are_found_wherever_they_stand():
+    source = """
+import lightning_module.a
+from lightning_module import b
+from other import c
+if TYPE_CHECKING:
+    from lightning_module.d import D
+def f():
+    from lightning_module.e.f import g, h
+"""
+    expected = ["a", "b", "e.f.g", "e.f.h"]
+    assert imported(source, "lightning_module") == {f"lightning_module.{name}" for name in expected}

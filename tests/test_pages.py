@@ -57,3 +57,35 @@ def test_ratios_of_the_readme_are_those_of_the_page_on_the_layer():
     ratios = re.findall(r"\b\d\.\d+\b", benchmark)
     assert len(ratios) >= 9
     assert set(ratios) <= set(re.findall(r"\b\d\.\d+\b", times))
+
+
+# Files as pages name them: by path anywhere, or by name alone in backticks.
+PATH = re.compile(
+    r"(?<![\w/.-])((?:tests|benchmarks|triton_gru|lightning_module|conf|docs|examples)/"
+    r"[\w./*-]*?(?:\.(?:py|c|sh|md|yaml|png)\b|/(?![\w.*-])))"
+)
+NAME = re.compile(r"`(\w+\.(?:py|c|sh))`")
+MODULE = re.compile(r"python3? -m ((?:tests|benchmarks|lightning_module)[\w.]*)")
+
+
+def test_the_patterns_find_what_pages_name():
+    text = (
+        "`tests/a.py` `b.py` pytest tests/c*.py, conf/data/; python -m tests.d not x.py nor a/docs/"
+    )
+    assert PATH.findall(text) == ["tests/a.py", "tests/c*.py", "conf/data/"]
+    assert NAME.findall(text) == ["b.py"]
+    assert MODULE.findall(text) == ["tests.d"]
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if p.name != "CHANGELOG.md"], ids=name)
+def test_named_files_exist(page):
+    """The changelog tells of files by the names that they had."""
+    text = page.read_text("utf-8")
+    folders = [ROOT / f for f in ("tests", "benchmarks", "triton_gru", "lightning_module", "docs")]
+    missing = [path for path in PATH.findall(text) if not list(ROOT.glob(path.rstrip("/")))]
+    missing += [n for n in NAME.findall(text) if not any(list(f.rglob(n)) for f in folders)]
+    for module in MODULE.findall(text):
+        path = ROOT / module.replace(".", "/")
+        if not path.with_suffix(".py").is_file() and not (path / "__main__.py").is_file():
+            missing.append(module)
+    assert not missing
