@@ -177,7 +177,6 @@ class GRU(nn.RNNBase):
                 last dimension: before that step the state is reset to zero, in both directions.
         """
         self._update_flat_weights()
-        gains = [getattr(self, name) for name in self._gain_names()] if self.layer_norm else None
         return functional.gru(
             input,
             hx,
@@ -192,12 +191,14 @@ class GRU(nn.RNNBase):
             recurrent_dropout=self.recurrent_dropout,
             weight_dropout=self.weight_dropout,
             zoneout=self.zoneout,
-            gains=gains,
+            gains=self._gains(),
             lengths=lengths,
             resets=resets,
             batch_first=self.batch_first,
         )
 
+    # torch.jit.script then comes to gru() and names what it refuses: keyword-only arguments.
+    @torch.jit.unused
     def _update_flat_weights(self) -> None:
         # nn.RNNBase looks each weight up twice through Module.__getattr__, a fifth of a short call.
         # Weights that are what they were under their own names need not be.
@@ -205,6 +206,10 @@ class GRU(nn.RNNBase):
         for name, weight in zip(self._flat_weights_names, self._flat_weights, strict=False):
             if parameters.get(name) is not weight:
                 return super()._update_flat_weights()
+
+    @torch.jit.unused
+    def _gains(self) -> list[Tensor] | None:
+        return [getattr(self, name) for name in self._gain_names()] if self.layer_norm else None
 
     def _gain_names(self) -> list[str]:
         suffixes = ("", "_reverse") if self.bidirectional else ("",)

@@ -116,7 +116,7 @@ MUTANTS = {
     ),
     "reset dropped for the owner": (
         "forward.py",
-        "h = tl.where(reset, anew, h)",
+        "h = tl.where(reset, 0.0, h)",
         "h = tl.where(reset, h, h)",
         SENTINEL,
         {"resets": True},
@@ -164,21 +164,21 @@ MUTANTS = {
         {"not_finite": True},
     ),
     "a gradient that is NaN published as a number": (
-        "scan_backward.py",
+        "backward.py",
         "publish(out + own_out + padded, da_z, stored, PROTOCOL)",
         "publish(out + own_out + padded, tl.where(da_z == da_z, da_z, 0.0), stored, PROTOCOL)",
         "single",
         {"not_finite": True},
     ),
     "columns beyond H not held at 0, forward": (
-        "scan_forward.py",
+        "forward.py",
         "new = tl.where(real, blend(z, n, h), 0.0)",
         "new = blend(z, n, h)",
         SENTINEL,
         {"not_finite": True, "H": 18, "reset_after": False},
     ),
     "columns beyond H not held at 0, backward": (
-        "scan_backward.py",
+        "backward.py",
         "new = tl.where(real, before + total(acc, ROWS, COLS, SPLIT), 0.0)",
         "new = before + total(acc, ROWS, COLS, SPLIT)",
         "single",
