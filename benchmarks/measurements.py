@@ -22,6 +22,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from lightning_module.atomic_files import write_atomically  # imports no torch
+
 FORMAT = 1
 ROOT = Path(__file__).parents[1]
 NOT_RUN = "not run"
@@ -119,9 +121,7 @@ class Record:
         return cls(path, data)
 
     def save(self) -> None:
-        whole = self.path.with_name(self.path.name + ".part")
-        whole.write_text(json.dumps(self.data, indent=1) + "\n")
-        os.replace(whole, self.path)
+        write_atomically(self.path, (json.dumps(self.data, indent=1) + "\n").encode())
 
     def belongs_to(self, environment: dict) -> None:
         """Takes an environment, or refuses to mix two.

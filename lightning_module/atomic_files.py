@@ -1,4 +1,9 @@
-"""Atomic writes, and the errors of a disk that is full or read-only."""
+"""Atomic writes, and the errors of a disk that is full or read-only.
+
+All files of the training project that must be whole are written here. It imports no torch, so a
+command can use it before torch is there; `triton_gru.cache`, which the layer uses, cannot be had
+without. A folder of several files that are valid together is renamed instead: `TokenCache`.
+"""
 
 import errno
 import os
@@ -41,6 +46,6 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError:
+    except BaseException:
         temporary.unlink(missing_ok=True)
         raise

@@ -7,12 +7,10 @@ device, versions and shape class, never by the exact batch or sequence length.
 import functools
 import json
 import logging
-import os
-import uuid
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from triton_gru.cache import cache_directory
+from triton_gru.cache import cache_directory, write_atomically
 from triton_gru.plan.devices import Device
 from triton_gru.plan.plan import Plan, Problem, padded_size
 from triton_gru.plan.planner import all_plans, best_plan
@@ -96,8 +94,5 @@ def remember(problem: Problem, device: Device, plan: Plan) -> None:
     _read.cache_clear()  # what another process has added since
     plans = {**_read(path), _key(problem, device): _choice(plan)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Not with tempfile, which makes files for their user alone whatever the umask.
-    whole = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
-    whole.write_text(json.dumps(plans, indent=1), encoding="utf-8")
-    os.replace(whole, path)
+    write_atomically(path, json.dumps(plans, indent=1).encode())
     _read.cache_clear()

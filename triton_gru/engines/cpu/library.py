@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from triton_gru.cache import cache_directory
+from triton_gru.cache import cache_directory, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ def _built(compiler: str) -> Path:
                 lines = [line for line in done.stderr.splitlines() if "error" in line]
                 why = (lines or done.stderr.splitlines() or ["it said nothing"])[0]
                 raise Unavailable(f"{compiler} cannot build the CPU engine: {why.strip()}")
-            os.replace(made, path)
+            write_atomically(path, made.read_bytes())
     return path
 
 
