@@ -3,6 +3,13 @@
 The process that the user started (or Hydra's launcher, for a job of a sweep) trains nothing: it
 hands its resolved config to the ranks, so that all have the same parameters, write to one
 directory, and know nothing of a sweep. The ranks find each other as torchrun's do.
+
+torch's own `elastic_launch` was tried in place of `launch` (torch 2.13, two ranks on a CPU). It is
+90 lines shorter, trains and handles SIGTERM alike (ended after 6.0 s, here after 3.6 s). But:
+- it starts the ranks with its own standard input, so they notice that the command was killed only
+  by prctl, which only Linux has (here a pipe closes);
+- it prints its log before the error, and what the rank that died had printed is not in the message;
+- when a rank was killed the command took 17 s to end, and the two tests of ranks that die failed.
 """
 
 from __future__ import annotations
