@@ -1,6 +1,7 @@
 """A scan or a step through the machine, with a plan that fits a test, against float64."""
 
 import dataclasses
+import functools
 
 import torch
 
@@ -34,12 +35,11 @@ class Outcome:
         return {name: e for name, e in self.errors.items() if not e <= self.tolerance}
 
 
-def plan_of(case, direction, launch, arch, precision, wanted):
+def plan_of(shape, direction, launch, arch, precision, reset_after, wanted):
     """The smallest plan with these values, or None; launch "best" is what the planner takes."""
-    gates_x, h0 = case.arguments[:2]
+    _, batch, hidden, directions = (*shape, 1)[:4]
     problem = Problem(
-        batch=gates_x.shape[1], hidden=h0.shape[-1], dtype=selection.DTYPES[gates_x.dtype],
-        reset_after=case.options["reset_after"], direction=direction, directions=h0.shape[0],
+        batch, hidden, selection.DTYPES[DTYPES[precision]], reset_after, direction, directions,
         tensor_cores=precision != "ieee",
     )  # fmt: skip
     plans = all_plans(problem, DEVICES[arch])
@@ -55,10 +55,8 @@ def plan_of(case, direction, launch, arch, precision, wanted):
     return min(plans, key=lambda p: (p.group * p.groups, p.estimate_us), default=None)
 
 
-def run_scan(shape, precision, launch, arch, reset_after, *, lengths=False, resets=False, bias=True,
-             save_gates=False, wanted=None, force=None, pieces=None, not_finite=False,
-             case=None, polls=POLLS, data=0, **machine):  # fmt: skip
-    """Forward and backward of one layer, or None where no plan is as wanted.
+class Scan:
+    """Forward and backward of one layer, to be run with several seeds.
 
     Args:
         shape: T, B, H and, for both directions, 2.
@@ -74,32 +72,63 @@ def run_scan(shape, precision, launch, arch, reset_after, *, lengths=False, rese
         case: to run instead of a random one.
         polls: looks after which a wait gives up.
         data: seed of the inputs.
-        machine: of `launching.emulated`.
+
+    Attributes:
+        plans: of the forward and the backward, or None where no plan is as wanted.
     """
-    if case is None:
-        case = make_case(*shape, reset_after=reset_after, dtype=DTYPES[precision], bias=bias,
-                         lengths=lengths, resets=resets, seed=data,
-                         not_finite=not_finite)  # fmt: skip
-    plans = [
-        plan_of(case, d, launch, arch, precision, wanted or {}) for d in ("forward", "backward")
-    ]
-    if None in plans:
+
+    def __init__(self, shape, precision, launch, arch, reset_after, *, lengths=False, resets=False,
+                 bias=True, save_gates=False, wanted=None, force=None, pieces=None,
+                 not_finite=False, case=None, polls=POLLS, data=0):  # fmt: skip
+        self.precision, self.arch, self.pieces, self.polls = precision, arch, pieces, polls
+        self.save_gates = save_gates
+        self._make_case = lambda: case or make_case(
+            *shape, reset_after=reset_after, dtype=DTYPES[precision], bias=bias, lengths=lengths,
+            resets=resets, seed=data, not_finite=not_finite,
+        )  # fmt: skip
+        plans = [
+            plan_of(shape, direction, launch, arch, precision, reset_after, wanted or {})
+            for direction in ("forward", "backward")
+        ]
+        self.plans = None
+        if None not in plans:
+            self.plans = [dataclasses.replace(p, **(force or {})) for p in plans]
+
+    @functools.cached_property
+    def case(self):
+        return self._make_case()
+
+    @functools.cached_property
+    def exact(self):
+        y, grads = self.case.exact()
+        return {"y": y, **grads}
+
+    def run(self, **machine):
+        """An Outcome; `machine` is of `launching.emulated`."""
+        case, polls = self.case, self.polls
+        settings = _settings(self.precision, self.pieces)
+        with settings, launching.emulated(self.arch, **machine) as launches:
+            y = forward.scan_forward(
+                *case.arguments, **case.options, save_gates=self.save_gates, plan=self.plans[0],
+                polls=polls,
+            )  # fmt: skip
+            y, gates_h = y if self.save_gates else (y, None)
+            grads = backward.scan_backward(
+                case.dy, y, *case.arguments, **case.options, gates_h=gates_h, plan=self.plans[1],
+                polls=polls,
+            )  # fmt: skip
+            check_errors(y.device)
+        results = {"y": y, **dict(zip(NAMES, grads, strict=True))}
+        errors = {name: error(results[name], exact) for name, exact in self.exact.items()}
+        return Outcome(launches, self.plans, errors, PTX_TOLERANCE[self.precision])
+
+
+def run_scan(*arguments, seed=0, weak=True, apart=False, counting=False, **options):
+    """`Scan(*arguments, **options)` run once, or None where no plan is as wanted."""
+    scan = Scan(*arguments, **options)
+    if scan.plans is None:
         return None
-    plans = [dataclasses.replace(p, **(force or {})) for p in plans]
-    with _settings(precision, pieces), launching.emulated(arch, **machine) as launches:
-        y = forward.scan_forward(
-            *case.arguments, **case.options, save_gates=save_gates, plan=plans[0], polls=polls
-        )
-        y, gates_h = y if save_gates else (y, None)
-        grads = backward.scan_backward(
-            case.dy, y, *case.arguments, **case.options, gates_h=gates_h, plan=plans[1], polls=polls
-        )
-        check_errors(y.device)
-    exact_y, exact = case.exact()
-    results = {"y": y, **dict(zip(NAMES, grads, strict=True))}
-    exact = {"y": exact_y, **exact}
-    errors = {name: error(results[name], e) for name, e in exact.items()}
-    return Outcome(launches, plans, errors, PTX_TOLERANCE[precision])
+    return scan.run(seed=seed, weak=weak, apart=apart, counting=counting)
 
 
 def run_step(B, H, precision, arch, reset_after, *, bias=True, data=0, **machine):

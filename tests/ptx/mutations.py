@@ -48,9 +48,10 @@ class Target:
         self.name, self.direction = f"{launch} {direction}", direction
         # One row and one column less than the tiles hold; no reset_after, which exchanges twice a
         # step; float16, whose tolerance is the tighter one.
-        self.case = make_case(4, 15, 47, reset_after=False, dtype=torch.float16, lengths=True,
+        shape = 4, 15, 47
+        self.case = make_case(*shape, reset_after=False, dtype=torch.float16, lengths=True,
                               resets=True)  # fmt: skip
-        self.plan = cases.plan_of(self.case, direction, launch, 90, "fp16", {})
+        self.plan = cases.plan_of(shape, direction, launch, 90, "fp16", False, {})
         self.exact_y, self.exact = self.case.exact()
         self.y = torch.zeros_like(self.exact_y, dtype=torch.float16)
         self.y.copy_(self.exact_y)

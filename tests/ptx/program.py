@@ -5,6 +5,7 @@ programs may step in (access.py). An instruction that the machine does not know 
 here, not when it is reached.
 """
 
+import functools
 import itertools
 
 from tests.ptx import arithmetic, matrix, warps  # noqa: F401  they register their opcodes
@@ -58,7 +59,6 @@ class Program:
         written = {self.index[name] for name in emitter.written}
         self.undefined = {k: kind for k, kind in self.kinds.items() if k not in written}
         self.granule = self._granule()
-        self._find_loops()
 
     def _cut(self, labels):
         starts = {0, *labels.values()}
@@ -101,7 +101,7 @@ class Program:
         text.append("    return")
         segment.lines.append(segment.instructions[-1])
         scope = {}
-        exec(compile("\n".join(text), f"<segment {number}>", "exec"), emitter.namespace, scope)
+        exec(_compiled("\n".join(text), number), emitter.namespace, scope)
         segment.function = scope["segment"]
 
     def _granule(self):
@@ -126,11 +126,20 @@ class Program:
                 out.append((n, n + 1))
         return out
 
-    def _find_loops(self):
+    @functools.cached_property
+    def loop(self) -> set[int]:
+        return max(_cycles(range(len(self.segments)), self.edges()), key=len, default=set())
+
+    @functools.cached_property
+    def polls(self) -> set[int]:
         edges = self.edges()
-        self.loop = max(_cycles(range(len(self.segments)), edges), key=len, default=set())
         heads = {b for a, b in edges if b in self.loop and a not in self.loop}
-        self.polls = set().union(*_cycles(self.loop - heads, edges))
+        return set().union(*_cycles(self.loop - heads, edges))
+
+
+@functools.lru_cache(maxsize=8192)  # mutants of one kernel differ in one segment
+def _compiled(text, number):
+    return compile(text, f"<segment {number}>", "exec")
 
 
 def _cycles(nodes, edges):

@@ -31,6 +31,8 @@ SCANS = [
     # The tail is 16 columns of K a warp: a narrow integer in the mask of a dot operand would make
     # the compiler drop half of it (Triton 3.7.1).
     ((3, 3, 160), "bf16", "counter", 90, True, {"resets": True}),
+    ((3, 16, 1), "fp16", "single", 89, True, {"lengths": True}),
+    ((2, 1, 650), "bf16", "sentinel", 90, True, {"lengths": True}),
 ]  # fmt: skip
 
 
@@ -80,34 +82,58 @@ def test_a_case_fails_whose_values_are_wrong(monkeypatch):
     assert outcome.wrong().keys() == {"y"}
 
 
+def test_the_soak_leaves_no_shape_out():
+    """Batches, sizes, tails of every kind, and options, as the cases of `make soak` have them."""
+    scans = [case for case in coverage.scans()]
+    launches = {case.arguments[2] for case in scans}
+    assert launches == set(coverage.LAUNCHES)
+    for launch in launches:
+        some = [case for case in scans if case.arguments[2] == launch]
+        shapes = {case.arguments[0] for case in some}
+        assert {shape[1] for shape in shapes} >= {1, 3, 16, 20}
+        assert {(*shape, 1)[3] for shape in shapes} == {1, 2}
+        assert {case.arguments[1] for case in some} == set(cases.PRECISIONS)
+        assert {case.arguments[3] for case in some} == set(coverage.ARCHS)
+        assert {case.arguments[4] for case in some} == {True, False}
+        for name in ("lengths", "resets", "bias", "save_gates", "not_finite"):
+            assert {case.options[name] for case in some} == {True, False}, name
+        assert {case.options["pieces"] for case in some} == {None, 2}
+    hidden = {case.arguments[0][2] for case in scans}
+    assert {1, 650} <= hidden
+    groups = [case for case in scans if case.arguments[2] != "single"]
+    assert {case.seeds for case in groups} == {coverage.ORDERS}
+    assert any(case.options["force"].get("groups_a_launch") == 1 for case in groups)
+    found = {key for case in groups for key in tails_of(case)}
+    assert found >= {
+        (warps, several, share, whole)
+        for warps in (4, 8)
+        for several, share in ((False, 1), (True, 1), (True, 2), (True, 4))
+        for whole in (True, False)
+        # The tail of 8 warps is at most a half: a warp takes 16 of the 128 or 256 columns.
+        if (warps, share) != (8, 4)
+    }
+
+
+def tails_of(case):
+    """(warps, whether there are several chunks, the tail's share of one, whether H fills it)."""
+    hidden = case.arguments[0][2]
+    for plan in cases.Scan(*case.arguments, **case.options).plans:
+        yield plan.warps, plan.chunks > 1, plan.chunk // plan.tail, hidden == plan.span
+
+
 # -- make soak ---------------------------------------------------------------------------------
 
-CHUNK = 25
-EVERY = coverage.listed()
+PARTS = 100
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(1800)
-@pytest.mark.parametrize("first", range(0, len(EVERY), CHUNK))
-def test_every_case(first):
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("part", range(PARTS))
+def test_every_case(part):
     failures = {}
-    for n, case in enumerate(EVERY[first : first + CHUNK], first):
-        why, _ = coverage.verdict(*case)
-        if why:
-            failures[n] = f"{case[1:]}: {why}"
+    for n, case in enumerate(coverage.listed()):
+        if n % PARTS == part:
+            why, _, _ = case.verdict()
+            if why:
+                failures[n] = f"{case}: {why}"
     assert not failures, "\n".join(f"case {n} {text}" for n, text in failures.items())
-
-
-@pytest.mark.soak
-@pytest.mark.timeout(1800)
-@pytest.mark.parametrize("precision", cases.PRECISIONS)
-@pytest.mark.parametrize("launch", ["sentinel", "counter"])
-@pytest.mark.parametrize("reset_after", [True, False])
-def test_twenty_orders_of_every_group_kernel(launch, precision, reset_after):
-    for number, shape in enumerate([(4, 3, 65), (3, 20, 48, 2), (3, 3, 130)]):
-        for seed in range(20):
-            outcome = cases.run_scan(
-                shape, precision, launch, (90, 80, 100)[number], reset_after, seed=seed,
-                lengths=True, resets=True, apart=seed % 4 == 3,
-            )  # fmt: skip
-            assert not outcome.wrong(), (shape, seed)
