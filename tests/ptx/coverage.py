@@ -1,7 +1,7 @@
 """The cases of `make soak`, and how some of them run by themselves:
 
 python -m tests.ptx.coverage 17           # the case of that number, with its error if it fails
-python -m tests.ptx.coverage 0 400 OUT    # cases 0 to 399, one JSON line each; goes on where OUT ends
+python -m tests.ptx.coverage 0 400 OUT    # cases 0 to 399, one JSON line each, but those in OUT
 """
 
 import dataclasses

@@ -84,7 +84,7 @@ def test_a_case_fails_whose_values_are_wrong(monkeypatch):
 
 def test_the_soak_leaves_no_shape_out():
     """Batches, sizes, tails of every kind, and options, as the cases of `make soak` have them."""
-    scans = [case for case in coverage.scans()]
+    scans = list(coverage.scans())
     launches = {case.arguments[2] for case in scans}
     assert launches == set(coverage.LAUNCHES)
     for launch in launches:
