@@ -14,6 +14,7 @@ from triton_gru.plan.tuned import planned
 from triton_gru.torch_modes import (
     autocasts,
     constant_for_dynamo,
+    eager,
     exporting_to_onnx,
     for_any_steps,
     interpreting,
@@ -94,6 +95,10 @@ def choose_backend(
             the layer; the message says why.
     """
     check_backend(backend, reset_after)
+    layer = (backend, reset_after, device, dtype, hidden_size, directions, resets)
+    on_cpu = device.type == "cpu" and not interpreting()
+    if on_cpu and backend != "cpu" and not regularised and eager():
+        return _choose_on_cpu(*layer)
     tracing = torch.jit.is_tracing()
     if regularised:
         if tracing:
@@ -126,10 +131,6 @@ def choose_backend(
         return Choice("reference", "vmap and forward-mode derivatives take plain torch")
     if backend == "cpu":
         return _cpu_engine(device, dtype)
-    layer = (backend, reset_after, device, dtype, hidden_size, directions, resets)
-    eager = not (tracing or torch.compiler.is_compiling())  # whose numbers are no symbols
-    if eager and device.type == "cpu" and not interpreting():
-        return _choose_on_cpu(*layer)
     any_steps = device.type == "cpu" and steps is not None and for_any_steps(steps)
     return _choose(*layer, any_steps)
 

@@ -366,22 +366,20 @@ def gru_cell(
         >>> gru_cell(torch.randn(3, 10), None, cell.weight_ih, cell.weight_hh).shape
         torch.Size([3, 20])
     """
-    check_cell(input, hx, weight_ih, weight_hh.shape[1])
+    hidden_size = weight_hh.shape[1]
+    check_cell(input, hx, weight_ih, hidden_size)
     if (bias_ih is None) != (bias_hh is None):
         given = "bias_hh" if bias_ih is None else "bias_ih"
         raise ValueError(f"bias_ih and bias_hh should both be given or both be None, got {given}")
-    x = input if input.dim() == 2 else input.unsqueeze(0)
+    batched = input.dim() == 2
+    x = input if batched else input.unsqueeze(0)
     if hx is None:
-        hx = x.new_zeros(x.shape[0], weight_hh.shape[1])
-    elif hx.dim() == 1:
+        hx = x.new_zeros(x.shape[0], hidden_size)
+    elif not batched:
         hx = hx.unsqueeze(0)
     dtype = compute_dtype(x, hx)
     choice = choose_backend(
-        backend,
-        reset_after=reset_after,
-        device=x.device,
-        dtype=dtype,
-        hidden_size=weight_hh.shape[1],
+        backend, reset_after=reset_after, device=x.device, dtype=dtype, hidden_size=hidden_size
     )
     if choice.backend == "torch":
         h = _VF.gru_cell(x, hx, weight_ih, weight_hh, bias_ih, bias_hh)
@@ -405,7 +403,7 @@ def gru_cell(
                 backend=backend,
             )
         h = own(h.squeeze(0))
-    return h if input.dim() == 2 else h.squeeze(0)
+    return h if batched else h.squeeze(0)
 
 
 def _first_states(hx: Tensor | None, expected: tuple[int, int, int], x: Tensor) -> Tensor:

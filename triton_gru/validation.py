@@ -145,13 +145,21 @@ def _check_lengths(lengths: Tensor, expected: tuple[int, ...], steps: int) -> Te
 def check_cell(x: Tensor, hx: Tensor | None, weight_ih: Tensor, hidden_size: int) -> None:
     """Raises on what does not fit the weights of a cell."""
     _check_tensors("GRUCell", x, hx)
-    dims = x.dim()
+    size, dtype, device = x.shape, x.dtype, x.device
+    dims = len(size)
     if (
-        hx is None
-        and 0 < dims < 3
-        and x.shape[-1] == weight_ih.shape[1]
-        and x.dtype == weight_ih.dtype
-        and x.device == weight_ih.device
+        0 < dims < 3
+        and size[-1] == weight_ih.shape[1]
+        and dtype == weight_ih.dtype
+        and device == weight_ih.device
+        and (
+            hx is None
+            or (
+                hx.dtype == dtype
+                and hx.device == device
+                and hx.shape == ((hidden_size,) if dims == 1 else (size[0], hidden_size))
+            )
+        )
     ):
         return  # all that follows asks no more; a short call is measured in microseconds
     for name, tensor in (("input", x),) if hx is None else (("input", x), ("hidden", hx)):
