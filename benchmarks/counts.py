@@ -112,7 +112,7 @@ def scans(
         raise RuntimeError(f"wrong results at H={hidden} on sm_{arch}: {outcome.wrong()}")
     for plan, launch in zip(outcome.plans, outcome.launches, strict=True):
         exchange = f" {plan.protocol}" if plan.group > 1 else ""
-        shape = f"{plan.group} x {plan.columns}, {plan.warps} warps{exchange}"
+        shape = f"{plan.group} x {plan.block_n}, {plan.warps} warps{exchange}"
         yield plan.direction, shape, counts(launch, STEPS)
 
 

@@ -229,13 +229,13 @@ def scan_constants(plan: Plan, problem: Problem, uneven: bool = False) -> dict:
     """The compile-time arguments of a scan without saved gates; `uneven`: lengths and resets."""
     constants = {
         "DIRECTIONS": problem.directions,
-        "ROWS": plan.rows,
-        "COLS": plan.columns,
-        "CHUNK": plan.chunk,
-        "CHUNKS": plan.chunks,
+        "BLOCK_M": plan.block_m,
+        "BLOCK_N": plan.block_n,
+        "BLOCK_K": plan.block_k,
+        "K_BLOCKS": plan.k_blocks,
         "TAIL": plan.tail,
         "REGISTERS": plan.in_registers,
-        "SPLIT": plan.split,
+        "SPLIT_K": plan.split_k,
         "GROUP": plan.group,
         "STAGE_ALL": plan.stage_all,
         "RESET_AFTER": problem.reset_after,
@@ -254,10 +254,10 @@ def scan_constants(plan: Plan, problem: Problem, uneven: bool = False) -> dict:
 def step_constants(tiles: StepTiles, phase: int) -> dict:
     """The compile-time arguments of one phase of a step."""
     return {
-        "ROWS": tiles.rows,
-        "COLS": tiles.columns,
-        "CHUNK": tiles.chunk,
-        "SPLIT": tiles.warps,
+        "BLOCK_M": tiles.block_m,
+        "BLOCK_N": tiles.block_n,
+        "BLOCK_K": tiles.block_k,
+        "SPLIT_K": tiles.warps,
         "PHASE": phase,
         "HAS_BIAS": True,
         "PRECISION": "tf32",

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from lightning_module.atomic_files import write_atomically  # imports no torch
 
-FORMAT = 1
+FORMAT = 2
 ROOT = Path(__file__).parents[1]
 NOT_RUN = "not run"
 

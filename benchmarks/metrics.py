@@ -55,10 +55,10 @@ def worst_error_ratio(cell: dict) -> float | None:
     return max(ratios, default=None)
 
 
-def floor_us(cell: dict) -> float | None:
+def lower_bound_us(cell: dict) -> float | None:
     """The lower bound of a step by the plans of a cell."""
     plans = cell["results"].get(OURS, {}).get("plans")
-    return sum(plan["floor_us"] for plan in plans.values()) if plans else None
+    return sum(plan["lower_bound_us"] for plan in plans.values()) if plans else None
 
 
 def noise(cell: dict) -> float:

@@ -6,7 +6,7 @@ matplotlib is imported when a plot is drawn: the tables do without it.
 import math
 from pathlib import Path
 
-from benchmarks.metrics import MODES, NAMES, floor_us, median_ms, speedup
+from benchmarks.metrics import MODES, NAMES, lower_bound_us, median_ms, speedup
 from benchmarks.suites import CUDNN, LSTM, OURS
 
 COLORS = {OURS: "#1b6ca8", CUDNN: "#d1495b", LSTM: "#8d96a3", "compiled loop": "#edae49"}
@@ -26,7 +26,7 @@ def plots(record: dict, directory: Path) -> list[Path]:
             "step_against_hidden_size": lambda: _lines(record, "H", "B", (16, 64)),
             "step_against_batch": lambda: _lines(record, "B", "H", (256, 768, 1024)),
             "speedup": lambda: _heat_maps(record),
-            "floor": lambda: _floor(record),
+            "lower_bound": lambda: _lower_bound(record),
             "exchange": lambda: _exchange(record),
         }.items():
             figure = draw()
@@ -88,7 +88,7 @@ def _lines(record: dict, over: str, fixed: str, values: tuple[int, ...]):
                 points = [(c[over], 1e3 * m / c["T"]) for c in some if (m := median_ms(c, name))]
                 if points:
                     axis.plot(*zip(*points, strict=True), "o-", color=COLORS[name], label=name)
-            points = [(c[over], f) for c in some if (f := floor_us(c))]
+            points = [(c[over], f) for c in some if (f := lower_bound_us(c))]
             if points:
                 axis.plot(*zip(*points, strict=True), ":", color="#555555", label="lower bound")
             axis.set_xscale("log", base=2)
@@ -153,7 +153,7 @@ def _kernel_rows(record: dict) -> list[dict]:
     return [row for row in rows if "step_us" in row]
 
 
-def _floor(record: dict):
+def _lower_bound(record: dict):
     import matplotlib.pyplot as plt
 
     rows = _kernel_rows(record)
@@ -166,13 +166,13 @@ def _floor(record: dict):
     figure, axis = plt.subplots(figsize=(8, 1.7 + 0.27 * len(rows)))
     at = range(len(rows))
     axis.barh(at, [r["step_us"] for r in rows], color=COLORS[OURS], height=0.62, label="measured")
-    for key, mark, color in (("floor_us", "|", "black"), ("estimate_us", "d", "#edae49")):
+    for key, mark, color in (("lower_bound_us", "|", "black"), ("estimate_us", "d", "#edae49")):
         values = [row["plan"][key] for row in rows]
         name = key.removesuffix("_us") + " of the plan"
         axis.scatter(values, at, marker=mark, s=70, color=color, label=name, zorder=3)
     longest = max(max(r["step_us"], r["plan"]["estimate_us"]) for r in rows)
     for i, row in enumerate(rows):
-        share = row["step_us"] / row["plan"]["floor_us"]
+        share = row["step_us"] / row["plan"]["lower_bound_us"]
         end = max(row["step_us"], row["plan"]["estimate_us"]) + 0.015 * longest
         axis.text(end, i, f"{share:.1f}x lower bound", va="center", fontsize=8)
     axis.set_xlim(0, 1.14 * longest)

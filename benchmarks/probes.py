@@ -80,8 +80,8 @@ def exchange_kernel(
         announce(counters, PROTOCOL)
         # fmt: off
         tiles, late = receive(buffer + t * K, 0, 0, buffer, 0, member >= 0, K,
-                              counters, GROUP * (t + 1), polls, BLOCKS=1, EXTRA=0, CHUNK=SPAN,
-                              CHUNKS=1, TAIL=SPAN, SPLIT=1, WORD=1, PROTOCOL=PROTOCOL)
+                              counters, GROUP * (t + 1), polls, BLOCKS=1, EXTRA=0, BLOCK_K=SPAN,
+                              K_BLOCKS=1, TAIL=SPAN, SPLIT_K=1, WORD=1, PROTOCOL=PROTOCOL)
         # fmt: on
         report(error, late, member, t)
         value = 1.0 + 0.25 * value + tl.sum(unpack(tiles[0], tl.float32)) * (0.25 / K)
@@ -195,7 +195,7 @@ DTYPES = {
 
 
 def kernels(device: torch.device, clock, tiny: bool, rivals: bool) -> dict:
-    """Measured time of each scan's launches beside the floor and the estimate of its plan."""
+    """Measured time of each scan's launches beside the lower bound and the estimate of its plan."""
     rows = []
     for shape in (TINY[:1] if rivals else TINY) if tiny else (RIVALS if rivals else KERNELS):
         for direction in ("forward", "backward"):

@@ -88,10 +88,10 @@ def _probe_row(row: dict) -> str:
     plan = row["plan"]
     where = f"T{row['T']} B{row['B']} H{row['H']} {NAMES[row['dtype']]} {row['direction']}"
     where += "" if row["reset_after"] else " reset before"
-    how = f"{plan['rows']}x{plan['columns']} {plan['groups']}x{plan['group']} programs"
+    how = f"{plan['block_m']}x{plan['block_n']} {plan['groups']}x{plan['group']} programs"
     how += f" {plan['warps']} warps" + (f" {plan['protocol']}" if plan["group"] > 1 else "")
     measured = f"{row['step_us']:7.3f}" if "step_us" in row else f"failed: {row['failed'][:60]}"
-    predicted = f"lower bound {plan['floor_us']:.2f} estimate {plan['estimate_us']:.2f}"
+    predicted = f"lower bound {plan['lower_bound_us']:.2f} estimate {plan['estimate_us']:.2f}"
     return f"{where:42} {how:38} {predicted}: {measured}"
 
 

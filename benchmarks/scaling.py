@@ -154,7 +154,7 @@ class Step:
         return max(parts, key=parts.get)
 
 
-def scan_floors(model: Model, cluster: Cluster, batch_size: int) -> tuple[float, float]:
+def scan_lower_bounds(model: Model, cluster: Cluster, batch_size: int) -> tuple[float, float]:
     """Seconds that one step of one layer's scan cannot be shorter than, forward and backward.
 
     Raises:
@@ -163,7 +163,7 @@ def scan_floors(model: Model, cluster: Cluster, batch_size: int) -> tuple[float,
     device = DEVICES[cluster.device]
     problem = Problem(batch_size, model.hidden, "bfloat16", reset_after=True)
     return tuple(
-        best_plan(dataclasses.replace(problem, direction=direction), device).floor_us * 1e-6
+        best_plan(dataclasses.replace(problem, direction=direction), device).lower_bound_us * 1e-6
         for direction in ("forward", "backward")
     )
 
@@ -183,7 +183,7 @@ def step(
     """
     tokens = batch_size * seq_len
     rate = cluster.flops * cluster.reached
-    forward, backward = scan_floors(model, cluster, batch_size)
+    forward, backward = scan_lower_bounds(model, cluster, batch_size)
     behind = 0.0  # seconds of backward that hide gradients: all after the output layer's
     scan = products = 0.0
     for layer in range(model.layers):
@@ -209,7 +209,7 @@ def step(
 
 def table(model: Model, cluster: Cluster, steps: list[Step], alone: Step, seq_len: int) -> str:
     """The steps side by side, and against as many GPUs that never wait for each other."""
-    forward, backward = scan_floors(model, cluster, steps[0].batch_size)
+    forward, backward = scan_lower_bounds(model, cluster, steps[0].batch_size)
     lines = [
         "arithmetic, not a measurement: "
         f"{DEVICES[cluster.device].name}, {cluster.per_node} per node,",

@@ -220,20 +220,23 @@ def sizes_table(rows: list[dict]) -> str:
     for r in rows:
         device = DEVICES[r["arch"]]
         exact = 3 * r["hidden"] ** 2 * ELEMENT_BYTES[r["dtype"]]
-        slice_of = exact / r["hidden"] * r["columns"]
+        slice_of = exact / r["hidden"] * r["block_n"]
         held = r["weight_bytes"] * r["group"]
         surplus = (r["weight_bytes"] - slice_of) / SHARED_BYTES_PER_CLOCK
         by_l2 = r["exchanged_bytes"] / device.l2_bytes_per_clock
         by_weights = r["weight_bytes"] / SHARED_BYTES_PER_CLOCK
-        exact_floor = r["floor_us"] - min(surplus, max(by_weights - by_l2, 0)) / device.clock_mhz
-        tail = f" + {r['tail']}" if r["tail"] < r["chunk"] else ""
-        whole = r["chunks"] - bool(tail)
+        exact_bound = (
+            r["lower_bound_us"] - min(surplus, max(by_weights - by_l2, 0)) / device.clock_mhz
+        )
+        tail = f" + {r['tail']}" if r["tail"] < r["block_k"] else ""
+        whole = r["k_blocks"] - bool(tail)
         lines.append(
             f"| {r['hidden']} | {r['direction']} | {'after' if r['reset_after'] else 'before'} "
-            f"| {r['rows']} x {r['columns']} | {r['group']} | {whole} x {r['chunk']}{tail} "
+            f"| {r['block_m']} x {r['block_n']} | {r['group']} | {whole} x {r['block_k']}{tail} "
             f"| {held / 1e6:.2f} | {held / exact - 1:+.1%} "
             f"| {r['weight_bytes'] / slice_of - 1:+.1%} "
-            f"| {r['shared']} | {r['loop_spill_bytes']} | {r['floor_us']:.2f} | {exact_floor:.2f} "
+            f"| {r['shared']} | {r['loop_spill_bytes']} "
+            f"| {r['lower_bound_us']:.2f} | {exact_bound:.2f} "
             f"| {r['estimate_us']:.2f} |"
         )
     return "\n".join(lines)
@@ -255,7 +258,7 @@ COLUMNS = {  # heading: (width, key or function)
     "scan": (8, "direction"),
     "also": (6, lambda r: ", ".join(_also(r)) or "-"),
     "kernel": (6, "kernel"),
-    "tile": (9, lambda r: f"{r['rows']}x{r['columns']}/{r['warps']}w"),
+    "tile": (9, lambda r: f"{r['block_m']}x{r['block_n']}/{r['warps']}w"),
     "group": (9, lambda r: f"{r['groups']}x{r['group']}"),
     "runs": (4, "launches"),
     "proto": (8, lambda r: r["protocol"] if r["kernel"] == "group" else "-"),
@@ -267,7 +270,7 @@ COLUMNS = {  # heading: (width, key or function)
     "W loads": (7, "loop_weight_loads"),
     "instr": (5, "loop_instructions"),
     "exch B": (9, "exchanged_bytes"),
-    "floor us": (8, lambda r: f"{r['floor_us']:.2f}"),
+    "bound us": (8, lambda r: f"{r['lower_bound_us']:.2f}"),
     "est us": (7, lambda r: f"{r['estimate_us']:.2f}"),
 }
 

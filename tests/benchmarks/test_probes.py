@@ -62,4 +62,4 @@ def test_kernels_are_measured_beside_their_plans(found):
     assert {row["direction"] for row in rows} == {"forward", "backward"}
     assert {row["reset_after"] for row in rows} == {True, False}
     for row in rows:
-        assert row["step_us"] > 0 and row["plan"]["floor_us"] <= row["plan"]["estimate_us"]
+        assert row["step_us"] > 0 and row["plan"]["lower_bound_us"] <= row["plan"]["estimate_us"]

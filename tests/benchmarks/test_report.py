@@ -9,9 +9,9 @@ from benchmarks import report
 from benchmarks.measurements import Record
 from benchmarks.metrics import (
     find_cell,
-    floor_us,
     geometric_mean,
     goals,
+    lower_bound_us,
     noise,
     speedup,
     worst_error_ratio,
@@ -31,7 +31,10 @@ def ok(ms: float, **more) -> dict:
 def data(tmp_path):
     """Speed-ups of 2 and 8 within the goal's cells, 0.5 outside; one variable length, one tf32."""
     plan = best_plan(Problem(16, 256, "bfloat16", True), DEVICES[90])
-    plans = {"forward": {"floor_us": 1.5, "estimate_us": 2.0}, "backward": {"floor_us": 2.5}}
+    plans = {
+        "forward": {"lower_bound_us": 1.5, "estimate_us": 2.0},
+        "backward": {"lower_bound_us": 2.5},
+    }
     cells = {
         Cell(512, 16, 256): (1.0, 2.0),
         Cell(512, 64, 1024): (1.0, 8.0),
@@ -73,10 +76,10 @@ def test_speedup_is_their_time_over_ours(data):
     assert speedup(cell) is None
 
 
-def test_errors_floor_and_noise(data):
+def test_errors_lower_bound_and_noise(data):
     cell = find_cell(data, H=256, mode="train", dtype="bfloat16", lengths="full")
     assert worst_error_ratio(cell) == pytest.approx(1.5)
-    assert floor_us(cell) == pytest.approx(4.0)
+    assert lower_bound_us(cell) == pytest.approx(4.0)
     assert noise(cell) == pytest.approx(0.1)
 
 
@@ -127,7 +130,7 @@ def test_plots_are_written_and_not_empty(data, tmp_path, capsys):
     (tmp_path / "r.json").write_text(json.dumps(data))
     assert report.main([str(tmp_path / "r.json"), "--out", str(tmp_path / "plots")]) == 0
     names = {path.name for path in (tmp_path / "plots").iterdir()}
-    stems = {"step_against_hidden_size", "speedup", "floor", "exchange"}
+    stems = {"step_against_hidden_size", "speedup", "lower_bound", "exchange"}
     assert {f"{stem}.{kind}" for stem in stems for kind in ("png", "svg")} < names
     assert "report.md" in names
     svg = (tmp_path / "plots" / "speedup.svg").read_text()

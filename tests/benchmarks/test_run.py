@@ -201,7 +201,7 @@ def test_other_devices_and_code_are_not_mixed(record):
 def test_a_record_of_another_format_is_refused(record):
     record.data["format"] = 0
     record.save()
-    with pytest.raises(ValueError, match="should have format 1, got: 0"):
+    with pytest.raises(ValueError, match="should have format 2, got: 0"):
         Record.load(record.path)
 
 

@@ -68,7 +68,7 @@ def rows(text):
 
 
 def test_the_page_shows_what_its_commands_print():
-    """Within a quarter: a better plan moves the floors by less, a changed formula by more."""
+    """Within a quarter: a better plan moves the lower bounds by less, a changed formula by more."""
     blocks = re.findall(r"```\n\$ python (-m benchmarks.scaling.*)\n([^`]*)```", PAGE.read_text())
     assert len(blocks) == 2
     for command, shown in blocks:

@@ -60,7 +60,7 @@ def test_waves_of_a_batch_too_large_to_be_resident(protocol):
     import dataclasses
 
     case = make_case(2, 33, 20, reset_after=True)  # three tiles of 16 rows
-    plan = make_plan(case, "forward", protocol, rows=16)
+    plan = make_plan(case, "forward", protocol, block_m=16)
     assert plan.groups == 3
     plan = dataclasses.replace(plan, groups_a_launch=2, launches=2)
     with harness.interleaving(1) as runs:

@@ -39,7 +39,7 @@ MUTANTS = {
     ),
     "wait looks at the first chunk only": (
         "exchange.py",
-        "for i in tl.static_range(1, BLOCKS * CHUNKS):",
+        "for i in tl.static_range(1, BLOCKS * K_BLOCKS):",
         "for i in tl.static_range(1, 1):",
         SENTINEL,
         {},
@@ -53,8 +53,8 @@ MUTANTS = {
     ),
     "narrow last chunk taken for a wide one": (
         "tile.py",
-        "TAIL if i == CHUNKS - 1 else CHUNK, SPLIT",
-        "CHUNK, SPLIT",
+        "TAIL if i == K_BLOCKS - 1 else BLOCK_K, SPLIT_K",
+        "BLOCK_K, SPLIT_K",
         SENTINEL,
         {"H": 130},
     ),
@@ -179,8 +179,8 @@ MUTANTS = {
     ),
     "columns beyond H not held at 0, backward": (
         "backward.py",
-        "new = tl.where(real, before + total(acc, ROWS, COLS, SPLIT), 0.0)",
-        "new = before + total(acc, ROWS, COLS, SPLIT)",
+        "new = tl.where(real, before + total(acc, BLOCK_M, BLOCK_N, SPLIT_K), 0.0)",
+        "new = before + total(acc, BLOCK_M, BLOCK_N, SPLIT_K)",
         "single",
         {"not_finite": True, "H": 1},
     ),

@@ -44,7 +44,7 @@ def test_a_last_chunk_narrower_than_the_others(dtype, launch, reset_after):
     case = make_case(3, 2, 130, reset_after=reset_after, dtype=dtype)
     for direction in ("forward", "backward"):
         plan = make_plan(case, direction, launch)
-        assert plan.chunks > 1 and plan.tail < plan.chunk, plan
+        assert plan.k_blocks > 1 and plan.tail < plan.block_k, plan
     with harness.interleaving(4):
         assert_close(case, launch, TOLERANCE[dtype])
 
@@ -55,7 +55,7 @@ def test_a_last_chunk_narrower_than_the_others(dtype, launch, reset_after):
 def test_weights_held_in_registers(in_registers, launch, reset_after):
     """How such chunks are loaded; that they stay in registers is the static report's to show."""
     case = make_case(2, 3, 130, reset_after=reset_after)
-    wanted = {"columns": 16, "warps": 4}
+    wanted = {"block_n": 16, "warps": 4}
     plans = {
         scan: dataclasses.replace(
             make_plan(case, scan, launch, **wanted), in_registers=in_registers

@@ -41,10 +41,10 @@ def test_the_fastest_of_the_timed_plans_is_taken_from_then_on(monkeypatch):
 
 def test_a_plan_that_cannot_be_launched_is_left_out(caplog):
     def clock(call):
-        if call.args[0].rows == 16:
+        if call.args[0].block_m == 16:
             raise RuntimeError("out of resource")
         return 1.0
 
     found = tuning.tune(8, 3, dtype=torch.float32, steps=1, candidates=3, device="cpu", timer=clock)
-    assert all(plan.rows != 16 for timed in found.values() for plan, _ in timed)
+    assert all(plan.block_m != 16 for timed in found.values() for plan, _ in timed)
     assert "out of resource" in caplog.text

@@ -70,26 +70,26 @@ def test_every_plan_keeps_the_rules(arch, dtype, reset_after, direction):
                 p = problem(batch, hidden, dtype, reset_after, direction, directions=directions)
                 for plan in all_plans(p, device):
                     padded = padded_size(hidden)
-                    assert plan.group * plan.columns >= padded
-                    assert (plan.group - 1) * plan.columns < padded, "a program without columns"
-                    assert plan.span >= padded > plan.chunk * (plan.chunks - 1)
-                    assert plan.chunk % plan.tail == 0
+                    assert plan.group * plan.block_n >= padded
+                    assert (plan.group - 1) * plan.block_n < padded, "a program without columns"
+                    assert plan.span >= padded > plan.block_k * (plan.k_blocks - 1)
+                    assert plan.block_k % plan.tail == 0
                     assert plan.shared_bytes <= device.shared_bytes
-                    assert plan.groups == directions * math.ceil(batch / plan.rows)
+                    assert plan.groups == directions * math.ceil(batch / plan.block_m)
                     assert plan.launches == math.ceil(plan.groups / plan.groups_a_launch)
-                    assert plan.floor_us <= plan.estimate_us
+                    assert plan.lower_bound_us <= plan.estimate_us
                     if plan.kernel == "group":
                         assert plan.group * plan.groups_a_launch <= device.resident_programs
-                        assert plan.tail % (16 * plan.split) == 0
+                        assert plan.tail % (16 * plan.split_k) == 0
                         assert not plan.by_block or direction == "backward"
-                        assert plan.warps == plan.split
+                        assert plan.warps == plan.split_k
 
 
 def test_small_states_need_no_exchange_and_large_ones_do():
     assert best_plan(problem(16, 128), DEVICES[90]).kernel == "single"
     plan = best_plan(problem(16, 768), DEVICES[90])
     assert (plan.kernel, plan.protocol) == ("group", SENTINEL)
-    assert plan.group * plan.columns == 768
+    assert plan.group * plan.block_n == 768
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_no_power_of_two_waste(hidden, waste):
 
 
 def test_every_size_costs_what_it_says():
-    """A step's floor against that of a slice of exactly H columns, for any H from 256 on.
+    """A step's lower bound against that of a slice of exactly H columns, for any H from 256 on.
 
     The warps' matrix instructions sum over 16 columns each: finer than 16 a warp saves no time.
     """
@@ -114,36 +114,36 @@ def test_every_size_costs_what_it_says():
             plan = best_plan(p, DEVICES[90])
             padded = padded_size(hidden)
             assert plan.span - padded < 16 * plan.warps
-            exact = 3 * plan.columns * hidden * 2 / SHARED_BYTES_PER_CLOCK / 1755
+            exact = 3 * plan.block_n * hidden * 2 / SHARED_BYTES_PER_CLOCK / 1755
             if plan.weight_bytes / 128 > plan.exchanged_bytes / 3072:
                 latency = 1.0 if after else 2.0
-                assert plan.floor_us <= 1.03 * (latency + exact), hidden
+                assert plan.lower_bound_us <= 1.03 * (latency + exact), hidden
 
 
-def test_floor_counts_weights_exchange_and_latency():
+def test_the_lower_bound_counts_weights_exchange_and_latency():
     """B16 H768 bf16 on 48 programs: 16 x 3 x 768 x 2 B of weights, 48 x 16 x 768 x 2 B read."""
     plan = best_plan(problem(16, 768), DEVICES[90])
-    assert (plan.columns, plan.group) == (16, 48)
+    assert (plan.block_n, plan.group) == (16, 48)
     assert plan.weight_bytes == 16 * 3 * 768 * 2 == 73_728
     assert plan.exchanged_bytes == 48 * 16 * 768 * 2
     weights_us = 73_728 / 128 / 1755
     l2_us = plan.exchanged_bytes / 3072 / 1755
-    assert plan.floor_us == pytest.approx(1.0 + max(weights_us, l2_us))
+    assert plan.lower_bound_us == pytest.approx(1.0 + max(weights_us, l2_us))
     before = best_plan(problem(16, 768, reset_after=False), DEVICES[90])
-    assert before.floor_us > 2.0, "two exchanges a step"
+    assert before.lower_bound_us > 2.0, "two exchanges a step"
 
 
-def test_promised_floors():
+def test_promised_lower_bounds():
     """Forward, bf16, H200, an exchange taken as 1 us (benchmarks/NOTES.md)."""
-    assert best_plan(problem(16, 768), DEVICES[90]).floor_us <= 1.5
-    assert best_plan(problem(64, 1024), DEVICES[90]).floor_us <= 2.5
+    assert best_plan(problem(16, 768), DEVICES[90]).lower_bound_us <= 1.5
+    assert best_plan(problem(64, 1024), DEVICES[90]).lower_bound_us <= 2.5
 
 
 def test_a_batch_too_large_to_be_resident_is_launched_in_waves():
     plan = best_plan(problem(4096, 1024), DEVICES[90])
     assert plan.launches > 1
     single = best_plan(problem(16, 1024), DEVICES[90])
-    assert plan.floor_us > plan.launches * 0.9 and single.launches == 1
+    assert plan.lower_bound_us > plan.launches * 0.9 and single.launches == 1
 
 
 def test_what_does_not_fit_says_why():

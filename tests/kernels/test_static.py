@@ -129,8 +129,8 @@ def _narrow_tail_of_every_plan():
         for problem, plan in kinds
         if problem.reset_after
         and plan.direction == "forward"
-        and (plan.protocol, plan.tail // plan.split) == (COUNTER, 16)
-        and plan.chunks > 1
+        and (plan.protocol, plan.tail // plan.split_k) == (COUNTER, 16)
+        and plan.k_blocks > 1
     )
 
 
@@ -144,4 +144,4 @@ def test_every_plan_is_looked_at_with_and_without_lengths_and_resets():
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_a_narrow_tail_keeps_its_operands_whole_under_the_counter(direction, reset_after):
     row = static.examine(90, Problem(3, 160, "bfloat16", reset_after, direction), COUNTER, True)
-    assert row["tail"] // row["split"] == 16 and row["lost_operands"] == ()
+    assert row["tail"] // row["split_k"] == 16 and row["lost_operands"] == ()

@@ -33,9 +33,9 @@ LAUNCHES = ("single", "sentinel", "counter")
 PLANS = [
     ({}, {}),
     ({"by_block": True}, {}),
-    ({"columns": 16, "warps": 4}, {"in_registers": 1}),
+    ({"block_n": 16, "warps": 4}, {"in_registers": 1}),
     ({}, {"stage_all": False, "merge": False}),
-    ({"columns": 16, "warps": 8}, {}),
+    ({"block_n": 16, "warps": 8}, {}),
     ({"warps": 4}, {}),
     ({}, {"groups_a_launch": 1}),
 ]

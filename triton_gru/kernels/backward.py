@@ -96,12 +96,12 @@ def scan_backward_kernel(
     polls,  # how many repeated looks a wait may cost
     first_group,  # number of the launch's first group
     DIRECTIONS: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLS: tl.constexpr,
-    CHUNK: tl.constexpr,
-    CHUNKS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    K_BLOCKS: tl.constexpr,
     TAIL: tl.constexpr,
-    SPLIT: tl.constexpr,
+    SPLIT_K: tl.constexpr,
     REGISTERS: tl.constexpr,
     GROUP: tl.constexpr,
     STAGE_ALL: tl.constexpr,
@@ -118,10 +118,10 @@ def scan_backward_kernel(
     program = tl.program_id(0)
     member = program % GROUP
     group = program // GROUP + first_group
-    tiles = tl.cdiv(batch, ROWS)
+    tiles = tl.cdiv(batch, BLOCK_M)
     direction = group // tiles
-    row0 = (group % tiles) * ROWS
-    col0 = member * COLS
+    row0 = (group % tiles) * BLOCK_M
+    col0 = member * BLOCK_N
     counter = counters + group * 32
 
     # Weights: K is the gate's unit, contiguous as the blocks come transposed; the column is the
@@ -130,14 +130,14 @@ def scan_backward_kernel(
     own_weight = weight + direction * 3 * square
     # fmt: off
     w_r = load_weight(own_weight, col0, padded,
-                      COLS, CHUNK, CHUNKS, TAIL, SPLIT, REGISTERS)
+                      BLOCK_N, BLOCK_K, K_BLOCKS, TAIL, SPLIT_K, REGISTERS)
     w_z = load_weight(own_weight + square, col0, padded,
-                      COLS, CHUNK, CHUNKS, TAIL, SPLIT, REGISTERS)
+                      BLOCK_N, BLOCK_K, K_BLOCKS, TAIL, SPLIT_K, REGISTERS)
     w_n = load_weight(own_weight + 2 * square, col0, padded,
-                      COLS, CHUNK, CHUNKS, TAIL, SPLIT, REGISTERS)
+                      BLOCK_N, BLOCK_K, K_BLOCKS, TAIL, SPLIT_K, REGISTERS)
     # fmt: on
 
-    row, col = owned(row0, col0, ROWS, COLS, SPLIT)
+    row, col = owned(row0, col0, BLOCK_M, BLOCK_N, SPLIT_K)
     real = (row < batch) & (col < hidden)
     stored = (row < batch) & (col < padded)
     lane = row * DIRECTIONS + direction
@@ -151,7 +151,7 @@ def scan_backward_kernel(
     y_slot = (batch * DIRECTIONS * y_row).to(tl.int64)
     out_slot = (batch * DIRECTIONS * padded).to(tl.int64)
 
-    tile_row = chunk_rows(row0, ROWS, SPLIT)
+    tile_row = chunk_rows(row0, BLOCK_M, SPLIT_K)
     words = padded // WORD  # the tile is addressed in words (exchange.py)
     tile_lane = tile_row * DIRECTIONS + direction
     tile = tile_lane * 3 * words
@@ -211,7 +211,7 @@ def scan_backward_kernel(
             publish(out + own_out, da_r, stored, PROTOCOL)
             publish(out_c + own_c, d_hidden_n, stored, PROTOCOL)
             before = dh * z
-        zero = zero_sum(ROWS, COLS, SPLIT)
+        zero = zero_sum(BLOCK_M, BLOCK_N, SPLIT_K)
         if not RESET_AFTER:
             if GROUP > 1:
                 announce(counter, PROTOCOL)
@@ -220,15 +220,15 @@ def scan_backward_kernel(
                 vector, late = receive(
                     base, tile, 0, base, tile, here, words,
                     counter, GROUP * (2 * done + 1), tl.where(failed != 0, 0, polls),
-                    1, 0, CHUNK // WORD, CHUNKS, TAIL // WORD, SPLIT, WORD, PROTOCOL,
+                    1, 0, BLOCK_K // WORD, K_BLOCKS, TAIL // WORD, SPLIT_K, WORD, PROTOCOL,
                 )
                 # fmt: on
                 report(error, late, program, step)
                 failed = failed | late
-                acc = product(zero, vector, w_n, 0, CHUNKS, DTYPE, PRECISION, STAGE_ALL)
+                acc = product(zero, vector, w_n, 0, K_BLOCKS, DTYPE, PRECISION, STAGE_ALL)
             else:
                 acc = product_own(zero, da_n, w_n, DTYPE, PRECISION)
-            du = tl.where(real, total(acc, ROWS, COLS, SPLIT), 0.0)
+            du = tl.where(real, total(acc, BLOCK_M, BLOCK_N, SPLIT_K), 0.0)
             da_r = reset_gradient(du * h, r)
             if HAS_LENGTHS:
                 da_r = tl.where(active, da_r, 0.0)
@@ -247,33 +247,35 @@ def scan_backward_kernel(
                 # One gate after the other: a third of the registers, two more trips to L2.
                 part, late = receive(
                     out, tile, 0, out, tile, here, words, counter, target, spent,
-                    1, 0, CHUNK // WORD, CHUNKS, TAIL // WORD, SPLIT, WORD, PROTOCOL,
+                    1, 0, BLOCK_K // WORD, K_BLOCKS, TAIL // WORD, SPLIT_K, WORD, PROTOCOL,
                 )
-                acc = product(zero, part, w_r, 0, CHUNKS, DTYPE, PRECISION, STAGE_ALL)
+                acc = product(zero, part, w_r, 0, K_BLOCKS, DTYPE, PRECISION, STAGE_ALL)
                 base = out + padded
                 part, later = receive(
                     base, tile, 0, base, tile, here, words, counter, target, spent,
-                    1, 0, CHUNK // WORD, CHUNKS, TAIL // WORD, SPLIT, WORD, PROTOCOL,
+                    1, 0, BLOCK_K // WORD, K_BLOCKS, TAIL // WORD, SPLIT_K, WORD, PROTOCOL,
                 )
-                acc = product(acc, part, w_z, 0, CHUNKS, DTYPE, PRECISION, STAGE_ALL)
+                acc = product(acc, part, w_z, 0, K_BLOCKS, DTYPE, PRECISION, STAGE_ALL)
                 late = late | later
                 if RESET_AFTER:
                     part, later = receive(
                         out_c, tile_c, 0, out_c, tile_c, here, words, counter, target, spent,
-                        1, 0, CHUNK // WORD, CHUNKS, TAIL // WORD, SPLIT, WORD, PROTOCOL,
+                        1, 0, BLOCK_K // WORD, K_BLOCKS, TAIL // WORD, SPLIT_K, WORD, PROTOCOL,
                     )
-                    acc = product(acc, part, w_n, 0, CHUNKS, DTYPE, PRECISION, STAGE_ALL)
+                    acc = product(acc, part, w_n, 0, K_BLOCKS, DTYPE, PRECISION, STAGE_ALL)
                     late = late | later
             else:
                 vector, late = receive(
                     out, tile, words, out_c, tile_c, here, words, counter, target, spent,
                     2, 1 if RESET_AFTER else 0,
-                    CHUNK // WORD, CHUNKS, TAIL // WORD, SPLIT, WORD, PROTOCOL,
+                    BLOCK_K // WORD, K_BLOCKS, TAIL // WORD, SPLIT_K, WORD, PROTOCOL,
                 )
-                acc = product(zero, vector, w_r, 0, CHUNKS, DTYPE, PRECISION, STAGE_ALL)
-                acc = product(acc, vector, w_z, CHUNKS, CHUNKS, DTYPE, PRECISION, STAGE_ALL)
+                acc = product(zero, vector, w_r, 0, K_BLOCKS, DTYPE, PRECISION, STAGE_ALL)
+                acc = product(acc, vector, w_z, K_BLOCKS, K_BLOCKS, DTYPE, PRECISION, STAGE_ALL)
                 if RESET_AFTER:
-                    acc = product(acc, vector, w_n, 2 * CHUNKS, CHUNKS, DTYPE, PRECISION, STAGE_ALL)
+                    acc = product(
+                        acc, vector, w_n, 2 * K_BLOCKS, K_BLOCKS, DTYPE, PRECISION, STAGE_ALL
+                    )
             # fmt: on
             report(error, late, program, step)
             failed = failed | late
@@ -283,7 +285,7 @@ def scan_backward_kernel(
             if RESET_AFTER:
                 acc = product_own(acc, d_hidden_n, w_n, DTYPE, PRECISION)
         # Columns beyond H stay 0, as in the forward: infinity times their weights is NaN.
-        new = tl.where(real, before + total(acc, ROWS, COLS, SPLIT), 0.0)
+        new = tl.where(real, before + total(acc, BLOCK_M, BLOCK_N, SPLIT_K), 0.0)
         if GROUP > 1:
             new = tl.where(failed != 0, float("nan"), new)
         if HAS_LENGTHS:

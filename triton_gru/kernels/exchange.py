@@ -42,13 +42,13 @@ def unpack(word, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def chunk_columns(CHUNK: tl.constexpr, SPLIT: tl.constexpr):
-    """Columns (K) of a first chunk: [SPLIT, 1, CHUNK / SPLIT] or [1, CHUNK]."""
-    if SPLIT > 1:
-        part: tl.constexpr = CHUNK // SPLIT
-        return tl.arange(0, SPLIT)[:, None, None] * part + tl.arange(0, part)[None, None, :]
+def chunk_columns(BLOCK_K: tl.constexpr, SPLIT_K: tl.constexpr):
+    """Columns (K) of a first chunk: [SPLIT_K, 1, BLOCK_K / SPLIT_K] or [1, BLOCK_K]."""
+    if SPLIT_K > 1:
+        part: tl.constexpr = BLOCK_K // SPLIT_K
+        return tl.arange(0, SPLIT_K)[:, None, None] * part + tl.arange(0, part)[None, None, :]
     else:
-        return tl.arange(0, CHUNK)[None, :]
+        return tl.arange(0, BLOCK_K)[None, :]
 
 
 @triton.jit
@@ -62,10 +62,10 @@ def _load(
     K,
     BLOCKS: tl.constexpr,
     EXTRA: tl.constexpr,
-    CHUNK: tl.constexpr,
-    CHUNKS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    K_BLOCKS: tl.constexpr,
     TAIL: tl.constexpr,
-    SPLIT: tl.constexpr,
+    SPLIT_K: tl.constexpr,
     PROTOCOL: tl.constexpr,
 ):
     """Every chunk of every block, as one tuple; volatile under SENTINEL, from L2 under COUNTER.
@@ -74,14 +74,14 @@ def _load(
     compiler from staging all of them in shared memory at once, next to the weights.
     """
     tiles = ()
-    for i in tl.static_range((BLOCKS + EXTRA) * CHUNKS):
+    for i in tl.static_range((BLOCKS + EXTRA) * K_BLOCKS):
         # One tensor of addresses for all chunks of a shape: what differs is a constant.
-        k = chunk_columns(TAIL if i % CHUNKS == CHUNKS - 1 else CHUNK, SPLIT)
-        if i < BLOCKS * CHUNKS:
-            at = as_words(base) + (rows + k) + (i // CHUNKS) * block + (i % CHUNKS) * CHUNK
+        k = chunk_columns(TAIL if i % K_BLOCKS == K_BLOCKS - 1 else BLOCK_K, SPLIT_K)
+        if i < BLOCKS * K_BLOCKS:
+            at = as_words(base) + (rows + k) + (i // K_BLOCKS) * block + (i % K_BLOCKS) * BLOCK_K
         else:
-            at = as_words(extra) + (extra_rows + k) + (i % CHUNKS) * CHUNK
-        inside = mask & (k + (i % CHUNKS) * CHUNK < K)
+            at = as_words(extra) + (extra_rows + k) + (i % K_BLOCKS) * BLOCK_K
+        inside = mask & (k + (i % K_BLOCKS) * BLOCK_K < K)
         if PROTOCOL == SENTINEL:
             tiles += (tl.load(at, mask=inside, other=0, volatile=True),)
         else:
@@ -115,7 +115,7 @@ def _flags(lacking, WORD: tl.constexpr):
 def _any_missing(
     tiles,
     BLOCKS: tl.constexpr,
-    CHUNKS: tl.constexpr,
+    K_BLOCKS: tl.constexpr,
     NARROW: tl.constexpr,
     WORD: tl.constexpr,
 ):
@@ -125,14 +125,14 @@ def _any_missing(
     of the narrow ones within each thread, in whatever order they lie there.
     """
     lacking = _lacking(tiles[0], WORD)
-    for i in tl.static_range(1, BLOCKS * CHUNKS):
-        if NARROW == 1 or i % CHUNKS < CHUNKS - 1:
+    for i in tl.static_range(1, BLOCKS * K_BLOCKS):
+        if NARROW == 1 or i % K_BLOCKS < K_BLOCKS - 1:
             lacking = lacking | _lacking(tiles[i], WORD)
     missing = _flags(lacking, WORD)
     if NARROW > 1:
-        lacking = _lacking(tiles[CHUNKS - 1], WORD)
+        lacking = _lacking(tiles[K_BLOCKS - 1], WORD)
         for i in tl.static_range(1, BLOCKS):
-            lacking = lacking | _lacking(tiles[i * CHUNKS + CHUNKS - 1], WORD)
+            lacking = lacking | _lacking(tiles[i * K_BLOCKS + K_BLOCKS - 1], WORD)
         last = _flags(lacking, WORD)
         size: tl.constexpr = last.numel
         missing = tl.max(tl.reshape(missing, [size, NARROW], can_reorder=True), axis=1)
@@ -154,10 +154,10 @@ def receive(
     polls,
     BLOCKS: tl.constexpr,
     EXTRA: tl.constexpr,
-    CHUNK: tl.constexpr,
-    CHUNKS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    K_BLOCKS: tl.constexpr,
     TAIL: tl.constexpr,
-    SPLIT: tl.constexpr,
+    SPLIT_K: tl.constexpr,
     WORD: tl.constexpr,
     PROTOCOL: tl.constexpr,
 ):
@@ -179,10 +179,10 @@ def receive(
         polls: how many repeated looks to spend at most.
         BLOCKS: blocks at `base`.
         EXTRA: 1 if there is a block at `extra`, else 0.
-        CHUNK: words a chunk.
-        CHUNKS: chunks a block.
+        BLOCK_K: words a chunk.
+        K_BLOCKS: chunks a block.
         TAIL: words in the last chunk of a block.
-        SPLIT: parts of a chunk, see `tile.py`.
+        SPLIT_K: parts of a chunk, see `tile.py`.
         WORD: elements a word, 2 for a 16-bit dtype and 1 for float32.
         PROTOCOL: SENTINEL or COUNTER.
     """
@@ -197,13 +197,13 @@ def receive(
         tl.debug_barrier()
     # fmt: off
     tiles = _load(base, rows, block, extra, extra_rows, mask, K,
-                  BLOCKS, EXTRA, CHUNK, CHUNKS, TAIL, SPLIT, PROTOCOL)
+                  BLOCKS, EXTRA, BLOCK_K, K_BLOCKS, TAIL, SPLIT_K, PROTOCOL)
     if PROTOCOL == SENTINEL:
-        missing = _any_missing(tiles, BLOCKS + EXTRA, CHUNKS, CHUNK // TAIL, WORD)
+        missing = _any_missing(tiles, BLOCKS + EXTRA, K_BLOCKS, BLOCK_K // TAIL, WORD)
         while (missing != 0) & (left > 0):
             tiles = _load(base, rows, block, extra, extra_rows, mask, K,
-                          BLOCKS, EXTRA, CHUNK, CHUNKS, TAIL, SPLIT, PROTOCOL)
-            missing = _any_missing(tiles, BLOCKS + EXTRA, CHUNKS, CHUNK // TAIL, WORD)
+                          BLOCKS, EXTRA, BLOCK_K, K_BLOCKS, TAIL, SPLIT_K, PROTOCOL)
+            missing = _any_missing(tiles, BLOCKS + EXTRA, K_BLOCKS, BLOCK_K // TAIL, WORD)
             left -= 1
         late = ((missing != 0) & (left <= 0)).to(tl.int32)
     # fmt: on

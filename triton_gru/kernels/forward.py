@@ -61,12 +61,12 @@ def scan_forward_kernel(
     polls,  # how many repeated looks a wait may cost
     first_group,  # number of the launch's first group; further groups follow in later launches
     DIRECTIONS: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLS: tl.constexpr,
-    CHUNK: tl.constexpr,
-    CHUNKS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    K_BLOCKS: tl.constexpr,
     TAIL: tl.constexpr,
-    SPLIT: tl.constexpr,
+    SPLIT_K: tl.constexpr,
     REGISTERS: tl.constexpr,
     GROUP: tl.constexpr,
     MERGE: tl.constexpr,
@@ -85,10 +85,10 @@ def scan_forward_kernel(
     program = tl.program_id(0)
     member = program % GROUP
     group = program // GROUP + first_group
-    tiles = tl.cdiv(batch, ROWS)
+    tiles = tl.cdiv(batch, BLOCK_M)
     direction = group // tiles
-    row0 = (group % tiles) * ROWS
-    col0 = member * COLS
+    row0 = (group % tiles) * BLOCK_M
+    col0 = member * BLOCK_N
     counter = counters + group * 32
 
     # Weights: K is the contiguous axis of a row of weight_hh, the column is the gate's unit.
@@ -96,15 +96,15 @@ def scan_forward_kernel(
     own_weight = weight + direction * 3 * block
     # fmt: off
     w_r = load_weight(own_weight, col0, padded,
-                      COLS, CHUNK, CHUNKS, TAIL, SPLIT, REGISTERS)
+                      BLOCK_N, BLOCK_K, K_BLOCKS, TAIL, SPLIT_K, REGISTERS)
     w_z = load_weight(own_weight + block, col0, padded,
-                      COLS, CHUNK, CHUNKS, TAIL, SPLIT, REGISTERS)
+                      BLOCK_N, BLOCK_K, K_BLOCKS, TAIL, SPLIT_K, REGISTERS)
     w_n = load_weight(own_weight + 2 * block, col0, padded,
-                      COLS, CHUNK, CHUNKS, TAIL, SPLIT, REGISTERS)
+                      BLOCK_N, BLOCK_K, K_BLOCKS, TAIL, SPLIT_K, REGISTERS)
     # fmt: on
 
     # Elements this program owns, and where they lie within one slot or one step.
-    row, col = owned(row0, col0, ROWS, COLS, SPLIT)
+    row, col = owned(row0, col0, BLOCK_M, BLOCK_N, SPLIT_K)
     real = (row < batch) & (col < hidden)
     stored = (row < batch) & (col < padded)
     own = (row * DIRECTIONS + direction) * padded + col
@@ -113,7 +113,7 @@ def scan_forward_kernel(
     gate_step = (batch * DIRECTIONS * 3 * hidden).to(tl.int64)
 
     # The tile of the whole vector that the product reads, in words (exchange.py).
-    tile_row = chunk_rows(row0, ROWS, SPLIT)
+    tile_row = chunk_rows(row0, BLOCK_M, SPLIT_K)
     words = padded // WORD
     tile = (tile_row * DIRECTIONS + direction) * words
     wanted = tile_row < batch
@@ -159,23 +159,23 @@ def scan_forward_kernel(
             vector, late = receive(
                 base, tile, 0, base, tile, from_rows, words,
                 counter, target, tl.where(failed != 0, 0, polls),
-                1, 0, CHUNK // WORD, CHUNKS, TAIL // WORD, SPLIT, WORD, PROTOCOL,
+                1, 0, BLOCK_K // WORD, K_BLOCKS, TAIL // WORD, SPLIT_K, WORD, PROTOCOL,
             )
             # fmt: on
             report(error, late, program, step)
             failed = failed | late
 
         # The hidden part of the gates.
-        zero = zero_sum(ROWS, COLS, SPLIT)
+        zero = zero_sum(BLOCK_M, BLOCK_N, SPLIT_K)
         if GROUP > 1:
             # fmt: off
             if RESET_AFTER:
                 acc_r, acc_z, acc_n = product_three(
-                    zero, vector, w_r, w_z, w_n, CHUNKS, DTYPE, PRECISION, STAGE_ALL
+                    zero, vector, w_r, w_z, w_n, K_BLOCKS, DTYPE, PRECISION, STAGE_ALL
                 )
             else:
                 acc_r, acc_z = product_two(
-                    zero, vector, w_r, w_z, CHUNKS, DTYPE, PRECISION, STAGE_ALL
+                    zero, vector, w_r, w_z, K_BLOCKS, DTYPE, PRECISION, STAGE_ALL
                 )
             # fmt: on
         else:
@@ -184,9 +184,9 @@ def scan_forward_kernel(
             if RESET_AFTER:
                 acc_n = product_own(zero, h, w_n, DTYPE, PRECISION)
         if RESET_AFTER:
-            h_r, h_z, h_n = total_three(acc_r, acc_z, acc_n, ROWS, COLS, SPLIT, MERGE)
+            h_r, h_z, h_n = total_three(acc_r, acc_z, acc_n, BLOCK_M, BLOCK_N, SPLIT_K, MERGE)
         else:
-            h_r, h_z = total_two(acc_r, acc_z, ROWS, COLS, SPLIT, MERGE)
+            h_r, h_z = total_two(acc_r, acc_z, BLOCK_M, BLOCK_N, SPLIT_K, MERGE)
         if HAS_BIAS:
             h_r += b_r
             h_z += b_z
@@ -206,15 +206,15 @@ def scan_forward_kernel(
                 vector, late = receive(
                     base, tile, 0, base, tile, here, words,
                     counter, GROUP * (2 * step + 1), tl.where(failed != 0, 0, polls),
-                    1, 0, CHUNK // WORD, CHUNKS, TAIL // WORD, SPLIT, WORD, PROTOCOL,
+                    1, 0, BLOCK_K // WORD, K_BLOCKS, TAIL // WORD, SPLIT_K, WORD, PROTOCOL,
                 )
                 # fmt: on
                 report(error, late, program, step)
                 failed = failed | late
-                acc_n = product(zero, vector, w_n, 0, CHUNKS, DTYPE, PRECISION, STAGE_ALL)
+                acc_n = product(zero, vector, w_n, 0, K_BLOCKS, DTYPE, PRECISION, STAGE_ALL)
             else:
                 acc_n = product_own(zero, u, w_n, DTYPE, PRECISION)
-            h_n = total(acc_n, ROWS, COLS, SPLIT)
+            h_n = total(acc_n, BLOCK_M, BLOCK_N, SPLIT_K)
         if HAS_BIAS:
             h_n += b_n
         n = candidate(x_n.to(tl.float32), r, h_n, RESET_AFTER)

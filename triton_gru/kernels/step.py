@@ -41,30 +41,30 @@ def step_kernel(
     out,  # [B, H]
     batch,  # B
     hidden,  # H
-    ROWS: tl.constexpr,
-    COLS: tl.constexpr,
-    CHUNK: tl.constexpr,
-    SPLIT: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SPLIT_K: tl.constexpr,
     PHASE: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """One column tile of one row tile. Grid: (column tiles, row tiles)."""
-    col0 = tl.program_id(0) * COLS
-    row0 = tl.program_id(1) * ROWS
-    part: tl.constexpr = CHUNK // SPLIT
-    split = tl.arange(0, SPLIT)[:, None, None] * part
+    col0 = tl.program_id(0) * BLOCK_N
+    row0 = tl.program_id(1) * BLOCK_M
+    part: tl.constexpr = BLOCK_K // SPLIT_K
+    split = tl.arange(0, SPLIT_K)[:, None, None] * part
     k_vector = split + tl.arange(0, part)[None, None, :]
     k_weight = split + tl.arange(0, part)[None, :, None]
-    tile_row = row0 + tl.arange(0, ROWS)[None, :, None]
-    tile_col = col0 + tl.arange(0, COLS)[None, None, :]
+    tile_row = row0 + tl.arange(0, BLOCK_M)[None, :, None]
+    tile_col = col0 + tl.arange(0, BLOCK_N)[None, None, :]
     source = gated if PHASE == CANDIDATE else h
     square = hidden.to(tl.int64) * hidden
 
-    acc_r = zero_sum(ROWS, COLS, SPLIT)
-    acc_z = zero_sum(ROWS, COLS, SPLIT)
-    acc_n = zero_sum(ROWS, COLS, SPLIT)
-    for k0 in range(0, hidden, CHUNK):
+    acc_r = zero_sum(BLOCK_M, BLOCK_N, SPLIT_K)
+    acc_z = zero_sum(BLOCK_M, BLOCK_N, SPLIT_K)
+    acc_n = zero_sum(BLOCK_M, BLOCK_N, SPLIT_K)
+    for k0 in range(0, hidden, BLOCK_K):
         inside = (tile_row < batch) & (k_vector + k0 < hidden)
         vector = tl.load(source + tile_row * hidden + k_vector + k0, mask=inside, other=0.0)
         if PHASE != CANDIDATE:
@@ -76,14 +76,14 @@ def step_kernel(
             w_n = _load_weight_chunk(weight + 2 * square, k_weight + k0, tile_col, hidden)
             acc_n = tl.dot(vector, w_n, acc_n, input_precision=PRECISION)
 
-    row, col = owned(row0, col0, ROWS, COLS, SPLIT)
+    row, col = owned(row0, col0, BLOCK_M, BLOCK_N, SPLIT_K)
     real = (row < batch) & (col < hidden)
     own = row * hidden + col
     own_gates = row * 3 * hidden + col
     state = tl.load(h + own, mask=real, other=0.0).to(tl.float32)
     if PHASE != CANDIDATE:
-        a_r = total(acc_r, ROWS, COLS, SPLIT)
-        a_z = total(acc_z, ROWS, COLS, SPLIT)
+        a_r = total(acc_r, BLOCK_M, BLOCK_N, SPLIT_K)
+        a_z = total(acc_z, BLOCK_M, BLOCK_N, SPLIT_K)
         a_r += tl.load(gates_x + own_gates, mask=real, other=0.0).to(tl.float32)
         a_z += tl.load(gates_x + own_gates + hidden, mask=real, other=0.0).to(tl.float32)
         if HAS_BIAS:
@@ -96,7 +96,7 @@ def step_kernel(
         tl.store(update + own, z, mask=real)
     else:
         x_n = tl.load(gates_x + own_gates + 2 * hidden, mask=real, other=0.0).to(tl.float32)
-        h_n = total(acc_n, ROWS, COLS, SPLIT)
+        h_n = total(acc_n, BLOCK_M, BLOCK_N, SPLIT_K)
         if HAS_BIAS:
             h_n += tl.load(bias + 2 * hidden + col, mask=real, other=0.0).to(tl.float32)
         if PHASE == CANDIDATE:
@@ -137,7 +137,7 @@ def step(
     gated = h if reset_after else torch.empty_like(h)
     update = h if reset_after else torch.empty_like(h, dtype=torch.float32)
     tiles = step_tiles(DTYPES[dtype])
-    grid = (-(-H // tiles.columns), -(-B // tiles.rows))
+    grid = (-(-H // tiles.block_n), -(-B // tiles.block_m))
     phases = (0,) if reset_after else (1, 2)
     with current(gates_x.device):
         for phase in phases:
@@ -151,10 +151,10 @@ def step(
                 out=out,
                 batch=B,
                 hidden=H,
-                ROWS=tiles.rows,
-                COLS=tiles.columns,
-                CHUNK=tiles.chunk,
-                SPLIT=tiles.warps,
+                BLOCK_M=tiles.block_m,
+                BLOCK_N=tiles.block_n,
+                BLOCK_K=tiles.block_k,
+                SPLIT_K=tiles.warps,
                 PHASE=phase,
                 HAS_BIAS=bias_hh is not None,
                 PRECISION=matrix_precision(dtype),

@@ -1,10 +1,10 @@
 """Which elements a program owns, how it holds weights, and its matrix product. Shared by the scans.
 
-A program owns ROWS batch rows x COLS columns of the state. Its product sums over K columns that
-come in CHUNKS chunks of CHUNK. With SPLIT > 1 a chunk is held as [SPLIT, ., CHUNK / SPLIT]: one
-slice of K for each warp. A tile of 16 rows and 16 or 32 columns is too small to share out among 4
-or 8 warps (they would repeat each other's work and each read the whole vector from shared
-memory: 288 against 36 matrix instructions a warp at H = 768, 16 columns), but K is long. The
+A program owns BLOCK_M batch rows x BLOCK_N columns of the state. Its product sums over K columns,
+in K_BLOCKS chunks of BLOCK_K. With SPLIT_K > 1 a chunk is held as [SPLIT_K, ., BLOCK_K / SPLIT_K]:
+one slice of K for each warp. A tile of 16 rows and 16 or 32 columns is too small to share out among
+4 or 8 warps (they would repeat each other's work and each read the whole vector from shared
+memory: 288 against 36 matrix instructions per warp at H = 768, 16 columns), but K is long. The
 partial sums meet in one reduction over the warps.
 
 No integer narrower than 32 bits may reach an operand of `tl.dot`, not even in a mask or a condition
@@ -18,29 +18,29 @@ from triton_gru.kernels.exchange import unpack
 
 
 @triton.jit
-def owned(row0, col0, ROWS: tl.constexpr, COLS: tl.constexpr, SPLIT: tl.constexpr):
+def owned(row0, col0, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SPLIT_K: tl.constexpr):
     """Row and column of each element a program owns.
 
     One dimension when warps split K: the sum over warps is then laid out one element a thread
     instead of repeated in every warp, which spares 7/8 of the exponentials.
     """
-    if SPLIT > 1:
-        e = tl.arange(0, ROWS * COLS)
-        row = row0 + e // COLS
-        col = col0 + e % COLS
+    if SPLIT_K > 1:
+        e = tl.arange(0, BLOCK_M * BLOCK_N)
+        row = row0 + e // BLOCK_N
+        col = col0 + e % BLOCK_N
     else:
-        row = row0 + tl.arange(0, ROWS)[:, None] + tl.zeros([1, COLS], tl.int32)
-        col = col0 + tl.arange(0, COLS)[None, :] + tl.zeros([ROWS, 1], tl.int32)
+        row = row0 + tl.arange(0, BLOCK_M)[:, None] + tl.zeros([1, BLOCK_N], tl.int32)
+        col = col0 + tl.arange(0, BLOCK_N)[None, :] + tl.zeros([BLOCK_M, 1], tl.int32)
     return row, col
 
 
 @triton.jit
-def chunk_rows(row0, ROWS: tl.constexpr, SPLIT: tl.constexpr):
-    """Batch rows along a chunk of the exchanged vector: [1, ROWS, 1] or [ROWS, 1]."""
-    if SPLIT > 1:
-        return row0 + tl.arange(0, ROWS)[None, :, None]
+def chunk_rows(row0, BLOCK_M: tl.constexpr, SPLIT_K: tl.constexpr):
+    """Batch rows along a chunk of the exchanged vector: [1, BLOCK_M, 1] or [BLOCK_M, 1]."""
+    if SPLIT_K > 1:
+        return row0 + tl.arange(0, BLOCK_M)[None, :, None]
     else:
-        return row0 + tl.arange(0, ROWS)[:, None]
+        return row0 + tl.arange(0, BLOCK_M)[:, None]
 
 
 @triton.jit
@@ -68,17 +68,17 @@ def _load_chunk(
     k0,
     col0,
     size,
-    COLS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
     WIDTH: tl.constexpr,
-    SPLIT: tl.constexpr,
+    SPLIT_K: tl.constexpr,
 ):
-    if SPLIT > 1:
-        part: tl.constexpr = WIDTH // SPLIT
-        k = k0 + tl.arange(0, SPLIT)[:, None, None] * part + tl.arange(0, part)[None, :, None]
-        col = col0 + tl.arange(0, COLS)[None, None, :]
+    if SPLIT_K > 1:
+        part: tl.constexpr = WIDTH // SPLIT_K
+        k = k0 + tl.arange(0, SPLIT_K)[:, None, None] * part + tl.arange(0, part)[None, :, None]
+        col = col0 + tl.arange(0, BLOCK_N)[None, None, :]
     else:
         k = k0 + tl.arange(0, WIDTH)[:, None]
-        col = col0 + tl.arange(0, COLS)[None, :]
+        col = col0 + tl.arange(0, BLOCK_N)[None, :]
     at = matrix + col * size + k
     return tl.load(at, mask=(k < size) & (col < size), other=0.0)
 
@@ -89,9 +89,9 @@ def _load_chunk_to_registers(
     k0,
     col0,
     size,
-    COLS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
     WIDTH: tl.constexpr,
-    SPLIT: tl.constexpr,
+    SPLIT_K: tl.constexpr,
 ):
     """As `_load_chunk`, in two halves of the columns.
 
@@ -99,13 +99,13 @@ def _load_chunk_to_registers(
     operand of the product no data crosses warps, so it takes no shared memory for it, and the
     operand stays in registers for all steps.
     """
-    half: tl.constexpr = COLS // 2
+    half: tl.constexpr = BLOCK_N // 2
     # fmt: off
-    a = _load_chunk(matrix, k0, col0, size, half, WIDTH, SPLIT)
-    b = _load_chunk(matrix, k0, col0 + half, size, half, WIDTH, SPLIT)
+    a = _load_chunk(matrix, k0, col0, size, half, WIDTH, SPLIT_K)
+    b = _load_chunk(matrix, k0, col0 + half, size, half, WIDTH, SPLIT_K)
     # fmt: on
     both = tl.permute(tl.join(a, b), (0, 1, 3, 2))
-    return tl.reshape(both, [SPLIT, WIDTH // SPLIT, COLS])
+    return tl.reshape(both, [SPLIT_K, WIDTH // SPLIT_K, BLOCK_N])
 
 
 @triton.jit
@@ -113,14 +113,14 @@ def load_weight(
     matrix,
     col0,
     size,
-    COLS: tl.constexpr,
-    CHUNK: tl.constexpr,
-    CHUNKS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    K_BLOCKS: tl.constexpr,
     TAIL: tl.constexpr,
-    SPLIT: tl.constexpr,
+    SPLIT_K: tl.constexpr,
     REGISTERS: tl.constexpr,
 ):
-    """A [K, COLS] slice of one square block of the weights, [column, K], as a tuple of chunks.
+    """A [K, BLOCK_N] slice of one square block of the weights, [column, K], as a tuple of chunks.
 
     Called before the time loop: the compiler places the tiles in shared memory once, for all
     steps. Chunks, the last one of TAIL, let K be no power of two without padding it to one
@@ -128,31 +128,32 @@ def load_weight(
     """
     tiles = ()
     # fmt: off
-    for i in tl.static_range(CHUNKS):
-        if i < CHUNKS - REGISTERS:
-            tiles += (_load_chunk(matrix, i * CHUNK, col0, size,
-                                  COLS, TAIL if i == CHUNKS - 1 else CHUNK, SPLIT),)
+    for i in tl.static_range(K_BLOCKS):
+        if i < K_BLOCKS - REGISTERS:
+            tiles += (_load_chunk(matrix, i * BLOCK_K, col0, size,
+                                  BLOCK_N, TAIL if i == K_BLOCKS - 1 else BLOCK_K, SPLIT_K),)
         else:
-            tiles += (_load_chunk_to_registers(matrix, i * CHUNK, col0, size,
-                                               COLS, TAIL if i == CHUNKS - 1 else CHUNK, SPLIT),)
+            tiles += (_load_chunk_to_registers(
+                matrix, i * BLOCK_K, col0, size,
+                BLOCK_N, TAIL if i == K_BLOCKS - 1 else BLOCK_K, SPLIT_K),)
     # fmt: on
     return tiles
 
 
 @triton.jit
-def zero_sum(ROWS: tl.constexpr, COLS: tl.constexpr, SPLIT: tl.constexpr):
+def zero_sum(BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SPLIT_K: tl.constexpr):
     """The accumulator that `product` adds to."""
-    if SPLIT > 1:
-        return tl.zeros([SPLIT, ROWS, COLS], tl.float32)
+    if SPLIT_K > 1:
+        return tl.zeros([SPLIT_K, BLOCK_M, BLOCK_N], tl.float32)
     else:
-        return tl.zeros([ROWS, COLS], tl.float32)
+        return tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
 
 
 @triton.jit
 def unpacked(
     vector,
     FIRST: tl.constexpr,
-    CHUNKS: tl.constexpr,
+    K_BLOCKS: tl.constexpr,
     DTYPE: tl.constexpr,
     STAGE_ALL: tl.constexpr,
 ):
@@ -162,7 +163,7 @@ def unpacked(
     All at once is fewer barriers; one by one, in the products below, is less shared memory.
     """
     chunks = ()
-    for i in tl.static_range(CHUNKS):
+    for i in tl.static_range(K_BLOCKS):
         if STAGE_ALL:
             chunks += (unpack(vector[FIRST + i], DTYPE),)
         else:
@@ -176,14 +177,14 @@ def product(
     vector,
     weight,
     FIRST: tl.constexpr,
-    CHUNKS: tl.constexpr,
+    K_BLOCKS: tl.constexpr,
     DTYPE: tl.constexpr,
     PRECISION: tl.constexpr,
     STAGE_ALL: tl.constexpr,
 ):
     """Returns acc + vector @ weight in float32, for the chunks of `vector` from FIRST on."""
-    chunks = unpacked(vector, FIRST, CHUNKS, DTYPE, STAGE_ALL)
-    for i in tl.static_range(CHUNKS):
+    chunks = unpacked(vector, FIRST, K_BLOCKS, DTYPE, STAGE_ALL)
+    for i in tl.static_range(K_BLOCKS):
         x = chunks[i] if STAGE_ALL else unpack(chunks[i], DTYPE)
         acc = tl.dot(x, weight[i], acc, input_precision=PRECISION)
     return acc
@@ -195,16 +196,16 @@ def product_two(
     vector,
     weight_a,
     weight_b,
-    CHUNKS: tl.constexpr,
+    K_BLOCKS: tl.constexpr,
     DTYPE: tl.constexpr,
     PRECISION: tl.constexpr,
     STAGE_ALL: tl.constexpr,
 ):
     """The products of one vector with two weights."""
-    chunks = unpacked(vector, 0, CHUNKS, DTYPE, STAGE_ALL)
+    chunks = unpacked(vector, 0, K_BLOCKS, DTYPE, STAGE_ALL)
     a = zero
     b = zero
-    for i in tl.static_range(CHUNKS):
+    for i in tl.static_range(K_BLOCKS):
         x = chunks[i] if STAGE_ALL else unpack(chunks[i], DTYPE)
         a = tl.dot(x, weight_a[i], a, input_precision=PRECISION)
         b = tl.dot(x, weight_b[i], b, input_precision=PRECISION)
@@ -218,17 +219,17 @@ def product_three(
     weight_a,
     weight_b,
     weight_c,
-    CHUNKS: tl.constexpr,
+    K_BLOCKS: tl.constexpr,
     DTYPE: tl.constexpr,
     PRECISION: tl.constexpr,
     STAGE_ALL: tl.constexpr,
 ):
     """The products of one vector with three weights."""
-    chunks = unpacked(vector, 0, CHUNKS, DTYPE, STAGE_ALL)
+    chunks = unpacked(vector, 0, K_BLOCKS, DTYPE, STAGE_ALL)
     a = zero
     b = zero
     c = zero
-    for i in tl.static_range(CHUNKS):
+    for i in tl.static_range(K_BLOCKS):
         x = chunks[i] if STAGE_ALL else unpack(chunks[i], DTYPE)
         a = tl.dot(x, weight_a[i], a, input_precision=PRECISION)
         b = tl.dot(x, weight_b[i], b, input_precision=PRECISION)
@@ -261,46 +262,52 @@ def add_three(a0, a1, a2, b0, b1, b2):
 
 
 @triton.jit
-def flat(acc, ROWS: tl.constexpr, COLS: tl.constexpr, SPLIT: tl.constexpr):
-    """[SPLIT, ROWS, COLS] -> [SPLIT, ROWS * COLS], the shape `owned` pairs with."""
-    return tl.reshape(acc, [SPLIT, ROWS * COLS])
+def flat(acc, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SPLIT_K: tl.constexpr):
+    """[SPLIT_K, BLOCK_M, BLOCK_N] -> [SPLIT_K, BLOCK_M * BLOCK_N], the shape `owned` pairs with."""
+    return tl.reshape(acc, [SPLIT_K, BLOCK_M * BLOCK_N])
 
 
 @triton.jit
-def total(acc, ROWS: tl.constexpr, COLS: tl.constexpr, SPLIT: tl.constexpr):
+def total(acc, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SPLIT_K: tl.constexpr):
     """One accumulator summed over the warps, in the shape of `owned`."""
-    if SPLIT > 1:
-        return tl.reduce(flat(acc, ROWS, COLS, SPLIT), 0, add_one)
+    if SPLIT_K > 1:
+        return tl.reduce(flat(acc, BLOCK_M, BLOCK_N, SPLIT_K), 0, add_one)
     else:
         return acc
 
 
 @triton.jit
 def total_two(
-    a, b, ROWS: tl.constexpr, COLS: tl.constexpr, SPLIT: tl.constexpr, MERGE: tl.constexpr
+    a, b, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SPLIT_K: tl.constexpr, MERGE: tl.constexpr
 ):
     """Two accumulators summed over the warps, in one reduction if MERGE.
 
     That saves barriers, but takes shared memory for both at once.
     """
-    if MERGE and SPLIT > 1:
-        a = flat(a, ROWS, COLS, SPLIT)
-        b = flat(b, ROWS, COLS, SPLIT)
+    if MERGE and SPLIT_K > 1:
+        a = flat(a, BLOCK_M, BLOCK_N, SPLIT_K)
+        b = flat(b, BLOCK_M, BLOCK_N, SPLIT_K)
         return tl.reduce((a, b), 0, add_two)
     else:
-        return total(a, ROWS, COLS, SPLIT), total(b, ROWS, COLS, SPLIT)
+        return total(a, BLOCK_M, BLOCK_N, SPLIT_K), total(b, BLOCK_M, BLOCK_N, SPLIT_K)
 
 
 @triton.jit
 def total_three(
-    a, b, c, ROWS: tl.constexpr, COLS: tl.constexpr, SPLIT: tl.constexpr, MERGE: tl.constexpr
+    a,
+    b,
+    c,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    SPLIT_K: tl.constexpr,
+    MERGE: tl.constexpr,
 ):
     """Three accumulators summed over the warps; MERGE as in `total_two`."""
-    if MERGE and SPLIT > 1:
-        a = flat(a, ROWS, COLS, SPLIT)
-        b = flat(b, ROWS, COLS, SPLIT)
-        c = flat(c, ROWS, COLS, SPLIT)
+    if MERGE and SPLIT_K > 1:
+        a = flat(a, BLOCK_M, BLOCK_N, SPLIT_K)
+        b = flat(b, BLOCK_M, BLOCK_N, SPLIT_K)
+        c = flat(c, BLOCK_M, BLOCK_N, SPLIT_K)
         return tl.reduce((a, b, c), 0, add_three)
     else:
-        a = total(a, ROWS, COLS, SPLIT)
-        return a, total(b, ROWS, COLS, SPLIT), total(c, ROWS, COLS, SPLIT)
+        a = total(a, BLOCK_M, BLOCK_N, SPLIT_K)
+        return a, total(b, BLOCK_M, BLOCK_N, SPLIT_K), total(c, BLOCK_M, BLOCK_N, SPLIT_K)

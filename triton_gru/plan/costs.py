@@ -2,12 +2,13 @@
 
 A program keeps its slice of W_hh on chip for all steps, so a step of it costs
 
-    floor = exchanges * latency + max(weight bytes / (128 B / clock), exchanged bytes / L2 rate)
+    lower_bound = (exchanges * latency
+                   + max(weight bytes / (128 B / clock), exchanged bytes / L2 rate))
 
 where `weight bytes` are those of one program's slice in shared memory, read once a step, and
-`exchanged bytes` what all programs together read of each other's results. What the floor leaves
-out and the choice between plans must see (matrix instructions on tiles padded to 16 x 8, staging
-of the vector, partial sums of the warps) is in `estimate_us`. Neither is a measurement.
+`exchanged bytes` what all programs together read of each other's results. What the lower bound
+leaves out and the choice between plans must see (matrix instructions on tiles padded to 16 x 8,
+staging of the vector, partial sums of the warps) is in `estimate_us`. Neither is a measurement.
 """
 
 from triton_gru.plan.devices import Device
@@ -32,32 +33,33 @@ def priced(problem: Problem, device: Device, held: int = 0, **plan) -> Plan:
     """Completes a plan by what it costs; `held` bytes of its weights are in registers."""
     forward = problem.direction == "forward"
     element = ELEMENT_BYTES[problem.dtype]
-    rows, columns = plan["rows"], plan["columns"]
-    span = plan["chunk"] * (plan["chunks"] - 1) + plan["tail"]
+    block_m, block_n = plan["block_m"], plan["block_n"]
+    span = plan["block_k"] * (plan["k_blocks"] - 1) + plan["tail"]
     programs = plan["group"] * min(plan["groups"], plan["groups_a_launch"])
     vectors = 3 if not forward else (1 if problem.reset_after else 2)
     exchanged = exchanges = 0
     if plan["kernel"] == "group":
-        exchanged = programs * rows * padded_size(problem.hidden) * element * vectors
+        exchanged = programs * block_m * padded_size(problem.hidden) * element * vectors
         exchanges = 1 if problem.reset_after else 2
 
     clocks_us = device.clock_mhz
     weights = (plan["weight_bytes"] - held) / SHARED_BYTES_PER_CLOCK
     over_l2 = exchanged / device.l2_bytes_per_clock
-    floor = exchanges * EXCHANGE_LATENCY_US + max(weights, over_l2) / clocks_us
+    lower_bound = exchanges * EXCHANGE_LATENCY_US + max(weights, over_l2) / clocks_us
 
-    # Beyond the floor: the vector is written to shared memory and read from it again; the warps'
-    # partial sums likewise; the matrix units see whole 16 x 8 tiles, float32 at half the rate.
-    multiplied = 3 * rows * columns * span
+    # Beyond the lower bound: the vector is written to shared memory and read from it again; the
+    # warps' partial sums likewise; the matrix units see whole 16 x 8 tiles, float32 at half the
+    # rate.
+    multiplied = 3 * block_m * block_n * span
     if problem.dtype == "float32" and not problem.tensor_cores:
         arithmetic = multiplied / 128
     else:
         rate = MATRIX_RATE.get(device.capability, 1024) * (0.5 if element == 4 else 1)
         arithmetic = multiplied / rate
-    staged = 2 * rows * span * element * vectors / SHARED_BYTES_PER_CLOCK
+    staged = 2 * block_m * span * element * vectors / SHARED_BYTES_PER_CLOCK
     sums = 3 if forward else (1 if problem.reset_after else 2)
-    summed = 2 * sums * plan["split"] * rows * columns * 4 / SHARED_BYTES_PER_CLOCK
-    if plan["split"] == 1:
+    summed = 2 * sums * plan["split_k"] * block_m * block_n * 4 / SHARED_BYTES_PER_CLOCK
+    if plan["split_k"] == 1:
         summed = 0
     latency = exchanges * (EXCHANGE_LATENCY_US + (COUNTER_EXTRA_US if _counts(plan) else 0))
     if plan["by_block"]:
@@ -71,7 +73,7 @@ def priced(problem: Problem, device: Device, held: int = 0, **plan) -> Plan:
         **plan,
         direction=problem.direction,
         exchanged_bytes=exchanged,
-        floor_us=waves * floor,
+        lower_bound_us=waves * lower_bound,
         estimate_us=waves * (latency + busy / clocks_us),
     )
 

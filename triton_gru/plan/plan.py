@@ -48,13 +48,13 @@ class Plan:
     Attributes:
         kernel: "single" or "group".
         direction: "forward" or "backward".
-        rows: batch rows a program.
-        columns: columns of the state a program.
-        chunk: columns of the vector that one piece of the resident weights spans.
-        chunks: how many such pieces.
-        tail: columns of the last piece; as many as `chunk` or fewer.
+        block_m: batch rows per program.
+        block_n: columns of the state per program.
+        block_k: columns of the vector that one piece of the resident weights spans.
+        k_blocks: how many such pieces.
+        tail: columns of the last piece; as many as `block_k` or fewer.
         in_registers: how many of the last pieces stay in registers, not in shared memory.
-        split: parts into which warps split a chunk; 1 where they split the columns instead.
+        split_k: parts into which warps split such a piece; 1 where they split the columns instead.
         warps: warps a program.
         group: programs that share the columns of one batch tile.
         groups: batch tiles x directions.
@@ -67,19 +67,19 @@ class Plan:
         weight_bytes: of one program's slice.
         shared_bytes: estimate of what the compiler allocates.
         exchanged_bytes: read from L2 a step by all programs of a launch.
-        floor_us: a step cannot be shorter, see costs.py.
+        lower_bound_us: a step cannot be shorter, see costs.py.
         estimate_us: with everything counted; what plans are compared by.
     """
 
     kernel: str
     direction: str
-    rows: int
-    columns: int
-    chunk: int
-    chunks: int
+    block_m: int
+    block_n: int
+    block_k: int
+    k_blocks: int
     tail: int
     in_registers: int
-    split: int
+    split_k: int
     warps: int
     group: int
     groups: int
@@ -92,36 +92,36 @@ class Plan:
     weight_bytes: int
     shared_bytes: int
     exchanged_bytes: int
-    floor_us: float
+    lower_bound_us: float
     estimate_us: float
 
     @property
     def span(self) -> int:
         """Columns of the vector that the pieces cover together: hidden_size and what is padded."""
-        return self.chunk * (self.chunks - 1) + self.tail
+        return self.block_k * (self.k_blocks - 1) + self.tail
 
     @property
     def shared_weight_bytes(self) -> int:
         """Of one program's slice, what lies in shared memory and is read from it every step."""
         if not self.in_registers:
             return self.weight_bytes
-        held = self.chunk * (self.in_registers - 1) + self.tail
+        held = self.block_k * (self.in_registers - 1) + self.tail
         return self.weight_bytes * (self.span - held) // self.span
 
     def describe(self) -> str:
         """The plan in words, as the end of a sentence."""
         if self.kernel == "single":
             shape = (
-                f"{self.groups} independent programs, each with all of W_hh for {self.rows} rows"
+                f"{self.groups} independent programs, each with all of W_hh for {self.block_m} rows"
             )
         else:
             launches = f" in {self.launches} launches" if self.launches > 1 else ""
             shape = (
                 f"{self.groups} groups{launches} of {self.group} programs, each with "
-                f"{self.columns} columns of W_hh for {self.rows} rows, exchanging the state by "
+                f"{self.block_n} columns of W_hh for {self.block_m} rows, exchanging the state by "
                 f"{self.protocol}"
             )
-        return f"{shape}; at least {self.floor_us:.2f} us a step by arithmetic"
+        return f"{shape}; at least {self.lower_bound_us:.2f} us a step by arithmetic"
 
 
 def padded_size(hidden: int) -> int:
@@ -133,9 +133,9 @@ def padded_size(hidden: int) -> int:
 class StepTiles:
     """How `kernels/step.py` is launched; the same for every shape."""
 
-    rows: int
-    columns: int
-    chunk: int
+    block_m: int
+    block_n: int
+    block_k: int
     warps: int
     stages: int
 
@@ -143,5 +143,5 @@ class StepTiles:
 def step_tiles(dtype: str) -> StepTiles:
     """Narrow columns: at hidden_size 512 already 32 programs share the reading of W_hh."""
     if dtype == "float32":
-        return StepTiles(rows=16, columns=16, chunk=64, warps=4, stages=3)
-    return StepTiles(rows=16, columns=16, chunk=128, warps=4, stages=3)
+        return StepTiles(block_m=16, block_n=16, block_k=64, warps=4, stages=3)
+    return StepTiles(block_m=16, block_n=16, block_k=128, warps=4, stages=3)

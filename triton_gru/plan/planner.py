@@ -36,11 +36,11 @@ def all_plans(problem: Problem, device: Device) -> tuple[Plan, ...]:
     """Every plan that fits, best first."""
     if problem.dtype not in ELEMENT_BYTES or problem.batch < 1 or problem.hidden < 1:
         return ()
-    plans = [_single(problem, device, rows) for rows in (16, 32)]
+    plans = [_single(problem, device, block_m) for block_m in (16, 32)]
     plans += [
-        _group(problem, device, rows, columns, warps, protocol, by_block)
-        for rows in (16, 32)
-        for columns in (16, 32, 64)
+        _group(problem, device, block_m, block_n, warps, protocol, by_block)
+        for block_m in (16, 32)
+        for block_n in (16, 32, 64)
         for warps in (4, 8)
         for protocol, by_block in _exchanges(problem.direction)
     ]
@@ -133,32 +133,32 @@ SPARED_BEFORE_90 = 1
 BACKWARD_LOAD_WITH_WEIGHTS_BEFORE_90 = 99
 
 
-def _single(problem: Problem, device: Device, rows: int) -> Plan | None:
+def _single(problem: Problem, device: Device, block_m: int) -> Plan | None:
     size = padded_size(problem.hidden)
-    columns = max(16, 1 << (size - 1).bit_length())
+    block_n = max(16, 1 << (size - 1).bit_length())
     element = ELEMENT_BYTES[problem.dtype]
-    warps = 8 if columns >= 128 else 4
+    warps = 8 if block_n >= 128 else 4
     sums = 3 if problem.direction == "forward" else 1
-    if sums * rows * columns / (32 * warps) > 64:
+    if sums * block_m * block_n / (32 * warps) > 64:
         return None
-    weight = 3 * columns * columns * element
-    shared = weight + rows * columns * (
+    weight = 3 * block_n * block_n * element
+    shared = weight + block_m * block_n * (
         element + (8 + element if problem.direction == "backward" else 0)
     )
     if shared > device.shared_bytes:
         return None
-    groups = problem.directions * -(-problem.batch // rows)
+    groups = problem.directions * -(-problem.batch // block_m)
     return priced(
         problem,
         device,
         kernel="single",
-        rows=rows,
-        columns=columns,
-        chunk=columns,
-        chunks=1,
-        tail=columns,
+        block_m=block_m,
+        block_n=block_n,
+        block_k=block_n,
+        k_blocks=1,
+        tail=block_n,
         in_registers=0,
-        split=1,
+        split_k=1,
         warps=warps,
         group=1,
         groups=groups,
@@ -176,32 +176,34 @@ def _single(problem: Problem, device: Device, rows: int) -> Plan | None:
 def _group(
     problem: Problem,
     device: Device,
-    rows: int,
-    columns: int,
+    block_m: int,
+    block_n: int,
     warps: int,
     protocol: str,
     by_block: bool,
 ) -> Plan | None:
     size = padded_size(problem.hidden)
     element = ELEMENT_BYTES[problem.dtype]
-    group = -(-size // columns)
+    group = -(-size // block_n)
     if group == 1 or group > device.resident_programs:
         return None
     forward = problem.direction == "forward"
     sums = 3 if forward else 1
-    sum_bytes = warps * rows * columns * 4
+    sum_bytes = warps * block_m * block_n * 4
     merged = (3 if problem.reset_after else 2) if forward else 1
     vectors = 1 if forward or by_block else (3 if problem.reset_after else 2)
 
     for in_registers in range(1 + device.most_in_registers):
-        chunk, chunks, tail = _chunks(size, warps, element, (64,) if in_registers else (64, 128))
-        span = chunk * (chunks - 1) + tail
-        weight = 3 * columns * span * element
-        held = 3 * columns * (chunk * (in_registers - 1) + tail) * element if in_registers else 0
+        block_k, k_blocks, tail = _chunks(
+            size, warps, element, (64,) if in_registers else (64, 128)
+        )
+        span = block_k * (k_blocks - 1) + tail
+        weight = 3 * block_n * span * element
+        held = 3 * block_n * (block_k * (in_registers - 1) + tail) * element if in_registers else 0
         # In order of preference: all chunks staged at once and all sums merged, else less of
         # either.
         for stage_all, merge in ((True, True), (True, False), (False, False)):
-            staging = rows * element * (span if stage_all else chunk)
+            staging = block_m * element * (span if stage_all else block_k)
             shared = weight - held + max(staging, sum_bytes * (merged if merge else 1))
             if shared <= device.shared_bytes:
                 break
@@ -212,11 +214,11 @@ def _group(
         return None
 
     # Registers: see REGISTER_LOAD.
-    vector = vectors * rows * span * element / 4 / (32 * warps)
-    load = vector + 1.5 * sums * rows * columns / 32
+    vector = vectors * block_m * span * element / 4 / (32 * warps)
+    load = vector + 1.5 * sums * block_m * block_n / 32
     if in_registers:
         # The operand is found in registers only as tile.py loads it, and only by matrix units.
-        if columns != 16 or not (element == 2 or problem.tensor_cores):
+        if block_n != 16 or not (element == 2 or problem.tensor_cores):
             return None
         load += held / 4 / (32 * warps)
         limit = REGISTER_LOAD_WITH_WEIGHTS.get((problem.direction, protocol, by_block), 0)
@@ -235,19 +237,19 @@ def _group(
     if load > limit:
         return None
 
-    groups = problem.directions * -(-problem.batch // rows)
+    groups = problem.directions * -(-problem.batch // block_m)
     groups_a_launch = min(groups, device.resident_programs // group)
     return priced(
         problem,
         device,
         kernel="group",
-        rows=rows,
-        columns=columns,
-        chunk=chunk,
-        chunks=chunks,
+        block_m=block_m,
+        block_n=block_n,
+        block_k=block_k,
+        k_blocks=k_blocks,
         tail=tail,
         in_registers=in_registers,
-        split=warps,
+        split_k=warps,
         warps=warps,
         group=group,
         groups=groups,
@@ -277,10 +279,10 @@ def _chunks(size: int, warps: int, element: int, parts: tuple[int, ...]) -> tupl
     widths = [width for width in widths if width * element <= 512] or widths[:1]
     found = []
     for width in widths:
-        chunks = -(-size // width)
-        left = size - width * (chunks - 1)
+        k_blocks = -(-size // width)
+        left = size - width * (k_blocks - 1)
         tail = width
-        while chunks > 1 and tail // 2 >= max(left, MATRIX_DEPTH * warps):
+        while k_blocks > 1 and tail // 2 >= max(left, MATRIX_DEPTH * warps):
             tail //= 2
-        found.append((width, chunks, tail))
+        found.append((width, k_blocks, tail))
     return min(found, key=lambda c: (c[0] * (c[1] - 1) + c[2], c[1]))

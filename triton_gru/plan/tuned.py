@@ -18,7 +18,8 @@ from triton_gru.plan.planner import all_plans, best_plan
 log = logging.getLogger(__name__)
 
 # What tells one plan for a shape from another; the rest of a plan follows from these.
-CHOICE = ("kernel", "rows", "columns", "warps", "protocol", "by_block")
+# plans.json holds their values in this order and no names, so a field may be renamed.
+CHOICE = ("kernel", "block_m", "block_n", "warps", "protocol", "by_block")
 
 
 def planned(problem: Problem, device: Device) -> Plan:
