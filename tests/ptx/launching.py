@@ -26,21 +26,20 @@ def program_of(ptx: str) -> Program:
 
 
 @contextlib.contextmanager
-def emulated(arch: int = 90, *, mutate=None, **options):
+def emulated(arch: int = 90, *, instead=None, **options):
     """Launches run in the machine; yields the list of `Launch` that grows with them.
 
     Args:
         arch: compute capability to compile for, as 80 or 90.
-        mutate: `mutate(name of the kernel, ptx) -> ptx` to run instead.
-        options: of `machine.Launch`: seed, weak, apart, counting.
+        instead: a Program to run in the place of every kernel's own.
+        options: of `machine.Launch`: seed, weak, apart, counting, limit.
     """
     launches = []
 
     def launch(metadata, ptx, grid, arguments):
         name = compiling.kernel_name(ptx)
-        if mutate is not None:
-            ptx = mutate(name, ptx)
-        launches.append(_run(program_of(ptx), name, metadata, grid, arguments, options))
+        program = instead or program_of(ptx)
+        launches.append(_run(program, name, metadata, grid, arguments, options))
         launches[-1].ptx = ptx
 
     deterministic = torch.are_deterministic_algorithms_enabled()

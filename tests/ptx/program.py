@@ -86,12 +86,15 @@ class Program:
             raise Unsupported("a kernel that does not end with ret")
         return segments
 
-    @staticmethod
-    def _compile(number, segment, emitter):
+    def lines(self, emitter, i) -> list[str]:
+        """What an instruction is in Python."""
+        return emitter.emit(i)
+
+    def _compile(self, number, segment, emitter):
         text, segment.lines = ["def segment(R, W):"], []
         for i in segment.instructions:
             try:
-                new = emitter.emit(i)
+                new = self.lines(emitter, i)
             except Unsupported as error:
                 raise Unsupported(f"{error} in {i!r}") from error
             except (ValueError, KeyError, IndexError, AttributeError, TypeError) as error:

@@ -21,6 +21,10 @@ class SharedMemory:
         self._read_by = np.full((warps, size // granule), -1, np.int32)
         self._copies, self._commits = [], np.zeros(32 * warps, np.int64)
 
+    def marks(self):
+        """The arrays that tell who touched what."""
+        return self._written, self._read, self._written_by, self._read_by
+
     def _granules(self, at, total):
         return at[:, None] // self.granule + np.arange(total // self.granule)
 

@@ -1,23 +1,53 @@
-"""Why a mutant may survive: each reason in one line, and how it is told from the mutant itself."""
+"""Why a mutant survives, in one line each, by checks that can fail.
 
-import dataclasses
+A change has no effect where it is in dead code, where every value is the same with it, where
+nobody reads the values that differ, or where those are multiplied by zero. The last two are shown
+by a `Probe`: the kernel as it is, but with random bits, or random finite numbers, in the place of
+what the mutant would have changed, whose results are the kernel's to the bit. What is left is
+looked up in LISTED.
+"""
+
 import re
 
+import numpy as np
 import torch
 
+from tests.ptx.errors import PtxError
+from tests.ptx.execution import NOTHING
+from tests.ptx.parsing import Parser
+from tests.ptx.program import Program
+from triton_gru.kernels.launch import KernelTimeout
+
 EFFECT = ("st", "bra", "ret", "bar", "red", "atom", "cp", "stmatrix", "fence", "exit")
-REASONS = {
-    "barrier": "another barrier stands between the same accesses, or their bytes are not shared",
+NO_EFFECT = {
     "dead": "no instruction with an effect reads what it writes",
-    "first look": "a poll looks again, past L1, for what a first look misses",
-    "order": "a load that an acquire orders finds L1 empty: .cg spares it the look",
-    "idle": "no thread takes part in this problem: without the instruction all is as before",
-    "repeated": "threads that hold copies store the same value again, to the same place",
-    "guarded": "what is loaded or computed besides is masked, or multiplied by zero, later on",
-    "same value": "every value that this problem yields here is the same with the change",
-    "poll bound": "the bound or the count of looks: a healthy run never gets there",
-    "rounding": "the results move by less than the rounding of 16-bit results allows",
+    "same": "every value that it computes, loads or stores is the same with the change",
+    "unread": "random bits in the place of what differs change no bit of the results",
+    "times zero": "random finite numbers in the place of what differs change no bit of the results",
 }
+# (kinds of mutants, pattern of the instruction, reason): survivors that have an effect.
+LISTED = [
+    (("order",), r"ld\.volatile\.global", "a poll looks again, past L1, for what it misses"),
+]
+
+
+def reason(target, mutant) -> str | None:
+    """A key of NO_EFFECT, a reason of LISTED, or None."""
+    if mutant.kind not in ("barrier", "order"):
+        if mutant.instruction.at not in live(target.program):
+            return "dead"
+        found = effect(target, mutant)
+        if found:
+            return found
+    text = repr(mutant.instruction)
+    for kinds, pattern, why in LISTED:
+        if mutant.kind in kinds and re.search(pattern, text):
+            return why
+    return None
+
+
+def registers(text) -> list[str]:
+    return re.findall(r"%[a-z]\w*?\d+\b", text)
 
 
 def live(program) -> set[int]:
@@ -25,9 +55,9 @@ def live(program) -> set[int]:
     writers, reads = {}, {}
     for i in program.instructions:
         effect = i.base in EFFECT and i.base != "atom"
-        out = [] if effect else re.findall(r"%\w*?\d+\b", i.operands[0]) if i.operands else []
+        out = [] if effect else registers(i.operands[0]) if i.operands else []
         inputs = i.operands if effect else i.operands[1:]
-        reads[i.at] = re.findall(r"%\w*?\d+\b", " ".join(inputs))
+        reads[i.at] = registers(" ".join(inputs))
         if i.guard:
             reads[i.at] += [i.guard.lstrip("!"), *out]
         for name in out:
@@ -42,36 +72,99 @@ def live(program) -> set[int]:
     return alive
 
 
-def reason(target, mutant) -> str | None:
-    """The key in REASONS that fits a survivor, or None."""
-    i = mutant.instruction
-    if mutant.kind == "barrier":
-        return "barrier"
-    if i.at not in live(target.program):
-        return "dead"
-    program = target.program
-    polls = {x.at for n in program.polls for x in program.segments[n].instructions}
-    if mutant.kind == "order":
-        if "volatile" in i.parts and i.at not in polls:
-            return "first look"
-        if "cg" in i.parts:
-            return "order"
-        return "idle" if same_results(target, dataclasses.replace(mutant, text="")) else None
-    if not same_results(target, mutant):
-        return "rounding"
-    if i.at in polls:
-        return "poll bound"
-    if i.guard or mutant.kind == "predicate":
-        return "repeated" if i.base in ("st", "atom") else "guarded"
-    return "same value"
+def effect(target, mutant) -> str | None:
+    """A key of NO_EFFECT, or None where what is random shows or the machine cannot tell."""
+    if mutant.instruction.base in ("bra", "ret", "bar", "cp", "fence"):
+        return None
+    for finite in (False, True):
+        probe = Probe(target, mutant, finite)
+        if all(unchanged(target, probe, problem) for problem in range(len(target.problems))):
+            return ("times zero" if finite else "unread") if probe.differs else "same"
+    return None
 
 
-def same_results(target, mutant) -> bool:
-    """Whether the mutant's results are those of the kernel, to the bit."""
-    lines = target.ptx.splitlines()
-    lines[mutant.line - 1] = mutant.text
-    results = (target.results(text, 0) for text in (None, "\n".join(lines)))
-    return all(
-        torch.equal(a.nan_to_num(3), b.nan_to_num(3))
-        for a, b in zip(*(r.values() for r in results), strict=True)
-    )
+def unchanged(target, probe, problem) -> bool:
+    """Whether the results are the kernel's own to the bit."""
+    try:
+        results = target.results(probe, 0, problem, weak=False)
+    except (PtxError, KernelTimeout):
+        return False
+    return equal(target.own(problem), results)
+
+
+def equal(a, b) -> bool:
+    """Whether results are equal to the bit, in the elements that are no NaN."""
+    return all(torch.equal(a[name].nan_to_num(3), b[name].nan_to_num(3)) for name in a)
+
+
+class Probe(Program):
+    """A kernel with random values where the results of a mutant's instruction differ from its own.
+
+    Values are any bits, or finite numbers: as float16 from 0.6 to 4, as float32 from 1e-4 to 128.
+
+    Attributes:
+        differs: whether any did.
+    """
+
+    def __init__(self, target, mutant, finite):
+        self._at, self._finite, self.differs = mutant.instruction.at, finite, False
+        self._random = np.random.default_rng(mutant.line)
+        changed = Parser(target.text(mutant)).instructions
+        self._new = [i for i in changed if i.line == mutant.line]
+        super().__init__(target.ptx)
+
+    def lines(self, emitter, i):
+        if i.at != self._at:
+            return super().lines(emitter, i)
+        emitter.namespace["PROBE"] = self
+        own = emitter.emit(i)
+        new = [line for j in self._new for line in emitter.emit(j)]
+        written = [] if i.base in ("st", "stmatrix", "red") else registers(i.operands[0])
+        places = {emitter.index[name]: emitter.kind_of(name) for name in written}
+        return [
+            *(f"before = PROBE.state(R, W, {list(places)})", *own),
+            *(f"own = PROBE.state(R, W, {list(places)})", f"PROBE.restore(R, W, before)", *new),
+            f"PROBE.mix(R, W, own, {places})",
+        ]
+
+    @staticmethod
+    def state(R, W, places):
+        """Copies of the registers at these places and of all memory."""
+        return {place: R[place] for place in places}, [m.copy() for m in _memories(W)]
+
+    @staticmethod
+    def restore(R, W, state):
+        for place, held in state[0].items():
+            R[place] = held
+        for memory, held in zip(_memories(W), state[1], strict=True):
+            memory[...] = held
+
+    def mix(self, R, W, own, kinds):
+        """The instruction's own results, random where they differ from those in place."""
+        mutants = self.state(R, W, kinds)
+        self.restore(R, W, own)
+        for place, kind in kinds.items():
+            a, b = own[0][place], mutants[0][place]
+            a = np.broadcast_to(a, W.N)
+            differs = np.ones(W.N, bool) if b is NOTHING else a != b
+            R[place] = np.where(differs, self._bits(W.N, kind), a)
+            self.differs |= bool(differs.any())
+        for memory, a, b in zip(_memories(W)[:2], own[1], mutants[1], strict=False):
+            differs = np.flatnonzero(a != b)
+            memory[differs] = self._bits(len(memory), "u1")[differs]
+            self.differs |= bool(len(differs))
+
+    def _bits(self, count, kind):
+        if kind == "?":
+            return self._random.random(count) < 0.5
+        bytes_ = int(kind[1]) * count
+        bits = self._random.integers(0, 256, bytes_ + bytes_ % 2, np.uint8)
+        if self._finite:  # the high byte of each half: a sign and some of the exponent
+            bits[1::2] = bits[1::2] & 0x80 | self._random.integers(0x39, 0x43, len(bits) // 2)
+        return bits[:bytes_].view(f"u{kind[1]}")
+
+
+def _memories(W):
+    """Bytes of shared and of global memory, and what tells races in the former."""
+    shared = W.shared
+    return [shared.bytes, W.memory.bytes, *shared.marks()]
