@@ -64,7 +64,7 @@ class Case:
         try:
             for outcome in self.outcomes():
                 runs += 1
-                largest = max(largest, *outcome.errors.values()) / outcome.tolerance
+                largest = max(largest, max(outcome.errors.values()) / outcome.tolerance)
                 if outcome.wrong():
                     return f"run {runs}: above {outcome.tolerance}: {outcome.wrong()}", None, runs
         except Exception as error:  # whatever it is, the case is named with it

@@ -198,6 +198,7 @@ class Launch:
                 for instance in self._instances:
                     instance.view.flush()
                     self.executed += instance.executed
+                self._instances = []  # what they saw of memory is large, and refers back to this
         return self
 
     def drain(self):

@@ -123,7 +123,7 @@ class Probe(Program):
         places = {emitter.index[name]: emitter.kind_of(name) for name in written}
         return [
             *(f"before = PROBE.state(R, W, {list(places)})", *own),
-            *(f"own = PROBE.state(R, W, {list(places)})", f"PROBE.restore(R, W, before)", *new),
+            *(f"own = PROBE.state(R, W, {list(places)})", "PROBE.restore(R, W, before)", *new),
             f"PROBE.mix(R, W, own, {places})",
         ]
 
