@@ -1,7 +1,7 @@
 """Backends of the GRU in a whole training: tokens per second, and the loss against wall time.
 
     triton-gru-train -m experiment=char_best trainer.precision=bf16-mixed trainer.max_steps=2000 \
-        trainer.max_time=null model.core.backend=torch,triton seed=1,2,3
+        trainer.max_time=null model.layer_type.backend=torch,triton seed=1,2,3
     python -m benchmarks.compare_backends multirun/<date> --out FOLDER
 
 Writes training.json and training.png to FOLDER and prints a table. Backends round differently, so
@@ -20,6 +20,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from lightning_module.run_config import from_yaml
 from lightning_module.run_files import CONFIG, METRICS, SUMMARY, read_metrics
 
 FIRST = "torch"  # whom the others are compared with
@@ -36,8 +37,8 @@ def runs(folder: Path) -> list[dict[str, Any]]:
     found, settings = [], None
     for file in sorted(folder.glob(f"*/{SUMMARY}")):
         summary, run_dir = json.loads(file.read_text()), file.parent
-        config = OmegaConf.to_container(OmegaConf.load(run_dir / CONFIG))
-        run = {"backend": config["model"]["core"].pop("backend"), "seed": config.pop("seed")}
+        config = OmegaConf.to_container(from_yaml((run_dir / CONFIG).read_text("utf-8")))
+        run = {"backend": config["model"]["layer_type"].pop("backend"), "seed": config.pop("seed")}
         rest = json.dumps(config, sort_keys=True).replace(config["run_dir"], "")
         if settings not in (None, rest):
             raise ValueError(f"{run_dir} differs from the runs before it in more than the backend")

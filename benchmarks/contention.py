@@ -36,7 +36,7 @@ from lightning_module.model import SentencePredictor
 
 seconds = float(sys.argv[1])
 torch.manual_seed(0)
-model = SentencePredictor(65, core={"name": "gru"}, embedding_size=64, hidden_size=256)
+model = SentencePredictor(65, layer_type={"name": "gru"}, embedding_size=64, hidden_size=256)
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
 tokens = torch.randint(65, (65, 32))
 

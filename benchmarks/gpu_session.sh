@@ -114,7 +114,7 @@ training() {
   # Jobs one after the other, so that each has the device to itself.
   # shellcheck disable=SC2086 - settings are words
   timeout 560 "$python" -m lightning_module.train -m ${TRAINING:-$default} trainer.max_time=null \
-    model.core.backend="${BACKENDS:-torch,triton}" seed=1,2,3 hydra.sweep.dir="$sweep/jobs" 2>&1 |
+    model.layer_type.backend="${BACKENDS:-torch,triton}" seed=1,2,3 hydra.sweep.dir="$sweep/jobs" 2>&1 |
     tee "$out/training.txt"
   local code=${PIPESTATUS[0]}
   tail -n 30 "$sweep"/jobs/jobs/*.log >>"$out/training.txt"

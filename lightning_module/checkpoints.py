@@ -103,10 +103,11 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
         ) from error
     kept = checkpoint if isinstance(checkpoint, dict) else {}
     missing = {key for key in _NEEDED if not isinstance(kept.get(key), dict)}
-    if missing or "core" not in checkpoint["hyper_parameters"]:
+    # Earlier versions wrote core.
+    if missing or not {"layer_type", "core"} & checkpoint["hyper_parameters"].keys():
         raise CheckpointError(
             f"{path} is not a checkpoint of lightning_module.SentencePredictor: it lacks "
-            f"{', '.join(sorted(missing)) or 'the hyperparameter core'}"
+            f"{', '.join(sorted(missing)) or 'the hyperparameter layer_type'}"
         )
     return checkpoint
 

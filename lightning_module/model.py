@@ -1,6 +1,7 @@
 """The training task: predict the next token of running text with a recurrent layer."""
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -21,9 +22,9 @@ from lightning_module.errors import RunError
 from lightning_module.training_progress import budget_used
 from triton_gru import GRU
 
-# The recurrent layers by the name that `model/core=` takes. Looked up by name, never imported by a
-# path found in a checkpoint: loading a file of unknown origin must not run its author's code.
-CORES: dict[str, Callable[..., nn.Module]] = {
+# The recurrent layers by the name that `model/layer_type=` takes. Looked up by name, never imported
+# by a path found in a checkpoint: loading a file of unknown origin must not run its author's code.
+LAYER_TYPES: dict[str, Callable[..., nn.Module]] = {
     "gru": GRU,
     "gru_reset_before": lambda *args, **kwargs: GRU(*args, reset_after=False, **kwargs),
     "lstm": nn.LSTM,
@@ -59,7 +60,8 @@ class SentencePredictor(L.LightningModule):
 
     Args:
         vocab_size: number of tokens, V.
-        core: `name`, one of `CORES`, and keyword arguments of that layer (for the GRUs `backend`).
+        layer_type: `name`, one of `LAYER_TYPES`, and keyword arguments of that layer (for the GRUs
+            `backend`).
         embedding_size: size E of a token's vector; characters need little (64 serves 84
             characters).
         hidden_size: H.
@@ -72,6 +74,7 @@ class SentencePredictor(L.LightningModule):
             token into bits per character.
         optimizer: builds the optimizer from an iterable of parameters; needed only to train.
         schedule: factor on the learning rate for a share of the run that is done, see `schedules`.
+        core: former name of `layer_type`, which older checkpoints hold.
 
     Raises:
         ValueError: unknown layer, or a size or probability outside its range.
@@ -86,7 +89,7 @@ class SentencePredictor(L.LightningModule):
     def __init__(
         self,
         vocab_size: int,
-        core: Mapping[str, Any] | None = None,
+        layer_type: Mapping[str, Any] | None = None,
         embedding_size: int = 64,
         hidden_size: int = 256,
         num_layers: int = 1,
@@ -95,14 +98,21 @@ class SentencePredictor(L.LightningModule):
         chars_per_token: float = 1.0,
         optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None,
         schedule: Callable[[float], float] = lambda used: 1.0,
+        core: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        core = dict(core or {"name": "gru"})
-        self.save_hyperparameters(ignore=["optimizer", "schedule", "core"], logger=False)
-        self.save_hyperparameters({"core": dict(core)}, logger=False)
-        name = core.pop("name", None)
-        if name not in CORES:
-            raise ValueError(f"model.core.name must be one of {', '.join(CORES)}; got {name!r}")
+        if core is not None:
+            warnings.warn("core is called layer_type now", FutureWarning, stacklevel=2)
+        layer = dict(layer_type or core or {"name": "gru"})
+        self.save_hyperparameters(
+            ignore=["optimizer", "schedule", "layer_type", "core"], logger=False
+        )
+        self.save_hyperparameters({"layer_type": dict(layer)}, logger=False)
+        name = layer.pop("name", None)
+        if name not in LAYER_TYPES:
+            raise ValueError(
+                f"model.layer_type.name must be one of {', '.join(LAYER_TYPES)}; got {name!r}"
+            )
         for what, value in {
             "vocab_size": vocab_size,
             "embedding_size": embedding_size,
@@ -118,8 +128,9 @@ class SentencePredictor(L.LightningModule):
 
         self.embedding = nn.Embedding(vocab_size, embedding_size)
         between_layers = dropout if num_layers > 1 else 0.0
-        self.core = CORES[name](
-            embedding_size, hidden_size, num_layers=num_layers, dropout=between_layers, **core
+        # Not renamed: the names of the weights in checkpoints begin with it.
+        self.core = LAYER_TYPES[name](
+            embedding_size, hidden_size, num_layers=num_layers, dropout=between_layers, **layer
         )
         self.dropout = LockedDropout(dropout)
         self.to_embedding = (
@@ -152,7 +163,7 @@ class SentencePredictor(L.LightningModule):
         own = self.output if not self.hparams.tie_weights else None
         parts = {
             "embedding": self.embedding,
-            f"{self.hparams.num_layers} x {self.hparams.core['name']}": self.core,
+            f"{self.hparams.num_layers} x {self.hparams.layer_type['name']}": self.core,
             "projection": self.to_embedding,
             "output": own,
         }
@@ -168,7 +179,7 @@ class SentencePredictor(L.LightningModule):
 
     @property
     def takes_resets(self) -> bool:
-        """Whether the core can be reset inside a row, as `data.batching=packed` needs."""
+        """Whether the layer can be reset inside a row, as `data.batching=packed` needs."""
         return isinstance(self.core, GRU)
 
     def forward(

@@ -185,7 +185,7 @@ def _check(
     if data.batching == "packed" and not model.takes_resets:
         raise RunError(
             "data.batching=packed needs a layer that can be reset inside a row: "
-            f"model/core=gru or gru_reset_before, not {model.hparams.core['name']}. "
+            f"model/layer_type=gru or gru_reset_before, not {model.hparams.layer_type['name']}. "
             "With this one set data.batching=stream"
         )
     if saved:

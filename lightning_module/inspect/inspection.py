@@ -29,7 +29,7 @@ class Inspection:
     """One layer of a GRU over a text of T tokens, with H units.
 
     Attributes:
-        core: Name of the recurrent core, see `predictor.CORES`.
+        layer_type: Name of the recurrent layer, see `model.LAYER_TYPES`.
         layer: Which layer, 1 the one that reads the tokens.
         layers: How many there are.
         ids: The tokens.
@@ -43,7 +43,7 @@ class Inspection:
             given; None for the first, which nothing predicts.
     """
 
-    core: str
+    layer_type: str
     layer: int
     layers: int
     ids: list[int]
@@ -111,12 +111,13 @@ def check_core(model: SentencePredictor) -> None:
     """Refuses a model without a GRU's gates.
 
     Raises:
-        InspectionError: The core is no GRU.
+        InspectionError: The layers are no GRU.
     """
     if not isinstance(model.core, GRU):
         raise InspectionError(
-            f"the model's core is {model.hparams.core['name']!r}, which has no update and reset "
-            "gates to show; train one with model/core=gru or model/core=gru_reset_before"
+            f"the model's layer type is {model.hparams.layer_type['name']!r}, which has no update "
+            "and reset gates to show; train one with model/layer_type=gru or "
+            "model/layer_type=gru_reset_before"
         )
 
 
@@ -127,14 +128,14 @@ def inspect_text(
     """Read a text as `generation.next_tokens` reads a prompt, and keep what goes on inside.
 
     Args:
-        model: in evaluation mode, with a GRU core.
+        model: in evaluation mode, with GRU layers.
         tokenizer: the one that the model was trained with.
         text: at most `MAX_TOKENS` tokens; empty for the beginning of a document.
         layer: which layer's gates, from 1.
         k: how many of the likeliest next tokens.
 
     Raises:
-        InspectionError: the core is no GRU, there is no such layer, or the text is too long.
+        InspectionError: the layers are no GRU, there is no such layer, or the text is too long.
         DataError: the text holds characters that the tokenizer does not know.
     """
     check_core(model)
@@ -156,7 +157,7 @@ def inspect_text(
     trace = model.core.trace(model.embedding(tokens))
     r, z, n, h = (tensor[layer - 1, 0, :, 0].cpu() for tensor in trace)
     return Inspection(
-        core=model.hparams.core["name"],
+        layer_type=model.hparams.layer_type["name"],
         layer=layer,
         layers=layers,
         ids=ids,

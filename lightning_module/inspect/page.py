@@ -40,7 +40,7 @@ def page_data(inspection: Inspection, checkpoint: str) -> dict[str, Any]:
     colors = (earlier / earlier.amax(1, keepdim=True).clamp(min=1e-12)) ** (1 / 3)
     return {
         "checkpoint": checkpoint,
-        "core": inspection.core,
+        "layer_type": inspection.layer_type,
         "layer": inspection.layer,
         "layers": inspection.layers,
         "tokens": [

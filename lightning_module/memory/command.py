@@ -1,7 +1,7 @@
 """The command `triton-gru-memory`: how far back GRU, LSTM and RNN remember, measured.
 
-Every pair of task and core is a study (`memory/study.py`) in a process of its own with one thread,
-so that the figures depend on neither the number of processes nor their order.
+Every pair of task and layer type is a study (`memory/study.py`) in a process of its own with one
+thread, so that the figures depend on neither the number of processes nor their order.
 """
 
 import json
@@ -73,16 +73,20 @@ def measure(config: DictConfig) -> None:
 
     with _stop_at_signals() as (stop, received):
         for study, found in _run(studies, data, config.workers, stop):
-            results[study.task][study.core] = found
+            results[study.task][study.layer_type] = found
             save(False)
     finished = not stop.is_set()
     if not finished:
         print("interrupted; what was measured so far is kept", file=sys.stderr)
     # In the order that was asked for, not in that of the first to finish.
-    for task, cores in results.items():
-        results[task] = {core: cores[core] for core in config.cores if core in cores}
+    for task, by_type in results.items():
+        results[task] = {
+            layer_type: by_type[layer_type]
+            for layer_type in config.layer_types
+            if layer_type in by_type
+        }
     save(finished)
-    shown = {task: cores for task, cores in results.items() if cores}
+    shown = {task: by_type for task, by_type in results.items() if by_type}
     if shown:
         draw_success(shown, run_dir / SUCCESS)
         draw_gradients(shown, run_dir / GRADIENT)
@@ -92,7 +96,7 @@ def measure(config: DictConfig) -> None:
 
 
 def _studies(config: DictConfig) -> list[Study]:
-    """All pairs of task and core, those that take longest first."""
+    """All pairs of task and layer type, those that take longest first."""
     if len(config.delays) != len(config.steps):
         raise UsageError(
             f"steps must give one number for each of the delays; got {len(config.steps)} for "
@@ -108,9 +112,9 @@ def _studies(config: DictConfig) -> list[Study]:
         "seed",
     )
     return [
-        Study(task, core, steps, **{name: config[name] for name in settings})
+        Study(task, layer_type, steps, **{name: config[name] for name in settings})
         for task in sorted(set(config.tasks), key=("adding", "copy", TEXT).index)
-        for core in config.cores
+        for layer_type in config.layer_types
     ]
 
 
@@ -135,7 +139,9 @@ def _run(
     try:
         with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
             bars = [
-                progress.add_task("", total=1.0, name=f"{s.task}, {NAMES[s.core]}", start=False)
+                progress.add_task(
+                    "", total=1.0, name=f"{s.task}, {NAMES[s.layer_type]}", start=False
+                )
                 for s in studies
             ]
             with without_ctrl_c():  # a terminal's comes to the new processes too
@@ -151,7 +157,9 @@ def _run(
                 progress.update(bar, completed=done, description=doing)
                 if kind == "line":
                     progress.stop_task(bar)
-                    console.print(f"{study.task}, {NAMES[study.core]}: {doing}", soft_wrap=True)
+                    console.print(
+                        f"{study.task}, {NAMES[study.layer_type]}: {doing}", soft_wrap=True
+                    )
     finally:
         executor.shutdown(wait=False, cancel_futures=True)
         for process in multiprocessing.active_children():

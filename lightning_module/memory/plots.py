@@ -15,26 +15,27 @@ TITLES = {"copy": "Copying", "adding": "Adding", "text": "Real text"}
 # What a gradient must keep of its norm to teach anything beside the noise of float32's sums.
 FLOOR = 1e-12
 
-# For each task and core what a study kept: {"copy": {"gru": {"success": ..., "gradient": ...}}}.
+# What a study kept for each task and layer type:
+# {"copy": {"gru": {"success": ..., "gradient": ...}}}.
 Results = dict[str, dict[str, dict[str, Any]]]
 
 
 def draw_success(results: Results, path: Path) -> None:
     """Share of right answers against the delay; of text, bits per character against the context."""
     figure, panels = _panels(results, 1)
-    for axes, (task, cores) in zip(panels[0], results.items(), strict=True):
-        for core, found in cores.items():
+    for axes, (task, by_type) in zip(panels[0], results.items(), strict=True):
+        for layer_type, found in by_type.items():
             points = sorted((int(delay), value) for delay, value in found["success"].items())
             measure = "bits_per_char" if task == "text" else "right"
             axes.plot(
                 [delay for delay, _ in points],
                 [value[measure] for _, value in points],
-                STYLES[core],
-                color=COLOURS[core],
-                label=NAMES[core],
+                STYLES[layer_type],
+                color=COLOURS[layer_type],
+                label=NAMES[layer_type],
                 markersize=5,
             )
-        delays = sorted({int(delay) for found in cores.values() for delay in found["success"]})
+        delays = sorted({int(delay) for found in by_type.values() for delay in found["success"]})
         axes.set_xscale("log")
         axes.set_xticks(delays, map(str, delays))
         axes.minorticks_off()
@@ -64,8 +65,8 @@ def draw_gradients(results: Results, path: Path) -> None:
     """Share of the gradient that arrives k steps before, before and after training, log-log."""
     figure, panels = _panels(results, 2)
     for row, when in zip(panels, ("start", "end"), strict=True):
-        for axes, (task, cores) in zip(row, results.items(), strict=True):
-            for core, found in cores.items():
+        for axes, (task, by_type) in zip(row, results.items(), strict=True):
+            for layer_type, found in by_type.items():
                 curve = found["gradient"].get(when)
                 if curve is None:
                     continue
@@ -73,9 +74,9 @@ def draw_gradients(results: Results, path: Path) -> None:
                 axes.plot(
                     [k for k, _ in points],
                     [max(share, FLOOR / 1e6) for _, share in points],
-                    STYLES[core][1:],
-                    color=COLOURS[core],
-                    label=NAMES[core],
+                    STYLES[layer_type][1:],
+                    color=COLOURS[layer_type],
+                    label=NAMES[layer_type],
                 )
             axes.set_xscale("log")
             axes.set_yscale("log")

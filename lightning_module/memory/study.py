@@ -1,4 +1,4 @@
-"""What one core learns to remember, and how far back its gradient reaches.
+"""What one type of layer learns to remember, and how far back its gradient reaches.
 
 A study trains a `SentencePredictor` on one task: on the delays one after the other, each from the
 weights that the longest delay learnt so far left behind (or, where none was learnt, from those of
@@ -45,7 +45,7 @@ class Study:
 
     Attributes:
         task: `copy`, `adding` or `text`.
-        core: one of `CORES`.
+        layer_type: one of `LAYER_TYPES`.
         steps: for each delay the most training steps; for text the delays are contexts.
         text_steps: training steps on text.
         hidden_size: see `SentencePredictor`.
@@ -56,7 +56,7 @@ class Study:
     """
 
     task: str
-    core: str
+    layer_type: str
     steps: dict[int, int]
     text_steps: int
     hidden_size: int
@@ -170,7 +170,7 @@ def read_text(
 def gradient_norms(model: SentencePredictor, inputs: Tensor, last: Tensor) -> dict[str, list]:
     """How much of the derivative of the last step's loss arrives at the states before it.
 
-    The state is all that a core carries from step to step: h, of an LSTM h and c together.
+    The state is all that a layer carries from step to step: h, of an LSTM h and c together.
     Computed in float64, because what vanishes would soon be zero in float32.
 
     Args:
@@ -189,7 +189,7 @@ def gradient_norms(model: SentencePredictor, inputs: Tensor, last: Tensor) -> di
         states.append(state if isinstance(state, tuple) else (state,))
     logits = model.output(model.to_embedding(hidden[0]))
     loss = F.cross_entropy(logits, last, reduction="sum")  # of rows that know nothing of another
-    # What the loss sees of the last state is the core's output; no step reads the state itself.
+    # What the loss sees of the last state is the layer's output; no step reads the state itself.
     states[-1] = (hidden,)
     found = iter(torch.autograd.grad(loss, [part for parts in states for part in parts]))
     norms = torch.stack(
@@ -241,7 +241,7 @@ class _Progress(L.Callback):
 def _predictor(study: Study, vocab_size: int, schedule: Callable[..., float]) -> SentencePredictor:
     return SentencePredictor(
         vocab_size,
-        core={"name": study.core},
+        layer_type={"name": study.layer_type},
         embedding_size=study.embedding_size,
         hidden_size=study.hidden_size,
         optimizer=partial(torch.optim.Adam, lr=study.learning_rate, betas=(0.9, 0.99)),

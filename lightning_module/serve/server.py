@@ -40,7 +40,7 @@ class InspectionServer(ThreadingHTTPServer):
     """Serves one model's inspections on 127.0.0.1.
 
     Args:
-        model: in evaluation mode, with a GRU core.
+        model: in evaluation mode, with GRU layers.
         tokenizer: the one that the model was trained with.
         checkpoint: what to call the model.
         port: 0 for any that is free.
@@ -48,7 +48,7 @@ class InspectionServer(ThreadingHTTPServer):
         k: how many of the likeliest next tokens.
 
     Raises:
-        InspectionError: the core is no GRU, or the text cannot be shown.
+        InspectionError: the layers are no GRU, or the text cannot be shown.
         OSError: the port cannot be bound.
     """
 

@@ -32,6 +32,9 @@ KEYS = {
     "data.lanes": "data.batch_size",
     "data.val_lanes": "data.val_batch_size",
     "lanes": "batch_size",  # of triton-gru-memory
+    "cores": "layer_types",  # likewise
+    "model.core": "model.layer_type",
+    "model/core": "model/layer_type",
 }
 
 
@@ -45,6 +48,8 @@ def translate(config: Any) -> Any:
                 data.setdefault(present, data.pop(former))
     model = config.get("model") if isinstance(config, dict) else None
     if isinstance(model, dict):  # built without Hydra before
+        if "core" in model:
+            model.setdefault("layer_type", model.pop("core"))
         model.setdefault("_target_", "lightning_module.model.SentencePredictor")
         model.setdefault("_convert_", "all")
     return config
@@ -71,6 +76,9 @@ def _with_present_targets(value: Any) -> Any:
 
 def present_key(key: str) -> str:
     """The present name of a setting; says so on standard error where the key is a former one."""
+    section, dot, name = key.rpartition(".")
+    if section in KEYS:  # model.core.name
+        return f"{present_key(section)}{dot}{name}"
     present = KEYS.get(key)
     if present is None:
         return key

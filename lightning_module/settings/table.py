@@ -68,12 +68,12 @@ MODEL: dict[str, Kind] = {
     "model.num_layers": SIZE,
     "model.dropout": DROPOUT,
     "model.tie_weights": FLAG,
-    "model.core.name": choice("gru", "gru_reset_before", "lstm", "rnn"),
-    "model.core.backend": choice("auto", "triton", "cpu", "torch", "reference"),
-    "model.core.recurrent_dropout": DROPOUT,
-    "model.core.weight_dropout": DROPOUT,
-    "model.core.zoneout": DROPOUT,
-    "model.core.layer_norm": FLAG,
+    "model.layer_type.name": choice("gru", "gru_reset_before", "lstm", "rnn"),
+    "model.layer_type.backend": choice("auto", "triton", "cpu", "torch", "reference"),
+    "model.layer_type.recurrent_dropout": DROPOUT,
+    "model.layer_type.weight_dropout": DROPOUT,
+    "model.layer_type.zoneout": DROPOUT,
+    "model.layer_type.layer_norm": FLAG,
 }
 RUN: dict[str, Kind] = {
     "seed": whole(0, 2**32 - 1),
@@ -185,7 +185,7 @@ SETTINGS: dict[str, dict[str, Kind]] = {
     "inspect": {**ANSWER, "layer": SIZE, "k": whole(1, MAX_CANDIDATES), "output": ONE_PATH},
     "memory": {
         **DATA,
-        "cores": some_of("gru", "gru_reset_before", "lstm", "rnn"),
+        "layer_types": some_of("gru", "gru_reset_before", "lstm", "rnn"),
         "tasks": some_of("copy", "adding", "text"),
         "delays": numbers(whole(3)),
         "steps": numbers(SIZE),
@@ -201,8 +201,8 @@ SETTINGS: dict[str, dict[str, Kind]] = {
 }
 # Groups that no run can be without, and settings among them.
 NEEDED = {
-    "train": (*("data", "tokenizer", "model", "model.core", "optimizer", "scheduler", "trainer"),
-              *("callbacks", "logger", "seed", "run_dir", "compile", "rank_timeout")),
+    "train": (*("data", "tokenizer", "model", "model.layer_type", "optimizer", "scheduler"),
+              *("trainer", "callbacks", "logger", "seed", "run_dir", "compile", "rank_timeout")),
     "memory": ("data", "tokenizer"),
 }  # fmt: skip
 
@@ -262,7 +262,9 @@ def _rename_former_keys(config: DictConfig) -> None:
         value = node[name]
         with open_dict(node):
             del node[name]
-            node[present_key(former).rpartition(".")[2]] = value
+            present = present_key(former).rpartition(".")[2]
+            merge = isinstance(value, DictConfig) and isinstance(node.get(present), DictConfig)
+            node[present] = OmegaConf.merge(node[present], value) if merge else value
 
 
 def _section(config: DictConfig, path: str) -> DictConfig | None:

@@ -10,7 +10,7 @@ def made_run(folder, number, backend, seed, loss, lr=0.1):
     run = folder / str(number)
     run.mkdir(parents=True)
     config = {
-        "model": {"core": {"name": "gru", "backend": backend}},
+        "model": {"layer_type": {"name": "gru", "backend": backend}},
         "data": {"batch_size": 4, "seq_len": 8},
         "trainer": {"accumulate_grad_batches": 1},
         "seed": seed,

@@ -15,12 +15,17 @@ from lightning_module.checkpoints import (
     read_checkpoint,
 )
 from lightning_module.errors import CheckpointError
+from lightning_module.model import SentencePredictor
 from lightning_module.run_files import BEST, CHECKPOINTS, LAST, TOKENIZER
 
 
 def test_written_and_read_back(tmp_path):
     path = tmp_path / "deep" / "a.ckpt"
-    content = {"state_dict": {"w": torch.randn(3)}, "hyper_parameters": {"core": {}}, "epoch": 3}
+    content = {
+        "state_dict": {"w": torch.randn(3)},
+        "hyper_parameters": {"layer_type": {}},
+        "epoch": 3,
+    }
     AtomicCheckpointIO().save_checkpoint(content, path)
     read = AtomicCheckpointIO().load_checkpoint(path)
     torch.testing.assert_close(read["state_dict"], content["state_dict"], rtol=0, atol=0)
@@ -117,10 +122,20 @@ def test_settings_weights_and_tokenizer_that_do_not_fit(trained, tmp_path):
         load_predictor(copy(lambda c: None))
     (tmp_path / TOKENIZER).write_bytes(tokenizer)
     load_predictor(copy(lambda c: None))
+    # As an earlier version wrote it. The same weights fit both GRUs: a name ignored would not show.
+    kept = {"core": {"name": "gru_reset_before"}}
+    former = copy(lambda c: c["hyper_parameters"].update(kept, layer_type=None))
+    with pytest.warns(FutureWarning, match="core is called layer_type now"):
+        model, _ = load_predictor(former)
+    assert model.core.reset_after is False and model.hparams.layer_type == kept["core"]
+    with pytest.warns(FutureWarning, match="core is called layer_type now"):
+        assert SentencePredictor.load_from_checkpoint(former).core.reset_after is False
     with pytest.raises(CheckpointError, match="colour"):
         load_predictor(copy(lambda c: c["hyper_parameters"].update(colour="red")))
     with pytest.raises(CheckpointError, match=r"one of gru, .* got 'transformer'"):
-        load_predictor(copy(lambda c: c["hyper_parameters"].update(core={"name": "transformer"})))
+        load_predictor(
+            copy(lambda c: c["hyper_parameters"].update(layer_type={"name": "transformer"}))
+        )
     with pytest.raises(CheckpointError, match="size mismatch"):
         load_predictor(copy(lambda c: c["hyper_parameters"].update(hidden_size=33)))
     model, other = load_predictor(copy(lambda c: None))
@@ -141,7 +156,7 @@ def test_a_checkpoint_that_holds_code_is_neither_loaded_nor_called_damaged(
     tmp_path, monkeypatch, kind
 ):
     monkeypatch.chdir(tmp_path)
-    content = {"state_dict": {}, "hyper_parameters": {"core": _RunsCode()}}
+    content = {"state_dict": {}, "hyper_parameters": {"layer_type": _RunsCode()}}
     if isinstance(kind, int):
         Path("bad.ckpt").write_bytes(pickle.dumps(content, protocol=kind))
     else:

@@ -107,7 +107,7 @@ def test_chinese_end_to_end(command, tmp_path):
         "run_dir=跑",
         "trainer.max_steps=150",
         "optimizer.lr=0.02",
-        "model/core=gru_reset_before",
+        "model/layer_type=gru_reset_before",
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
@@ -120,15 +120,15 @@ def test_chinese_end_to_end(command, tmp_path):
 
 
 @pytest.mark.parametrize("tokenizer", ["bpe", "word"])
-@pytest.mark.parametrize("core", ["lstm", "rnn"])
-def test_other_tokenizers_and_cores(command, text_file, tmp_path, tokenizer, core):
+@pytest.mark.parametrize("layer_type", ["lstm", "rnn"])
+def test_other_tokenizers_and_layer_types(command, text_file, tmp_path, tokenizer, layer_type):
     done = command(
         "train",
         *TINY,
         f"data.paths=[{text_file}]",
         f"tokenizer={tokenizer}",
         "tokenizer.vocab_size=300",
-        f"model/core={core}",
+        f"model/layer_type={layer_type}",
         f"run_dir={tmp_path / 'run'}",
         "trainer.max_steps=5",
     )
@@ -199,7 +199,7 @@ def test_resume_takes_new_values_but_no_new_groups(command, trained, tmp_path, t
     run_dir = tmp_path / "short"
     arguments = run_arguments(text_file, run_dir, "trainer.max_steps=20")
     assert command("train", *arguments).returncode == 0
-    done = command("train", f"resume={run_dir}", "model/core=lstm")
+    done = command("train", f"resume={run_dir}", "model/layer_type=lstm")
     assert done.returncode == 1
     assert "cannot be changed in a run under way" in done.stderr
     tokenizer = run_dir / CHECKPOINTS / TOKENIZER
@@ -233,15 +233,18 @@ BAD = {
     "too short for the rows": (["data.paths=[short.txt]", "data.batch_size=64"], "data.batch_size"),
     "a run directory that exists": (["data.paths=[good.txt]", "run_dir=used"], "used exists"),
     "a size that is none": (["data.paths=[good.txt]", "model.hidden_size=0"], "hidden_size"),
-    "an unknown core": (["data.paths=[good.txt]", "model.core.name=x"], "model.core.name"),
-    "an unknown backend": (["data.paths=[good.txt]", "model.core.backend=x"], "backend"),
-    "an unknown group": (["data.paths=[good.txt]", "model/core=mamba"], "mamba"),
+    "an unknown layer type": (
+        ["data.paths=[good.txt]", "model.layer_type.name=x"],
+        "model.layer_type.name",
+    ),
+    "an unknown backend": (["data.paths=[good.txt]", "model.layer_type.backend=x"], "backend"),
+    "an unknown group": (["data.paths=[good.txt]", "model/layer_type=mamba"], "mamba"),
     "an unknown key": (["data.paths=[good.txt]", "trainer.max_step=3"], "max_step"),
     "no paths": ([], "data.paths"),
     "rows that are no number": (["data.paths=[good.txt]", "data.batch_size=abc"], "batch_size"),
     "a learning rate below 0": (["data.paths=[good.txt]", "optimizer.lr=-1"], "optimizer.lr must"),
     "a precision that is none": (["data.paths=[good.txt]", "trainer.precision=x"], "precision"),
-    "kernels on a CPU": (["data.paths=[good.txt]", "model.core.backend=triton"], "CUDA GPU"),
+    "kernels on a CPU": (["data.paths=[good.txt]", "model.layer_type.backend=triton"], "CUDA GPU"),
     "several processes": (["data.paths=[good.txt]", "trainer.devices=2"], "trainer.devices=1"),
     "no metrics": (["data.paths=[good.txt]", "logger.csv=null"], "logger.csv cannot"),
     "an unknown prompt": (

@@ -66,7 +66,7 @@ def test_arguments_are_answered_or_refused_without_torch(tmp_path):
     refused += [
         ["train", "experiment=quikstart"],
         ["train", "triner.max_steps=3"],
-        ["train", "model/core=gru,mamba", "-m"],
+        ["train", "model/layer_type=gru,mamba", "-m"],
         ["train", "-m", "optimizer.lrr=1,2"],
         ["train", "--cfg", "jb"],
         ["memory", "tokenizer=chr"],

@@ -121,11 +121,11 @@ def test_next_tokens_are_the_softmax_in_order(tokenizer):
     assert sum(t.probability for t in everything) == pytest.approx(1, rel=1e-5)
 
 
-@pytest.mark.parametrize("core", ["gru", "gru_reset_before", "lstm"])
-def test_a_step_scores_as_the_whole_text_does(tokenizer, core):
+@pytest.mark.parametrize("layer_type", ["gru", "gru_reset_before", "lstm"])
+def test_a_step_scores_as_the_whole_text_does(tokenizer, layer_type):
     torch.manual_seed(0)
     options = {"num_layers": 2, "hidden_size": 9, "embedding_size": 5, "tie_weights": True}
-    model = SentencePredictor(tokenizer.vocab_size, {"name": core}, **options).eval()
+    model = SentencePredictor(tokenizer.vocab_size, {"name": layer_type}, **options).eval()
     tokens = torch.randint(tokenizer.vocab_size, (6, 3))
     expected, _ = model(tokens)
     state, logits = None, []

@@ -47,10 +47,12 @@ def tokenizer():
     return Tokenizer.train(TokenizerSettings(), [TEXT + HOSTILE])
 
 
-def made_model(tokenizer, core="gru", layers=2, hidden_size=13):
+def made_model(tokenizer, layer_type="gru", layers=2, hidden_size=13):
     torch.manual_seed(1)
     options = {"embedding_size": 5, "hidden_size": hidden_size, "num_layers": layers}
-    model = SentencePredictor(tokenizer.vocab_size, core={"name": core}, dropout=0.5, **options)
+    model = SentencePredictor(
+        tokenizer.vocab_size, layer_type={"name": layer_type}, dropout=0.5, **options
+    )
     with torch.no_grad():  # untrained gates are all near a half
         for parameter in model.core.parameters():
             parameter.mul_(4)
@@ -65,9 +67,9 @@ def save(model, tokenizer, folder):
     return folder / "model.ckpt"
 
 
-@pytest.mark.parametrize("core", ["gru", "gru_reset_before"])
-def test_shows_what_the_model_computes(tokenizer, core):
-    model = made_model(tokenizer, core)
+@pytest.mark.parametrize("layer_type", ["gru", "gru_reset_before"])
+def test_shows_what_the_model_computes(tokenizer, layer_type):
+    model = made_model(tokenizer, layer_type)
     ids = torch.tensor(tokenizer.encode(TEXT))
     logits = model(ids[:, None])[0][:, 0].detach()
     found = inspect_text(model, tokenizer, TEXT, layer=2, k=3)
@@ -75,7 +77,7 @@ def test_shows_what_the_model_computes(tokenizer, core):
     assert_close(model.output(found.h).detach(), logits)
     assert_close((1 - found.z) * found.n + found.z * F.pad(found.h, (0, 0, 1, 0))[:-1], found.h)
     assert found.tokens == list(TEXT)
-    assert found.core == core
+    assert found.layer_type == layer_type
     expected = F.cross_entropy(logits[:-1], ids[1:], reduction="none") / math.log(2)
     assert found.surprise[0] is None
     assert_close(torch.tensor(found.surprise[1:]), expected)
@@ -128,9 +130,9 @@ def test_memory_is_finite_where_a_gate_is_one(tokenizer):
 
 def test_what_cannot_be_shown_says_why(tokenizer):
     model = made_model(tokenizer)
-    for core in ("lstm", "rnn"):
-        with pytest.raises(InspectionError, match=f"'{core}'.*model/core=gru"):
-            inspect_text(made_model(tokenizer, core), tokenizer, TEXT)
+    for layer_type in ("lstm", "rnn"):
+        with pytest.raises(InspectionError, match=f"'{layer_type}'.*model/layer_type=gru"):
+            inspect_text(made_model(tokenizer, layer_type), tokenizer, TEXT)
     for layer in (0, 3):
         with pytest.raises(InspectionError, match=f"from 1 to 2.*got {layer}"):
             inspect_text(model, tokenizer, TEXT, layer=layer)
@@ -308,7 +310,7 @@ def test_the_command_says_what_is_wrong(command, tokenizer, tmp_path):
     checkpoint = save(made_model(tokenizer, "lstm"), tokenizer, tmp_path)
     done = command("inspect", f"checkpoint={checkpoint}", stdin="not")
     assert done.returncode == 1
-    assert done.stderr.startswith("error: the model's core is 'lstm'")
+    assert done.stderr.startswith("error: the model's layer type is 'lstm'")
 
 
 def settings(**given):

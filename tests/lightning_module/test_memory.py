@@ -18,7 +18,7 @@ from lightning_module.memory.command import measure
 from lightning_module.memory.plots import GRADIENT, SUCCESS, draw_gradients, draw_success
 from lightning_module.memory.study import Study, gradient_norms, remember
 from lightning_module.memory.tasks import COPIED, DIGITS, SYMBOLS, TASKS, Sequences
-from lightning_module.model import CORES, SentencePredictor
+from lightning_module.model import LAYER_TYPES, SentencePredictor
 from lightning_module.settings.config_folder import CONFIGS
 from lightning_module.settings.table import check
 from tests.lightning_module.conftest import made_text
@@ -62,9 +62,11 @@ def test_sequences_are_new_in_each_batch_and_the_same_for_the_same_seed():
         Sequences("copy", 2, 4, seed=1)
 
 
-def probe(core, steps=7, batch_size=3, hidden_size=5):
+def probe(layer_type, steps=7, batch_size=3, hidden_size=5):
     torch.manual_seed(0)
-    model = SentencePredictor(11, core={"name": core}, embedding_size=4, hidden_size=hidden_size)
+    model = SentencePredictor(
+        11, layer_type={"name": layer_type}, embedding_size=4, hidden_size=hidden_size
+    )
     return model, torch.randint(11, (steps, batch_size)), torch.randint(11, (batch_size,))
 
 
@@ -102,9 +104,9 @@ def test_norms_are_those_of_the_derivative_by_the_equations(reset_after):
     torch.testing.assert_close(torch.tensor(found["share"]).double(), shares)
 
 
-@pytest.mark.parametrize("core", ["gru", "gru_reset_before"])
-def test_a_gru_that_keeps_everything_passes_the_whole_gradient_on(core):
-    model, inputs, last = probe(core, steps=301)
+@pytest.mark.parametrize("layer_type", ["gru", "gru_reset_before"])
+def test_a_gru_that_keeps_everything_passes_the_whole_gradient_on(layer_type):
+    model, inputs, last = probe(layer_type, steps=301)
     with torch.no_grad():
         model.core.bias_ih_l0[5:10] = 1e3  # z = 1
     shares = gradient_norms(model, inputs, last)["share"]
@@ -134,10 +136,10 @@ def test_the_state_of_an_lstm_is_h_and_c():
     assert shares == pytest.approx([1.0] + [0.5] * 8, rel=1e-9)
 
 
-@pytest.mark.parametrize("core", CORES)
+@pytest.mark.parametrize("layer_type", LAYER_TYPES)
 @pytest.mark.parametrize("task", TASKS)
-def test_a_study_measures_every_delay_and_the_gradient_at_both_ends(task, core):
-    study = replace(STUDY, task=task, core=core, steps={3: 3, 12: 2})
+def test_a_study_measures_every_delay_and_the_gradient_at_both_ends(task, layer_type):
+    study = replace(STUDY, task=task, layer_type=layer_type, steps={3: 3, 12: 2})
     told, found = [], []
     outcome = remember(study, lambda *said: told.append(said), lambda r: found.append(str(r)))
     assert "3: " in outcome
@@ -181,7 +183,7 @@ def measured(command, text_file, tmp_path):
         done = command(
             "memory",
             *ARGUMENTS,
-            "cores=[gru,lstm]",
+            "layer_types=[gru,lstm]",
             f"data.paths=[{text_file}]",
             f"run_dir={run_dir}",
             f"workers={workers}",
@@ -192,8 +194,8 @@ def measured(command, text_file, tmp_path):
         assert (run_dir / GRADIENT).read_bytes().startswith(b"\x89PNG")
         record = json.loads((run_dir / "memory.json").read_text())
         assert record["finished"]
-        for cores in record["results"].values():
-            for found in cores.values():
+        for by_type in record["results"].values():
+            for found in by_type.values():
                 for success in found["success"].values():
                     success.pop("cpu_seconds", None)
         return record["results"]
@@ -203,9 +205,9 @@ def measured(command, text_file, tmp_path):
 
 @pytest.mark.slow
 def test_the_command_leaves_results_and_figures(measured, command, tmp_path):
-    for cores in measured(workers=2).values():
-        assert list(cores) == ["gru", "lstm"]
-        for found in cores.values():
+    for by_type in measured(workers=2).values():
+        assert list(by_type) == ["gru", "lstm"]
+        for found in by_type.values():
             assert list(found["success"]) == ["3", "6"]
             assert set(found["gradient"]) == {"start", "end"}
     done = command("memory", f"run_dir={tmp_path / '2'}")
@@ -229,7 +231,7 @@ def test_an_interrupted_run_keeps_what_it_measured(tmp_path, number):
                 "-c",
                 "from lightning_module.commands import memory; memory()",
                 "tasks=[copy]",
-                "cores=[gru]",
+                "layer_types=[gru]",
             ),
             *("delays=[3,2000]", "steps=[5,5000]", f"run_dir={run_dir}"),
         ],
@@ -259,7 +261,10 @@ def test_an_interrupted_run_keeps_what_it_measured(tmp_path, number):
 @pytest.mark.parametrize(
     ("argument", "expected"),
     [
-        ("cores=[mamba]", "cores must be a list of some of gru, gru_reset_before, lstm, rnn"),
+        (
+            "layer_types=[mamba]",
+            "layer_types must be a list of some of gru, gru_reset_before, lstm, rnn",
+        ),
         ("tasks=[]", "tasks must be a list of some of copy, adding, text"),
         (
             "delays=[2,10,30,100,300,1000]",

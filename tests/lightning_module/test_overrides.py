@@ -116,7 +116,7 @@ def test_commas_sweep(typed, values):
     [
         "optimizer.lr=0.1",
         "-m",
-        "model/core=gru,rnn",
+        "model/layer_type=gru,rnn",
         "resume=null",
         "run_dir=",
         "data.paths=[made.txt,/tmp/b.txt]",

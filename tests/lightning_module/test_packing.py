@@ -92,13 +92,13 @@ def test_ranks_together_read_what_one_rank_reads(documents, batch_size, world):
         assert {item.count() for item in shares} == {alone[k].count()}
 
 
-@pytest.mark.parametrize("core", ["gru", "gru_reset_before"])
-def test_the_loss_is_that_of_the_sentences_one_by_one(core):
+@pytest.mark.parametrize("layer_type", ["gru", "gru_reset_before"])
+def test_the_loss_is_that_of_the_sentences_one_by_one(layer_type):
     """In float64, against each sentence run alone from a state of zero."""
     split, sentences = made_split([[7, 2, 11, 5], [3, 3, 9], [30]])
     data = PackedChunks(split, ENDS_LINE, 1, 6)
     torch.manual_seed(1)
-    net = SentencePredictor(500, {"name": core}, embedding_size=5, hidden_size=7).double()
+    net = SentencePredictor(500, {"name": layer_type}, embedding_size=5, hidden_size=7).double()
     assert net.takes_resets
     packed = sum(net.training_step(data[k], k) * data[k].count() for k in range(len(data)))
     alone = 0.0
@@ -170,8 +170,8 @@ def test_the_command_trains_on_lines(command, text_file, tmp_path):
     assert done.returncode == 0, done.stderr
     filled = [line.split(", ")[-1] for line in done.stdout.splitlines() if " filled" in line]
     assert float(filled[0].split("%")[0]) > 99
-    done = command("train", *packed, f"run_dir={tmp_path / 'lstm'}", "model/core=lstm")
+    done = command("train", *packed, f"run_dir={tmp_path / 'lstm'}", "model/layer_type=lstm")
     assert done.returncode == 1
-    assert "data.batching=packed needs a core" in done.stderr
+    assert "data.batching=packed needs a layer" in done.stderr
     assert "data.batching=stream" in done.stderr
     assert not (tmp_path / "lstm").exists()

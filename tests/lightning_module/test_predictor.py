@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from lightning_module import model as predictor
 from lightning_module import schedules
 from lightning_module.data.chunks import IGNORE, Chunk
-from lightning_module.model import CORES, LockedDropout, SentencePredictor
+from lightning_module.model import LAYER_TYPES, LockedDropout, SentencePredictor
 from tests.tolerances import assert_close
 
 V, T, B = 11, 5, 3
@@ -34,10 +34,10 @@ def chunks(n, fresh_at=(0,), batch_size=B):
     ]
 
 
-@pytest.mark.parametrize("core", CORES)
+@pytest.mark.parametrize("layer_type", LAYER_TYPES)
 @pytest.mark.parametrize("num_layers", [1, 2])
-def test_carried_state_equals_one_long_pass(core, num_layers):
-    net = model(core={"name": core}, num_layers=num_layers).eval()
+def test_carried_state_equals_one_long_pass(layer_type, num_layers):
+    net = model(layer_type={"name": layer_type}, num_layers=num_layers).eval()
     pieces = chunks(4)
     whole, _ = net(torch.cat([c.inputs for c in pieces]))
     losses = []
@@ -104,15 +104,15 @@ def test_the_fused_loss_is_the_plain_loss(monkeypatch):
     torch.testing.assert_close(torch.autograd.grad(loss, net.parameters()), gradients)
 
 
-@pytest.mark.parametrize("core", ["gru", "lstm"])
-def test_an_accumulated_step_is_the_mean_over_its_tokens(core):
+@pytest.mark.parametrize("layer_type", ["gru", "lstm"])
+def test_an_accumulated_step_is_the_mean_over_its_tokens(layer_type):
     """Also the incomplete accumulation at the end of a pass, and of chunks with few tokens."""
     pieces = chunks(5)
     for k, empty in ((1, 2), (4, 3)):
         targets = pieces[k].targets.clone()
         targets[empty:, :2] = IGNORE
         pieces[k] = pieces[k]._replace(targets=targets)
-    net = model(core={"name": core}, optimizer=partial(torch.optim.SGD, lr=1.0))
+    net = model(layer_type={"name": layer_type}, optimizer=partial(torch.optim.SGD, lr=1.0))
     expected, state, losses = copy.deepcopy(net), None, []
     for step in (pieces[:4], pieces[4:]):
         nll = 0
@@ -234,7 +234,10 @@ def test_the_schedule_rises_and_falls_to_its_end():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"core": {"name": "transformer"}}, "gru, gru_reset_before, lstm, rnn; got 'transformer'"),
+        (
+            {"layer_type": {"name": "transformer"}},
+            "gru, gru_reset_before, lstm, rnn; got 'transformer'",
+        ),
         ({"hidden_size": 0}, "model.hidden_size must be a whole number of at least 1; got 0"),
         ({"num_layers": 1.5}, "model.num_layers must be a whole number"),
         ({"dropout": 1.0}, "model.dropout must be at least 0 and below 1; got 1.0"),

@@ -157,7 +157,7 @@ def test_many_at_once_get_their_own_answers(server):
 
 
 def test_refuses_a_model_without_gates(tokenizer):
-    with pytest.raises(InspectionError, match="core is 'rnn'"):
+    with pytest.raises(InspectionError, match="layer type is 'rnn'"):
         InspectionServer(made_model(tokenizer, "rnn"), tokenizer, checkpoint="", port=0)
 
 

@@ -16,7 +16,7 @@ from lightning_module.data.datamodule import BATCHING
 from lightning_module.data.tokenizers import _SPLITS
 from lightning_module.errors import DamagedFile, SettingsError
 from lightning_module.memory.tasks import TASKS
-from lightning_module.model import CORES
+from lightning_module.model import LAYER_TYPES
 from lightning_module.run_config import change, from_yaml, read_config, targets
 from lightning_module.run_files import read_metrics
 from lightning_module.settings.config_folder import CONFIGS
@@ -67,13 +67,15 @@ def test_every_key_of_the_configs_is_declared():
 def test_every_choice_is_one_there_is():
     train = SETTINGS["train"]
     for key, values in {
-        "model.core.name": CORES,
+        "model.layer_type.name": LAYER_TYPES,
         "data.batching": BATCHING,
         "tokenizer.kind": _SPLITS,
     }.items():
         assert all(train[key].holds(value) for value in values), key
         assert len(train[key].expected.replace(" or ", ", ").split(", ")) == len(values), key
-    assert train["model.core.backend"].expected.replace(" or ", ", ").split(", ") == list(BACKENDS)
+    assert train["model.layer_type.backend"].expected.replace(" or ", ", ").split(", ") == list(
+        BACKENDS
+    )
     shortest = max(task.shortest for task in TASKS.values())
     assert SETTINGS["memory"]["delays"].holds([shortest])
     assert not SETTINGS["memory"]["delays"].holds([shortest - 1])
@@ -84,7 +86,7 @@ def test_the_configs_are_within_their_ranges():
     check(
         composed("averaging=ema", "data=hf", "data.name=a", "tokenizer=bpe", "scheduler=constant")
     )
-    check(composed("averaging=swa", "strategy=ddp", "model/core=lstm", "sweep=quick"))
+    check(composed("averaging=swa", "strategy=ddp", "model/layer_type=lstm", "sweep=quick"))
     check(composed(command="memory"), "memory")
     check(composed(command="predict"), "predict")
     check(composed(command="inspect"), "inspect")
@@ -113,14 +115,14 @@ BAD = {
     "optimizer.fused=1": "true or false, or null; got 1",
     "scheduler.warmup=2": "from 0 to 1; got 2",
     "model.dropout=1": "at least 0 and below 1; got 1",
-    "model.core.name=x": "gru, gru_reset_before, lstm or rnn; got 'x'",
+    "model.layer_type.name=x": "gru, gru_reset_before, lstm or rnn; got 'x'",
     "data.batch_size=0": "at least 1",
     "seed=-1": "from 0 to 4294967295; got -1",
     "callbacks.best.monitor=val_acc": "or val_bits_per_char; got 'val_acc'",
     "compile=maybe": "true or false; got 'maybe'",
     "run_dir=": "a path",
     f"run_dir={'a' * 300}": r"at most 255 bytes.*\(302 characters\)",
-    "model.core=lstm": r"has settings of its own.*model/core=NAME",
+    "model.layer_type=lstm": r"has settings of its own.*model/layer_type=NAME",
     "tokenizer.vocab_size=${nothing}": "cannot be read: Interpolation key 'nothing'",
     "~optimizer": "optimizer cannot be left out",
     "~seed": "seed cannot be left out",
@@ -160,8 +162,8 @@ def test_values_become_what_the_program_takes():
 
 REFUSED = {
     "experiment=quikstart": "no experiment=quikstart; did you mean experiment=quickstart",
-    "model/core=gruu": "did you mean model/core=gru",
-    "modle/core=gru": "did you mean model/core",
+    "model/layer_type=gruu": "did you mean model/layer_type=gru",
+    "modle/layer_type=gru": "did you mean model/layer_type",
     "dta=sanguo": "did you mean data",
     "trainer.max_stepz=9": "did you mean trainer.max_steps",
     "data.paths=a.txt": "it is one of data=text_files",
@@ -239,7 +241,7 @@ def test_a_resumed_run_reads_changes_as_a_fresh_run_does(file):
         ("trainer.max_stepz=9", "did you mean trainer.max_steps"),
         ("trainer.max_steps=abc", "trainer.max_steps must be a whole number.*config.yaml"),
         ("trainer.max_steps=1,2", "single run"),
-        ("model/core=lstm", "cannot be changed in a run under way"),
+        ("model/layer_type=lstm", "cannot be changed in a run under way"),
         ("experiment=quickstart", "cannot be changed in a run under way"),
         ("trainer=default", "cannot be changed in a run under way"),
         ("~optimizer.lr", "cannot be changed in a run under way"),
@@ -275,7 +277,7 @@ STRANGE = {
     "as an argument": {"trainer": {"callbacks": [{"a": {"_target_": "builtins.eval"}}]}},
     "partial": {"scheduler": {"_target_": "hydra.utils.get_method", "_partial_": True}},
     "positional": {"logger": {"csv": {"_args_": [{"_target_": "torch.load"}]}}},
-    "torch.load": {"model": {"core": {"_target_": "torch.load", "weights_only": False}}},
+    "torch.load": {"model": {"layer_type": {"_target_": "torch.load", "weights_only": False}}},
     "no text": {"logger": {"csv": {"_target_": 3}}},
     "a longer name": {"logger": {"csv": {"_target_": "lightning.Trainer.fit"}}},
     "an own module": {"logger": {"csv": {"_target_": "lightning_module.train.subprocess.run"}}},
@@ -355,12 +357,14 @@ def test_a_run_with_former_names_is_resumed(file):
     text = re.sub(r"(?<=_target_: )[\w.]+", lambda m: former.get(m[0], m[0]), file.read_text())
     text = text.replace("  _target_: lightning_module.model.SentencePredictor\n", "", 1)
     text = text.replace("  _convert_: all\n", "", 1)
+    text = text.replace("  layer_type:\n", "  core:\n")
     text = text.replace("  batch_size:", "  lanes:").replace("val_batch_size:", "val_lanes:")
     assert "lightning_module.guards.StopOnSignal" in text
     assert "SentencePredictor" not in text
     file.write_text(text)
     assert changed(file) == expected
     assert changed(file, "data.lanes=9").data.batch_size == 9
+    assert "  core:" in text and expected.model.layer_type.name == "gru"
 
 
 @pytest.mark.parametrize("argument", ["data.lanes=7", "+data.lanes=7", "++data.lanes=7"])
@@ -368,7 +372,22 @@ def test_the_former_name_of_a_setting_is_an_alias_with_a_warning(argument, capsy
     assert quoted(argument) == argument.replace("lanes", "batch_size")
     assert "data.lanes is called data.batch_size now" in capsys.readouterr().err
     assert quoted("data.batch_size=7") == "data.batch_size=7"
+    assert quoted("model.layer_type.name=gru") == "model.layer_type.name=gru"
     assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("key", ["model/core", "model.core.name", "+model.core.name"])
+def test_the_former_name_of_a_group_is_an_alias_with_a_warning(key, capsys):
+    assert quoted(f"{key}=lstm") == f"{key}=lstm".replace("core", "layer_type")
+    assert "core is called" in capsys.readouterr().err
+
+
+def test_a_config_of_ones_own_may_hold_the_former_name_of_a_group(capsys):
+    config = composed("+model.core.backend=torch")
+    check(config)
+    assert config.model.layer_type.backend == "torch" and config.model.layer_type.name == "gru"
+    assert "core" not in config.model
+    assert capsys.readouterr().err.count("warning") == 1
 
 
 def test_a_config_of_ones_own_may_hold_a_former_name(capsys):

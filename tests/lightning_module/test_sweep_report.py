@@ -20,7 +20,7 @@ SPACE = {
     "model.dropout": {"low": 0.0, "high": 0.5, "log": False, "step": None},
     "model.num_layers": {"low": 1, "high": 3, "log": False, "step": 1},
     "model.hidden_size": {"choices": ["64", "256", "128"]},
-    "model/core": {"choices": ["gru", "lstm"]},
+    "model/layer_type": {"choices": ["gru", "lstm"]},
 }
 
 
@@ -88,7 +88,7 @@ def test_places_on_an_axis():
     # numbers among choices stand by size, words in the order given, from the top
     axis = sweep_plots.parameter_axis("h", SPACE["model.hidden_size"], ["64", "128", "256"])
     assert axis.places == pytest.approx([0, 0.5, 1])
-    axis = sweep_plots.parameter_axis("c", SPACE["model/core"], ["gru", "lstm"])
+    axis = sweep_plots.parameter_axis("c", SPACE["model/layer_type"], ["gru", "lstm"])
     assert axis.places == pytest.approx([1, 0])
     axis = sweep_plots.parameter_axis("n", SPACE["model.num_layers"], ["1", "2", "3"])
     assert axis.places == pytest.approx([0, 0.5, 1])
@@ -138,7 +138,7 @@ def test_ranks_share_ties():
 
 def test_sweeps_with_little_to_show(tmp_path, capsys):
     """One job, nothing swept, or nothing complete: said in words, and no picture left behind."""
-    one = make(tmp_path / "one", 1, space={"model/core": SPACE["model/core"]})
+    one = make(tmp_path / "one", 1, space={"model/layer_type": SPACE["model/layer_type"]})
     sweep_report.report(one.directory)
     assert "No importance" in capsys.readouterr().out
     assert (one.directory / "parallel.png").is_file()
@@ -169,8 +169,8 @@ def test_no_header_or_number_of_the_table_is_broken(tmp_path, capsys, monkeypatc
     header = next(line for line in lines if line.split()[:1] == ["job"])
     # By its last name where that says which it is, else in full.
     assert header.split() == [
-        "job", "val_loss", "lr", "dropout", "num_layers", "hidden_size", "core", "data.batch_size",
-        "data.val.batch_size", "steps", "seconds",
+        "job", "val_loss", "lr", "dropout", "num_layers", "hidden_size", "layer_type",
+        "data.batch_size", "data.val.batch_size", "steps", "seconds",
     ]  # fmt: skip
     for job in sweep.complete:
         row = next(line for line in lines if line.split()[:1] == [str(job.number)])

@@ -50,8 +50,8 @@ def settings(run_dir, *keys):
 REFUSED = {
     "an unknown key": (["optimizer.lrr=1,2"], "no setting optimizer.lrr; .* optimizer.lr"),
     "an unknown choice": (
-        ["model/core=gru,mamba"],
-        "no model/core=mamba; .*gru, gru_reset_before, lstm, rnn",
+        ["model/layer_type=gru,mamba"],
+        "no model/layer_type=mamba; .*gru, gru_reset_before, lstm, rnn",
     ),
     "an interval in a grid": (["optimizer.lr=interval(1,2)"], "add sweep=optuna"),
     "resuming": (["resume=latest"], "goes on with a single run"),
@@ -59,7 +59,10 @@ REFUSED = {
         ["sweep=optuna", "model.hiden_size=range(1,9)"],
         "no setting model.hiden_size; .* model.hidden_size",
     ),
-    "an unknown choice for Optuna": (["sweep=optuna", "model/core=gru,mamba"], "model/core=mamba"),
+    "an unknown choice for Optuna": (
+        ["sweep=optuna", "model/layer_type=gru,mamba"],
+        "model/layer_type=mamba",
+    ),
     "nothing to search": (["sweep=optuna"], "nothing to search"),
     "logarithm of 0": (["sweep=optuna", "optimizer.lr=tag(log,interval(0,1))"], "cannot be search"),
     "an unknown sampler": (
@@ -242,7 +245,7 @@ def test_a_study_is_reproducible_and_counts_failures(command, text_file, tmp_pat
         # from 1e38 on, which float32 does not hold, a run diverges at once
         "optimizer.lr=tag(log,interval(0.01,1e100))",
         "model.num_layers=range(1,4)",
-        "model/core=gru,rnn",
+        "model/layer_type=gru,rnn",
         "hydra.sweeper.startup_trials=2",
         "hydra.sweeper.study=s",
     ]
@@ -263,8 +266,8 @@ def test_a_study_is_reproducible_and_counts_failures(command, text_file, tmp_pat
         jobs = read_jobs(directory)
         assert [job.number for job in jobs] == [0, 1, 2]
         for job, (params, value) in zip(jobs, found[name], strict=True):
-            run = settings(directory / str(job.number), "model.num_layers", "model.core.name")
-            assert run == [params["model.num_layers"], params["model/core"]]
+            run = settings(directory / str(job.number), "model.num_layers", "model.layer_type.name")
+            assert run == [params["model.num_layers"], params["model/layer_type"]]
             assert value == (min(job.value, WORST) if job.state == "complete" else WORST)
         assert {job.state for job in jobs} == {"complete", "failed"}
     assert found["whole"] == found["parts"]
@@ -381,7 +384,7 @@ class Witness(L.Callback):
             "ranks": trainer.world_size,
             "optimizer.lr": trainer.optimizers[0].defaults["lr"],
             "model.hidden_size": pl_module.core.hidden_size,
-            "model/core": "gru" if pl_module.core.reset_after else "gru_reset_before",
+            "model/layer_type": "gru" if pl_module.core.reset_after else "gru_reset_before",
         }
         (self.run_dir / f"witness-{trainer.global_rank}.json").write_text(json.dumps(seen))
 
@@ -397,7 +400,7 @@ def test_eight_trials_of_two_ranks(command, text_file, tmp_path):
         "hydra.sweeper.study=s",
         "optimizer.lr=tag(log,interval(0.001,0.1))",
         "model.hidden_size=8,16,24",
-        "model/core=gru,gru_reset_before",
+        "model/layer_type=gru,gru_reset_before",
         "+callbacks.witness._target_=tests.lightning_module.test_sweeps.Witness",
         "+callbacks.witness.run_dir=${run_dir}",
     ]

@@ -30,9 +30,9 @@ let chosen = 0; // the token that is looked at
 function draw(inspection) {
   shown = { ...inspection };
   for (const name of ["r", "z", "n", "h", "written"]) shown[name] = bytes(inspection[name]);
-  const { core, layer, layers, units, checkpoint } = shown;
+  const { layer_type, layer, layers, units, checkpoint } = shown;
   byId("model").textContent =
-    `${checkpoint}, core ${core}, layer ${layer} of ${layers}, ${units.length} units`;
+    `${checkpoint}, ${layer_type}, layer ${layer} of ${layers}, ${units.length} units`;
   drawStrip();
   drawFindings();
   drawChart();

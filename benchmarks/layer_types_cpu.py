@@ -1,9 +1,9 @@
-"""What a training step of each core costs against the GRU's, at equal units and equal parameters.
+"""A training step of each layer type against the GRU's, at equal units and equal parameters.
 
-    python -m benchmarks.cores_cpu
+    python -m benchmarks.layer_types_cpu
 
-Times are of the process's CPU, one thread, the cores in turn, so that they hold on a machine that
-others use as well; a ratio is the median over the rounds of the ratio within a round.
+Times are of the process's CPU, one thread, the layer types in turn, so that they hold on a machine
+that others use as well; a ratio is the median over the rounds of the ratio within a round.
 """
 
 import argparse
@@ -14,18 +14,18 @@ from functools import partial
 import torch
 
 from lightning_module.data.chunks import Chunk
-from lightning_module.model import CORES, SentencePredictor
+from lightning_module.model import LAYER_TYPES, SentencePredictor
 
 VOCABULARY, EMBEDDING, STEPS, LANES = 82, 64, 64, 32
 # Equal to the GRU's at 256 within 0.3 %, as in conf/experiment/compare.yaml.
 UNITS = {"gru": 256, "gru_reset_before": 256, "lstm": 219, "rnn": 449}
 
 
-def seconds_a_step(core: str, hidden_size: int, repeats: int) -> tuple[float, int]:
+def seconds_a_step(layer_type: str, hidden_size: int, repeats: int) -> tuple[float, int]:
     """CPU seconds of forward, backward and optimizer, and the parameters."""
     torch.manual_seed(0)
     model = SentencePredictor(
-        VOCABULARY, {"name": core}, embedding_size=EMBEDDING, hidden_size=hidden_size
+        VOCABULARY, {"name": layer_type}, embedding_size=EMBEDDING, hidden_size=hidden_size
     )
     model.log = lambda *_, **__: None  # no trainer listens
     optimizer = partial(torch.optim.AdamW, fused=True)(model.parameters())
@@ -44,12 +44,16 @@ def main() -> None:
     """Prints a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--repeats", type=int, default=4, help="steps a round and core")
+    parser.add_argument("--repeats", type=int, default=4, help="steps per round and layer type")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     print(f"T {STEPS}, B {LANES}, E {EMBEDDING}, {VOCABULARY} tokens; the GRU's step is 1")
     print("| layer | units | parameters | time per step |\n|---|---|---|---|")
-    cases = [(core, units) for core in CORES for units in sorted({256, UNITS[core]})]
+    cases = [
+        (layer_type, units)
+        for layer_type in LAYER_TYPES
+        for units in sorted({256, UNITS[layer_type]})
+    ]
     times = {case: [] for case in cases}
     parameters = {}
     for _ in range(arguments.rounds):

@@ -1,8 +1,8 @@
 """The table of docs/lstm.md, from the run directories of one sweep.
 
-    triton-gru-train -m experiment=compare model/core=gru,gru_reset_before,lstm,rnn \
+    triton-gru-train -m experiment=compare model/layer_type=gru,gru_reset_before,lstm,rnn \
         data=shakespeare,sanguo
-    python -m benchmarks.compare_cores multirun/<date>
+    python -m benchmarks.compare_layer_types multirun/<date>
 
 Refuses runs whose parameters or wall times differ by more than `TOLERANCE` within a text, because
 the table says that they are equal.
@@ -14,8 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
+from lightning_module.run_config import from_yaml
 from lightning_module.run_files import CONFIG, SAMPLES, SUMMARY
 
 NAMES = {"gru": "GRU", "gru_reset_before": "GRU, `reset_after=False`", "lstm": "LSTM", "rnn": "RNN"}
@@ -33,7 +32,7 @@ COLUMNS = (
 
 
 def runs(folder: Path) -> list[dict[str, Any]]:
-    """What the table says of each run in `folder`, by text and core.
+    """What the table says of each run in `folder`, by text and layer type.
 
     Raises:
         ValueError: there are no finished runs, or they are not equal in what they should be.
@@ -41,7 +40,7 @@ def runs(folder: Path) -> list[dict[str, Any]]:
     found = []
     for file in folder.glob(f"*/{SUMMARY}"):
         summary = json.loads(file.read_text())
-        config = OmegaConf.load(file.parent / CONFIG)
+        config = from_yaml((file.parent / CONFIG).read_text("utf-8"))
         last_block = (
             (file.parent / SAMPLES).read_text(encoding="utf-8").strip().split("\n\n== ")[-1]
         )
@@ -49,7 +48,7 @@ def runs(folder: Path) -> list[dict[str, Any]]:
         found.append(
             {
                 "text": config.data.corpus._target_.rpartition(".")[2],
-                "core": config.model.core.name,
+                "layer_type": config.model.layer_type.name,
                 "units": config.model.hidden_size,
                 "seconds": summary["wall_seconds"],
                 "prompt": prompt,
@@ -62,8 +61,8 @@ def runs(folder: Path) -> list[dict[str, Any]]:
         )
     if not found:
         raise ValueError(f"no finished runs below {folder}; expected */{SUMMARY}")
-    texts, cores = list(TEXTS), list(NAMES)
-    found.sort(key=lambda run: (texts.index(run["text"]), cores.index(run["core"])))
+    texts, types = list(TEXTS), list(NAMES)
+    found.sort(key=lambda run: (texts.index(run["text"]), types.index(run["layer_type"])))
     for text in texts:
         for what, tolerance in TOLERANCE.items():
             values = [run[what] for run in found if run["text"] == text]
@@ -77,7 +76,7 @@ def table(found: list[dict[str, Any]]) -> str:
     lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
     for run in found:
         lines.append(
-            f"| {TEXTS[run['text']]} | {NAMES[run['core']]} | {run['units']} "
+            f"| {TEXTS[run['text']]} | {NAMES[run['layer_type']]} | {run['units']} "
             f"| {run['parameters']:,} | {run['val_loss']:.3f} | {run['val_bits_per_char']:.3f} "
             f"| {run['tokens_per_second']:,.0f} |"
         )
@@ -85,7 +84,7 @@ def table(found: list[dict[str, Any]]) -> str:
     for run in found:
         sentence = " ".join(run["sentence"].split())
         lines.append(
-            f"- {TEXTS[run['text']]}, {NAMES[run['core']]}: {run['prompt']} **{sentence}**"
+            f"- {TEXTS[run['text']]}, {NAMES[run['layer_type']]}: {run['prompt']} **{sentence}**"
         )
     return "\n".join(lines)
 
