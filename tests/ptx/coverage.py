@@ -19,8 +19,8 @@ from triton_gru.plan.plan import Plan, Problem
 from triton_gru.plan.planner import all_plans
 
 # T, B, H and directions. B below, at and above a tile of 16 rows. H alone in its padding (1), below
-# and at a multiple of 16, of one chunk and of several whose last is whole, a half or a quarter;
-# `test_kernels.py` checks that none is missing.
+# and at a multiple of 16, in one piece of K and in several whose last is whole, a half or a
+# quarter; `test_kernels.py` checks that none is missing.
 SHAPES = [
     (4, 3, 1), (3, 16, 1, 2), (5, 3, 17), (1, 1, 33), (4, 17, 18), (3, 3, 65), (3, 16, 32),
     (4, 20, 48, 2), (3, 3, 128), (4, 1, 130), (3, 3, 100, 2), (3, 16, 160), (2, 3, 256),
@@ -111,11 +111,11 @@ def scans():
 
 
 def kind(plan: Plan) -> tuple:
-    """What plans have in common that differ in the numbers of programs and chunks alone."""
+    """What plans have in common that differ in the numbers of programs and pieces alone."""
     return (
-        *(plan.direction, plan.kernel, plan.protocol, plan.by_block, plan.rows, plan.columns),
-        *(plan.warps, plan.split, plan.merge, plan.stage_all, plan.chunk, min(plan.chunks, 2)),
-        *(plan.tail, plan.in_registers),
+        *(plan.direction, plan.kernel, plan.protocol, plan.by_block, plan.block_m, plan.block_n),
+        *(plan.warps, plan.split_k, plan.merge, plan.stage_all, plan.block_k),
+        *(min(plan.k_blocks, 2), plan.tail, plan.in_registers),
     )
 
 

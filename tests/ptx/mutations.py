@@ -108,7 +108,7 @@ class Problem:
         self.direction = direction
         self.case = make_case(*shape, reset_after=False, dtype=torch.float16, lengths=True,
                               resets=True, not_finite=shape == SHAPES[1])  # fmt: skip
-        groups = -(-shape[1] // plan.rows)
+        groups = -(-shape[1] // plan.block_m)
         self.plan = dataclasses.replace(plan, groups=groups, groups_a_launch=groups)
         exact_y, self.exact = self.case.exact()
         if direction == "forward":
@@ -142,6 +142,10 @@ def mutants(target, kind) -> list[Mutant]:
                      "constant": other_constants}[kind](i, lines[i.line - 1]):  # fmt: skip
             out.append(Mutant(target.name, kind, i.line, text, i))
     return out
+
+
+def every_mutant(target) -> list[Mutant]:
+    return [mutant for kind in KINDS for mutant in mutants(target, kind)]
 
 
 def without_barrier(i, line):

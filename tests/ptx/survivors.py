@@ -3,45 +3,74 @@
 A change has no effect where it is in dead code, where every value is the same with it, where
 nobody reads the values that differ, or where those are multiplied by zero. The last two are shown
 by a `Probe`: the kernel as it is, but with random bits, or random finite numbers, in the place of
-what the mutant would have changed, whose results are the kernel's to the bit. What is left is
-looked up in LISTED.
+what the mutant would have changed, whose results are the kernel's to the bit. Barriers and loads
+that need not be as strong have checks of their own. What is left is looked up in LISTED.
 """
 
+import dataclasses
 import re
 
 import numpy as np
 import torch
 
-from tests.ptx.errors import PtxError
+from tests.ptx.errors import PtxError, Race
 from tests.ptx.execution import NOTHING
+from tests.ptx.global_memory import SECTOR
 from tests.ptx.parsing import Parser
 from tests.ptx.program import Program
 from triton_gru.kernels.launch import KernelTimeout
 
 EFFECT = ("st", "bra", "ret", "bar", "red", "atom", "cp", "stmatrix", "fence", "exit")
+# Mutants that are none: the kernel does on these problems what it did.
 NO_EFFECT = {
     "dead": "no instruction with an effect reads what it writes",
     "same": "every value that it computes, loads or stores is the same with the change",
     "unread": "random bits in the place of what differs change no bit of the results",
     "times zero": "random finite numbers in the place of what differs change no bit of the results",
 }
-# (kinds of mutants, pattern of the instruction, reason): survivors that have an effect.
-LISTED = [
-    (("order",), r"ld\.volatile\.global", "a poll looks again, past L1, for what it misses"),
-]
+# Survivors that do something else, and why it does no harm; each has a check of its own.
+HARMLESS = {
+    "first look": "with what lay there before the launch in its place, a poll looks again",
+    "after an acquire": "L1 holds none of what it loads, as an acquire has emptied it",
+    "parted already": "no two warps meet where it parted them, in eight more orders of the warps",
+}
+# (target, kinds, pattern of the instruction, reason): survivors that no check explains.
+LISTED = []
 
 
 def reason(target, mutant) -> str | None:
-    """A key of NO_EFFECT, a reason of LISTED, or None."""
-    if mutant.kind not in ("barrier", "order"):
-        if mutant.instruction.at not in live(target.program):
-            return "dead"
-        found = effect(target, mutant)
-        if found:
-            return found
-    text = repr(mutant.instruction)
-    for kinds, pattern, why in LISTED:
-        if mutant.kind in kinds and re.search(pattern, text):
+    """A key of NO_EFFECT or HARMLESS, a reason of LISTED, or None."""
+    found = {"barrier": barrier, "order": order}.get(mutant.kind, effect)(target, mutant)
+    if found:
+        return found
+    for name, kinds, pattern, why in LISTED:
+        fits = re.fullmatch(name, target.name) and mutant.kind in kinds
+        if fits and re.search(pattern, repr(mutant.instruction)):
+            return why
+    return None
+
+
+def barrier(target, mutant) -> str | None:
+    """Whether what it parted is parted by others; the kernel's results are the same to the bit."""
+    program = Program(target.text(mutant))
+    for problem in range(len(target.problems)):
+        for seed in range(1, 16, 2):  # odd ones have the warps apart
+            if not unchanged(target, program, problem, seed=seed, weak=True):
+                return None
+    return "parted already"
+
+
+def order(target, mutant) -> str | None:
+    """Why a load need not be as strong."""
+    if effect(target, dataclasses.replace(mutant, text="")) == "same":
+        return "same"
+    for why in ("first look", "after an acquire"):
+        look = Look(target, mutant, why)
+        if all(
+            unchanged(target, look, problem, seed=seed, weak=True)
+            for problem in range(len(target.problems))
+            for seed in range(4)
+        ):
             return why
     return None
 
@@ -74,6 +103,8 @@ def live(program) -> set[int]:
 
 def effect(target, mutant) -> str | None:
     """A key of NO_EFFECT, or None where what is random shows or the machine cannot tell."""
+    if mutant.instruction.at not in live(target.program):
+        return "dead"
     if mutant.instruction.base in ("bra", "ret", "bar", "cp", "fence"):
         return None
     for finite in (False, True):
@@ -83,10 +114,10 @@ def effect(target, mutant) -> str | None:
     return None
 
 
-def unchanged(target, probe, problem) -> bool:
+def unchanged(target, program, problem, seed=0, weak=False) -> bool:
     """Whether the results are the kernel's own to the bit."""
     try:
-        results = target.results(probe, 0, problem, weak=False)
+        results = target.results(program, seed, problem, weak=weak)
     except (PtxError, KernelTimeout):
         return False
     return equal(target.own(problem), results)
@@ -162,6 +193,39 @@ class Probe(Program):
         if self._finite:  # the high byte of each half: a sign and some of the exponent
             bits[1::2] = bits[1::2] & 0x80 | self._random.integers(0x39, 0x43, len(bits) // 2)
         return bits[:bytes_].view(f"u{kind[1]}")
+
+
+class Look(Program):
+    """A kernel with a mutant's load watched, or replaced by the oldest that it may find.
+
+    Under "first look" it finds what lay there before the launch, in every step; under "after an
+    acquire" it is an error if L1 holds a line of what it loads.
+    """
+
+    def __init__(self, target, mutant, why):
+        self._at, self._why = mutant.instruction.at, why
+        super().__init__(target.text(mutant) if why == "after an acquire" else target.ptx)
+
+    def lines(self, emitter, i):
+        own = super().lines(emitter, i)
+        if i.at != self._at:
+            return own
+        emitter.namespace["LOOK"] = self
+        return ["held = W.view.load", "W.view.load = LOOK.finds(W.view)", *own,
+                "W.view.load = held"]  # fmt: skip
+
+    def finds(self, view):
+        load = view.load
+
+        def oldest(how, at, threads, size, count):
+            return view.memory.initial.view(f"u{size}").reshape(-1, count)[at // (size * count)]
+
+        def watched(how, at, threads, size, count):
+            if how != "plain" or (view.l1_generation[at >> SECTOR] == view.generation).any():
+                raise Race("L1 holds a line")
+            return load(how, at, threads, size, count)
+
+        return oldest if self._why == "first look" else watched
 
 
 def _memories(W):

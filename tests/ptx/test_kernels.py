@@ -115,10 +115,10 @@ def test_the_soak_leaves_no_shape_out():
 
 
 def tails_of(case):
-    """(warps, whether there are several chunks, the tail's share of one, whether H fills it)."""
+    """(warps, whether K has several pieces, the tail's share of one, whether H fills it)."""
     hidden = case.arguments[0][2]
     for plan in cases.Scan(*case.arguments, **case.options).plans:
-        yield plan.warps, plan.chunks > 1, plan.chunk // plan.tail, hidden == plan.span
+        yield plan.warps, plan.k_blocks > 1, plan.block_k // plan.tail, hidden == plan.span
 
 
 # -- make soak ---------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Compiled kernels broken one instruction at a time: a run must notice 19 of 20 of each kernel."""
+"""Compiled kernels broken one instruction at a time: runs must notice 19 of 20 of each kernel."""
 
 import functools
 import re
@@ -12,7 +12,6 @@ from tests.ptx import mutations, survivors
 Target = functools.cache(mutations.Target)
 NAMES = [" ".join(t) for t in mutations.TARGETS]
 CAUGHT = 0.95
-
 
 ONE_WARP_GOES_ROUND = """{ .reg .pred here; .reg .b32 thread; mov.u32 thread, %tid.x;
 setp.lt.s32 here, thread, 32; @here bra ROUND; bar.sync 0; ROUND: }""".replace("\n", " ")
@@ -33,9 +32,9 @@ BROKEN = {
     "a race of two warps": ("counter", {
         r"bar\.sync.*tile\.py": lambda line: ""}, "Race"),
     "a barrier that one warp goes round": ("counter", {
-        r"bar\.sync.*exchange\.py:232": lambda line: ONE_WARP_GOES_ROUND}, "BarrierError"),
+        "release": lambda line: ONE_WARP_GOES_ROUND + line}, "BarrierError"),
     "a branch within a warp": ("counter", {
-        r"@%p\d+ bra.*exchange\.py:192": lambda line: re.sub(
+        r"@%p\d+ bra.*exchange\.py": lambda line: re.sub(
             r"@%p\d+ bra\s+(\S+);", ODD_LANES_BRANCH, line)}, "Divergence"),
     "stores that are seen late": ("counter", {
         "release": lambda line: line.replace("release", "relaxed")}, "values"),
@@ -43,9 +42,9 @@ BROKEN = {
         "acquire": lambda line: line.replace("acquire", "relaxed")}, "values"),
     "a signal that is not sent": ("counter", SIGNAL, "KernelTimeout"),
     "a wait without a bound": ("counter", SIGNAL | {
-        r"add\.s32.*-1.*exchange\.py:194": lambda line: line.replace("-1", "0")}, "Deadlock"),
+        r"add\.s32.*, -1 .*exchange\.py": lambda line: line.replace("-1", "0")}, "Deadlock"),
     "a wait given up that nobody hears of": ("counter", SIGNAL | {
-        r"st\.global.*exchange\.py:240": lambda line: ""}, "values"),
+        r"st\.global\.b32.*exchange\.py": lambda line: ""}, "values"),
 }  # fmt: skip
 
 
@@ -82,16 +81,21 @@ def test_a_kernel_that_is_not_broken_survives():
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(7200)
-@pytest.mark.parametrize("kind", mutations.KINDS)
-@pytest.mark.parametrize("target", NAMES)
-def test_mutants_are_caught_or_explained(target, kind):
-    target = Target(*target.split())
-    every = mutations.mutants(target, kind)
-    survived = [m for m in every if target.caught(m) is None]
-    reasons = {repr(m.instruction): survivors.reason(target, m) for m in survived}
-    unknown = [text for text, reason in reasons.items() if reason not in survivors.REASONS]
-    assert not unknown, "\n".join(unknown)
-    # Those without any effect on this problem are no mutants of the kernel as it runs here.
-    harmful = [m for m in survived if reasons[repr(m.instruction)] == "rounding"]
-    assert len(harmful) <= (1 - CAUGHT) * len(every), "\n".join(map(repr, harmful))
+@pytest.mark.timeout(4 * 3600)
+@pytest.mark.parametrize("name", NAMES)
+def test_mutants_are_caught(name):
+    """19 of 20 of all kinds together, and each of the others is explained.
+
+    A mutant that the checks of survivors.py show to change nothing is none, and is not counted.
+    """
+    target = Target(*name.split())
+    counted, survivors_ = 0, {}
+    for mutant in mutations.every_mutant(target):
+        why = None if target.caught(mutant) else survivors.reason(target, mutant) or "unexplained"
+        if why not in survivors.NO_EFFECT:
+            counted += 1
+            if why:
+                survivors_[f"{mutant.kind}: {mutant.instruction!r} -> {mutant.text.strip()}"] = why
+    report = "\n".join(f"{why}: {text}" for text, why in survivors_.items())
+    assert "unexplained" not in survivors_.values(), report
+    assert len(survivors_) <= (1 - CAUGHT) * counted, f"of {counted}:\n{report}"
