@@ -18,7 +18,7 @@ from lightning_module.errors import InspectionError
 from lightning_module.generation import next_tokens
 from lightning_module.inspect.inspection import MAX_CHARACTERS, MAX_TOKENS
 from lightning_module.serve.server import MAX_BODY, InspectionServer
-from tests.lightning_module.test_inspection import HOSTILE, TEXT, made_model, save
+from tests.lightning_module.inspect.test_inspection import HOSTILE, TEXT, made_model, save
 
 
 @pytest.fixture(scope="module")

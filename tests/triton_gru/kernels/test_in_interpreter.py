@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 FILES = sorted(path.name for path in (ROOT / "tests/interpreter").glob("test_*.py"))
 
 pytest.importorskip("triton")

@@ -177,7 +177,7 @@ def test_training_is_reproducible(kind, tmp_path):
     """In processes of their own, where hashes differ."""
     code = (
         "import sys; from lightning_module.data.tokenizers import *;"
-        "from tests.lightning_module.test_tokenizers import SETTINGS, TEXTS;"
+        "from tests.lightning_module.data.test_tokenizers import SETTINGS, TEXTS;"
         f"Tokenizer.train(SETTINGS['{kind}'], TEXTS).save(sys.argv[1])"
     )
     for index in range(3):

@@ -28,7 +28,7 @@ from lightning_module.data.tokenizers import TokenizerSettings
 from lightning_module.distributed import ranks
 from lightning_module.errors import DataError
 
-CONF = Path(__file__).parents[2] / "conf"
+CONF = Path(__file__).parents[3] / "conf"
 CHAR = TokenizerSettings("char")
 LETTERS = "".join(chr(97 + i * i % 23) for i in range(400))
 

@@ -14,7 +14,7 @@ from lightning_module.distributed import ranks
 from lightning_module.errors import DataError
 from lightning_module.model import SentencePredictor
 from tests.lightning_module.conftest import TINY
-from tests.lightning_module.test_data import cache, made_module  # noqa: F401
+from tests.lightning_module.data.test_data import cache, made_module  # noqa: F401
 
 DOC, END = 0, 1
 ENDS_LINE = np.array([False, True, *[False] * 500])

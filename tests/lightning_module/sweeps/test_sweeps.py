@@ -23,7 +23,7 @@ from lightning_module.sweeps.jobs import COMPLETE, FAILED, LAUNCHERS, WORST, Job
 from tests.lightning_module.conftest import TINY
 
 PNG = b"\x89PNG\r\n\x1a\n"
-ROOT = str(Path(__file__).parents[2])
+ROOT = str(Path(__file__).parents[3])
 
 
 def arguments(text_file, *more):
@@ -401,7 +401,7 @@ def test_eight_trials_of_two_ranks(command, text_file, tmp_path):
         "optimizer.lr=tag(log,interval(0.001,0.1))",
         "model.hidden_size=8,16,24",
         "model/layer_type=gru,gru_reset_before",
-        "+callbacks.witness._target_=tests.lightning_module.test_sweeps.Witness",
+        "+callbacks.witness._target_=tests.lightning_module.sweeps.test_sweeps.Witness",
         "+callbacks.witness.run_dir=${run_dir}",
     ]
     with Sweep(command, tmp_path, *sweep, PYTHONPATH=ROOT) as running:
