@@ -170,7 +170,7 @@ def _step(gates_x: Tensor, h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def _compiled_step() -> Callable:
-    # Anew for each cell: after eight shapes Dynamo would quietly run the function as it is.
+    # Again for each cell: after eight shapes Dynamo would quietly run the function as it is.
     torch.compiler.reset()
     return torch.compile(_step, dynamic=False)
 

@@ -16,7 +16,7 @@ import torch
 from lightning_module.data.chunks import Chunk
 from lightning_module.model import LAYER_TYPES, SentencePredictor
 
-VOCABULARY, EMBEDDING, STEPS, LANES = 82, 64, 64, 32
+VOCABULARY, EMBEDDING, STEPS, BATCH_SIZE = 82, 64, 64, 32
 # Equal to the GRU's at 256 within 0.3 %, as in conf/experiment/compare.yaml.
 UNITS = {"gru": 256, "gru_reset_before": 256, "lstm": 219, "rnn": 449}
 
@@ -29,8 +29,8 @@ def seconds_a_step(layer_type: str, hidden_size: int, repeats: int) -> tuple[flo
     )
     model.log = lambda *_, **__: None  # no trainer listens
     optimizer = partial(torch.optim.AdamW, fused=True)(model.parameters())
-    tokens = torch.randint(VOCABULARY, (2, STEPS, LANES))
-    chunk = Chunk(tokens[0], tokens[1], torch.ones(LANES, dtype=torch.bool))
+    tokens = torch.randint(VOCABULARY, (2, STEPS, BATCH_SIZE))
+    chunk = Chunk(tokens[0], tokens[1], torch.ones(BATCH_SIZE, dtype=torch.bool))
     for repeat in range(repeats + 2):
         if repeat == 2:
             begun = time.process_time()
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=4, help="steps per round and layer type")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"T {STEPS}, B {LANES}, E {EMBEDDING}, {VOCABULARY} tokens; the GRU's step is 1")
+    print(f"T {STEPS}, B {BATCH_SIZE}, E {EMBEDDING}, {VOCABULARY} tokens; the GRU's step is 1")
     print("| layer | units | parameters | time per step |\n|---|---|---|---|")
     cases = [
         (layer_type, units)

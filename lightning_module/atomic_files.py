@@ -1,8 +1,8 @@
 """Atomic writes, and the errors of a disk that is full or read-only.
 
 All files of the training project that must be whole are written here. It imports no torch, so a
-command can use it before torch is there; `triton_gru.cache`, which the layer uses, cannot be had
-without. A folder of several files that are valid together is renamed instead: `TokenCache`.
+command can use it before torch is there; to import `triton_gru.cache`, which the layer uses,
+imports it. A folder of several files that are valid together is renamed instead: `TokenCache`.
 """
 
 import errno

@@ -20,7 +20,7 @@ _INCOMPLETE = "\ufffd"  # what bytes decode to that make no character, or not ye
 
 
 class NextToken(NamedTuple):
-    """A candidate for the next token: its id, its text for the eye, and its probability."""
+    """A candidate for the next token: its id, its display text, and its probability."""
 
     id: int
     text: str

@@ -19,7 +19,7 @@ from torchmetrics import MeanMetric
 from lightning_module.data.chunks import IGNORE, Chunk
 from lightning_module.distributed import ranks
 from lightning_module.errors import RunError
-from lightning_module.training_progress import budget_used
+from lightning_module.training_progress import progress
 from triton_gru import GRU
 
 # The recurrent layers by the name that `model/layer_type=` takes. Looked up by name, never imported
@@ -342,7 +342,7 @@ class SentencePredictor(L.LightningModule):
             )
         try:
             optimizer = self.optimizer_factory(self.parameters())
-            # LambdaLR passes its own step count; `budget_used` knows better (steps, epochs or
+            # LambdaLR passes its own step count; `progress` knows better (steps, epochs or
             # time, whichever ends first).
             schedule = LambdaLR(optimizer, lambda _: self._lr_factor())
         except (TypeError, ValueError, RuntimeError) as error:
@@ -396,7 +396,7 @@ class SentencePredictor(L.LightningModule):
         return states
 
     def _lr_factor(self) -> float:
-        return self.schedule(budget_used(self._trainer) if self._trainer is not None else 0.0)
+        return self.schedule(progress(self._trainer) if self._trainer is not None else 0.0)
 
     def _carried(self, stage: str, batch: Chunk) -> State | None:
         state = self.carried[stage]

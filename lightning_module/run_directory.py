@@ -72,7 +72,7 @@ def make_run_dir(run_dir: Path, config: DictConfig, data: Any, lock: RunLock) ->
     holds a run, and of two that start in one the lock lets one through.
 
     Returns:
-        What removes it all again, for a start that comes to nothing: the directory too, unless it
+        What removes it all again, for a start that fails: the directory too, unless it
         was there before.
 
     Raises:

@@ -36,7 +36,7 @@ def _time_spent(trainer: L.Trainer) -> float:
     return 0.0
 
 
-def budget_used(trainer: L.Trainer) -> float:
+def progress(trainer: L.Trainer) -> float:
     """Share of the training budget that is spent, from 0 to 1.
 
     A run ends at `max_steps`, `max_epochs` or `max_time`, whichever comes first, so the share spent

@@ -18,7 +18,7 @@ def test_the_page_is_what_the_marks_say():
 
 
 def test_every_row_names_a_test_that_pytest_collects():
-    """A mark on what is shadowed or skipped over by collection proves nothing."""
+    """A mark on what is shadowed or skipped over by collection shows nothing."""
     tests = {test for row in compatibility.rows() for test in row.tests}
     for file in sorted({test.partition("::")[0] for test in tests}):
         module = pytest.importorskip(file.removesuffix(".py").replace("/", "."))

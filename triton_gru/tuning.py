@@ -45,7 +45,7 @@ def tune(
         timer: Seconds that a call takes; None for the median of CUDA events.
 
     Returns:
-        For "forward" and "backward" the plans that were timed and their microseconds a step,
+        For "forward" and "backward" the plans that were timed and their microseconds per step,
         fastest first. What failed to launch is left out, with a warning.
 
     Raises:

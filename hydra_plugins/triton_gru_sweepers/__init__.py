@@ -14,7 +14,7 @@ Both keep to the same rules:
 - A job that diverges or dies is recorded as failed and the sweep goes on. In the end the grid exits
   with 1 if any job failed, because each of them was asked for by name; a search does if all did,
   because to find where training fails is part of searching. A grid tries failed jobs again when it
-  is resumed; a search does not, its sampler has already learnt from them.
+  is resumed; a search does not, its sampler has already learned from them.
 
 Why not hydra-optuna-sweeper (1.3.0, the newest): it requires Optuna below 3, and the distribution
 classes it imports are gone from Optuna 5. When it is resumed it numbers jobs from 0, into the

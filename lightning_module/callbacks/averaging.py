@@ -5,7 +5,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import WeightAveraging
 
-from lightning_module.training_progress import budget_used
+from lightning_module.training_progress import progress
 
 
 class StochasticWeightAveraging(WeightAveraging):
@@ -38,7 +38,7 @@ class StochasticWeightAveraging(WeightAveraging):
             return False
         if not self._begun:
             self._average_model.n_averaged.zero_()  # what comes next replaces what is there
-            self._begun = budget_used(self._trainer) >= self.start
+            self._begun = progress(self._trainer) >= self.start
         return True
 
     def state_dict(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning_module.distributed import ranks
 from lightning_module.loggers.rewind import UNLOGGED, unlogged_row
 from lightning_module.run_files import LAST
-from lightning_module.training_progress import budget_used
+from lightning_module.training_progress import progress
 
 
 class LastCheckpoint(Checkpoint):
@@ -79,7 +79,7 @@ def may_save(trainer: L.Trainer) -> bool:
     """
     loop = trainer.fit_loop
     validation_follows = (
-        budget_used(trainer) >= 1  # see ValidateAtEnd
+        progress(trainer) >= 1  # see ValidateAtEnd
         or loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
     )
     return between_steps(trainer) and not validation_follows

@@ -12,7 +12,7 @@ from rich.progress import Progress, TaskID
 
 from lightning_module.data.chunks import Chunk
 from lightning_module.terminal.progress_bars import progress_bars
-from lightning_module.training_progress import budget_used
+from lightning_module.training_progress import progress
 
 
 class Throughput(L.Callback):
@@ -90,7 +90,7 @@ class RunProgress(L.Callback):
         self._begun = (0.0, 0.0)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._begun = (time.monotonic(), budget_used(trainer))
+        self._begun = (time.monotonic(), progress(trainer))
         self._next_line = time.monotonic() + self.every_seconds
         if self.console.is_terminal and trainer.is_global_zero:
             self._bars = progress_bars(self.console)
@@ -100,13 +100,13 @@ class RunProgress(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         if trainer.global_step % trainer.log_every_n_steps and not trainer.should_stop:
             return
-        self._show(trainer, budget_used(trainer), self._status(trainer))
+        self._show(trainer, progress(trainer), self._status(trainer))
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.sanity_checking or self._bars is None:
             return
         # The run's own bar stands still meanwhile, and says why.
-        self._show(trainer, budget_used(trainer), f"step {trainer.global_step}  validating")
+        self._show(trainer, progress(trainer), f"step {trainer.global_step}  validating")
         self._validation = self._bars.add_task("validation", total=sum(trainer.num_val_batches))
 
     def on_validation_batch_end(
@@ -125,13 +125,13 @@ class RunProgress(L.Callback):
         if self._validation is not None:
             self._bars.update(self._validation, completed=done, description=status)
         elif self._line_is_due():
-            self._say(trainer, f"{budget_used(trainer):4.0%} step {trainer.global_step}  {status}")
+            self._say(trainer, f"{progress(trainer):4.0%} step {trainer.global_step}  {status}")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._validation is not None:
             self._bars.remove_task(self._validation)
             self._validation = None
-            self._show(trainer, budget_used(trainer), self._status(trainer))
+            self._show(trainer, progress(trainer), self._status(trainer))
         m = {name: value.item() for name, value in trainer.callback_metrics.items()}
         if trainer.sanity_checking or "val_loss" not in m:
             return
@@ -171,7 +171,7 @@ class RunProgress(L.Callback):
     def _status(self, trainer: L.Trainer, used: float | None = None) -> str:
         m = trainer.callback_metrics
         begun, used_then = self._begun
-        used = budget_used(trainer) if used is None else used
+        used = progress(trainer) if used is None else used
         left = (time.monotonic() - begun) * (1 - used) / max(used - used_then, 1e-9)
         shown: list[tuple[str, Callable[[torch.Tensor], str]]] = [
             ("train_loss", lambda v: f"loss {v:.3f}"),

@@ -19,7 +19,7 @@ from lightning_module.errors import Diverged, Stopped
 from lightning_module.run_files import LAST
 from lightning_module.run_lock import RunLock
 from lightning_module.terminal.signals import SIGNALS, Interrupted
-from lightning_module.training_progress import budget_used
+from lightning_module.training_progress import progress
 
 _UNTIL_SAVED = (
     "the step, or the validation, under way ends first; then the run is saved. "
@@ -113,7 +113,7 @@ class StopOnSignal(Checkpoint):
             self._stop_if_asked_to(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        over = budget_used(trainer) >= 1  # nothing is left to stop
+        over = progress(trainer) >= 1  # nothing is left to stop
         if not trainer.sanity_checking and not over and between_steps(trainer):
             self._stop_if_asked_to(trainer)
 
@@ -148,7 +148,7 @@ class ValidateAtEnd(L.Callback):
     """Validates after the last step too, wherever the run's limits put it."""
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        if budget_used(trainer) >= 1:
+        if progress(trainer) >= 1:
             trainer.should_stop = True  # Lightning validates once more before it stops
 
 

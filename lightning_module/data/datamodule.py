@@ -213,7 +213,7 @@ class SentenceDataModule(lightning.LightningDataModule):
     def chars_per_token(self) -> float:
         """Characters of the validation text a predicted token, after `setup`.
 
-        Nats a token / (chars_per_token * ln 2) are bits per character.
+        Nats per token / (chars_per_token * ln 2) are bits per character.
         """
         return self.val.tokens.characters / self.val.tokens.tokens
 

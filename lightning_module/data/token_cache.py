@@ -219,7 +219,7 @@ class TokenCache:
             raise DataError(
                 f"Cannot keep the tokens in {parent}: {error.strerror}. Nothing half-written was "
                 "left there. Make room, or set TRITON_GRU_CACHE to a folder elsewhere (a corpus "
-                "takes 2 bytes a token, 4 with more than 65,536 kinds)."
+                "takes 2 bytes per token, 4 with more than 65,536 kinds)."
             ) from error
         log.info("Tokens are in %s (%.1f s)", self.folder, time.monotonic() - started)
 

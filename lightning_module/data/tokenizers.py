@@ -53,7 +53,7 @@ _SPLITS = {
     ),
 }
 # A word that occurs once is `<unk>` in training too: else `<unk>` would come up in validation text
-# alone and never be learnt. Characters keep theirs, so that training text decodes to itself.
+# alone and never be learned. Characters keep theirs, so that training text decodes to itself.
 _MIN_FREQUENCY = {"char": 1, "word": 2, "bpe": 2}
 
 _LOOKALIKES = {"‘": "'", "’": "'", "“": '"', "”": '"', "–": "-", "—": "--", "…": "...", "\t": " "}
@@ -65,7 +65,7 @@ class TokenizerSettings:
     """What kind of tokenizer to train.
 
     Attributes:
-        kind: `char`: a Unicode character a token. `bpe`: byte pairs; no text is unknown. `word`:
+        kind: `char`: Unicode characters. `bpe`: byte pairs; no text is unknown. `word`:
             words with the space before them, punctuation marks, Han characters one by one.
         vocab_size: Tokens at most, `<doc>` and `<unk>` included; the rarest are left out. None:
             as many as there are (char, word).
@@ -241,7 +241,7 @@ class Tokenizer:
         )
 
     def token(self, id: int) -> str:
-        """One token for the eye: its text, `<doc>`, `<unk>`, or `<0xE4>` for part of a character.
+        """Display text of a token: its own, `<doc>`, `<unk>`, or `<0xE4>` for part of a character.
 
         Raises:
             DataError: There is no such id.

@@ -118,7 +118,7 @@ class World:
         asked = here if trainer.devices == "auto" else probe.num_devices
         if (asked, trainer.num_nodes) != (here, nodes):
             raise RunError(
-                f"{here} processes a machine were started on {nodes} machines, but "
+                f"{here} processes per machine were started on {nodes} machines, but "
                 f"trainer.devices={trainer.devices} trainer.num_nodes={trainer.num_nodes}: set "
                 f"trainer.devices={here} trainer.num_nodes={nodes}"
             )
@@ -148,7 +148,7 @@ def make_strategy(name: str, world: World) -> Strategy | str:
     if world.size == 1:
         return "auto"
     if name == "fsdp":
-        # One file a checkpoint, readable whatever the number of ranks.
+        # One file per checkpoint, readable whatever the number of ranks.
         return ModelParallelStrategy(
             data_parallel_size=world.size, tensor_parallel_size=1, save_distributed_checkpoint=False
         )

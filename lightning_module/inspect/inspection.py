@@ -33,7 +33,7 @@ class Inspection:
         layer: Which layer, 1 the one that reads the tokens.
         layers: How many there are.
         ids: The tokens.
-        tokens: The tokens, each as text for the eye.
+        tokens: The tokens, each as display text.
         r: Reset gate `[T, H]`, the share of the past that enters the candidate.
         z: Update gate `[T, H]`, the share of the state that is kept.
         n: Candidate `[T, H]`, within -1 and 1.

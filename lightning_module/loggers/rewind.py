@@ -44,7 +44,7 @@ def rewind(run_dir: Path, trainer: L.Trainer, steps: int, row: dict[str, float])
     Args:
         run_dir: of the run.
         trainer: whose loggers continue.
-        steps: of the checkpoint. A logger counts from 0: its step 99 is what 100 steps came to.
+        steps: of the checkpoint. A logger counts from 0: its step 99 is the state after 100 steps.
         row: of the checkpoint, see `unlogged_row`.
     """
     for logger in trainer.loggers:

@@ -45,7 +45,7 @@ def measure(config: DictConfig) -> None:
     Raises:
         UsageError: a setting is out of range, or the run directory is in use.
         DataError: the text cannot be used.
-        SystemExit: a signal ended it before all studies came to their end.
+        SystemExit: a signal ended it before all studies ended.
     """
     studies = _studies(config)
     run_dir = Path(os.path.expanduser(config.run_dir))
@@ -183,8 +183,7 @@ def _told(
                     future.result()
                 except BrokenProcessPool as error:
                     raise UsageError(
-                        "a process ended without a word; it may have been short of memory: try "
-                        "workers=1"
+                        "a process died, possibly out of memory: try workers=1"
                     ) from error
         if all_done:
             return

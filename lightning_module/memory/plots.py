@@ -12,8 +12,8 @@ NAMES = {"gru": "GRU", "gru_reset_before": "GRU, reset before", "lstm": "LSTM", 
 COLOURS = {"gru": "#0072b2", "gru_reset_before": "#56b4e9", "lstm": "#e69f00", "rnn": "#d55e00"}
 STYLES = {"gru": "o-", "gru_reset_before": "s--", "lstm": "^-", "rnn": "v-"}
 TITLES = {"copy": "Copying", "adding": "Adding", "text": "Real text"}
-# What a gradient must keep of its norm to teach anything beside the noise of float32's sums.
-FLOOR = 1e-12
+# Lower end of the axis. A gradient that keeps less of its norm is lost in float32's rounding.
+LOWEST = 1e-12
 
 # What a study kept for each task and layer type:
 # {"copy": {"gru": {"success": ..., "gradient": ...}}}.
@@ -73,14 +73,14 @@ def draw_gradients(results: Results, path: Path) -> None:
                 points = [(k, s) for k, s in zip(curve["k"], curve["share"], strict=True) if k > 0]
                 axes.plot(
                     [k for k, _ in points],
-                    [max(share, FLOOR / 1e6) for _, share in points],
+                    [max(share, LOWEST / 1e6) for _, share in points],
                     STYLES[layer_type][1:],
                     color=COLOURS[layer_type],
                     label=NAMES[layer_type],
                 )
             axes.set_xscale("log")
             axes.set_yscale("log")
-            axes.set_ylim(FLOOR, 1e3)
+            axes.set_ylim(LOWEST, 1e3)
             axes.axhline(1.0, color="0.8", linewidth=0.8)
             when_title = {"start": "before training", "end": "after training"}[when]
             axes.set_title(f"{TITLES[task]}, {when_title}")

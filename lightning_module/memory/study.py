@@ -1,7 +1,7 @@
 """What one type of layer learns to remember, and how far back its gradient reaches.
 
 A study trains a `SentencePredictor` on one task: on the delays one after the other, each from the
-weights that the longest delay learnt so far left behind (or, where none was learnt, from those of
+weights that the longest delay learned so far left behind (or, where none was learned, from those of
 the delay before), or on text. It measures, before and after,
 the norm of the derivative of the last step's loss by the state k steps before.
 """
@@ -27,7 +27,7 @@ from lightning_module.model import SentencePredictor
 from lightning_module.schedules import constant, cosine
 
 SOLVED = 0.99  # share of right answers that ends the training on a delay
-LEARNT = 0.9  # and with which the next delay goes on from here
+LEARNED = 0.9  # and with which the next delay starts from these weights
 CHECK_EVERY = 25  # training steps
 CHECK_LANES = 128  # sequences that a check asks, all new to the model
 GRADIENT_LANES = 32  # sequences over which the median of the gradient's norm is taken
@@ -50,7 +50,7 @@ class Study:
         text_steps: training steps on text.
         hidden_size: see `SentencePredictor`.
         embedding_size: likewise.
-        batch_size: sequences a training step.
+        batch_size: sequences per training step.
         learning_rate: of Adam.
         seed: of weights and sequences.
     """
@@ -81,7 +81,7 @@ def remember(study: Study, report: Report, keep: Callable[[dict[str, Any]], None
     L.seed_everything(study.seed, workers=True, verbose=False)
     model = _predictor(study, TASKS[study.task].vocab_size, constant)
     longest = max(study.steps)
-    kept, learnt = copy.deepcopy(model.state_dict()), False
+    kept, learned = copy.deepcopy(model.state_dict()), False
     probe = next(iter(Sequences(study.task, longest, GRADIENT_LANES, study.seed + 2)))
     results = {
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -113,8 +113,8 @@ def remember(study: Study, report: Report, keep: Callable[[dict[str, Any]], None
             "cpu_seconds": time.process_time() - begun,
         }
         # What a delay too long to learn did to the weights would harm the delays after it.
-        if right >= LEARNT or not learnt:
-            kept, learnt = copy.deepcopy(model.state_dict()), learnt or right >= LEARNT
+        if right >= LEARNED or not learned:
+            kept, learned = copy.deepcopy(model.state_dict()), learned or right >= LEARNED
         done += work[delay]
         keep(results)
     model.load_state_dict(kept)
@@ -204,7 +204,7 @@ def gradient_norms(model: SentencePredictor, inputs: Tensor, last: Tensor) -> di
 
 
 def context_loss(model: SentencePredictor, stream: Tensor, places: Tensor, context: int) -> float:
-    """Bits a token after reading `context` tokens from a state of zero.
+    """Bits per token after reading `context` tokens from a state of zero.
 
     Args:
         model: the model.

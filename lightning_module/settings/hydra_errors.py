@@ -34,7 +34,7 @@ def in_one_line(error: Exception, command: str, configs: Path) -> str:
         key, value = ambiguous.groups()
         return (
             f"{key}={value} are several values: for a list put them in brackets, {key}=[{value}], "
-            "to train with each in turn add -m"
+            "to train with each of them add -m"
         )
     if message.startswith("Config group override must be a string or a list"):
         empty = [a for a in sys.argv[1:] if a.endswith("=null") and (configs / a[:-5]).is_dir()]

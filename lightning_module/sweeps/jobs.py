@@ -220,7 +220,7 @@ def _arguments(job: Job, hydra: DictConfig, interrupted: bool) -> list[str]:
         trust = [f"trust=[{','.join(named)}]"] if named else []
         return [*command, f"resume={run_dir}", *trust]
     if run_dir.exists():
-        shutil.rmtree(run_dir)  # what an attempt left that came to no checkpoint, or failed
+        shutil.rmtree(run_dir)  # of an attempt that failed or has no checkpoint
     return [*command, *job.overrides, f"run_dir={run_dir}"]
 
 

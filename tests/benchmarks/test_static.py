@@ -1,4 +1,4 @@
-"""The static report's own eyes: it must see what it is there to refuse."""
+"""The static report finds the faults that it is there to refuse."""
 
 import dataclasses
 

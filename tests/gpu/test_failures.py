@@ -13,7 +13,7 @@ from triton_gru.kernels.forward import scan_forward
 from triton_gru.plan.plan import COUNTER, POLLS, SENTINEL
 
 PROTOCOLS = (SENTINEL, COUNTER)
-# A wait that ends in vain may take so long, from the launch to the exception.
+# A wait that times out may take so long, from the launch to the exception.
 SECONDS = 1.0
 
 

@@ -93,7 +93,7 @@ def _spin(flag, looks):
 @pytest.mark.cuda
 @pytest.mark.parametrize("programs", [2, 64])
 def test_beside_a_kernel_that_spins(programs):
-    """As a collective waits for its peers: for a while some multiprocessors are not to be had.
+    """As a collective waits for its peers: for a while some multiprocessors are not available.
 
     H = 2048 takes 128 programs. Beside 2 others they fit on an H200; beside 64 they have to wait.
     """

@@ -39,7 +39,7 @@ from triton.runtime import interpreter
 # are, and no store is under way, it is a deadlock.
 LOOKS_WITHOUT_CHANGE = 3
 # Chances, one of which a launch draws, that the next program is one whose last look is older than
-# the last change of memory: from all waiting in vain as often as not, to hardly ever.
+# the last change of memory: from half of all waits timing out, to hardly any.
 FRESH_CHANCES = (0.0, 0.5, 0.9)
 # Chance that a hand-over makes some of a program's buffered stores visible.
 FLUSH_CHANCE = 0.5

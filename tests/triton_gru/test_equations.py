@@ -1,4 +1,4 @@
-"""The scan and its derivatives against autograd over a loop, nn.RNN, nn.GRU and the article."""
+"""The scan and its derivatives against autograd over a loop, nn.RNN and nn.GRU."""
 
 import itertools
 
@@ -82,16 +82,16 @@ def gradients(outputs, inputs):
 @pytest.mark.parametrize("reset_after", VARIANTS)
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(
-    ("ragged", "anew"), [(False, False), (True, False), (False, True), (True, True)]
+    ("ragged", "reset"), [(False, False), (True, False), (False, True), (True, True)]
 )
 @pytest.mark.parametrize("D", [1, 2])
 @pytest.mark.parametrize(("T", "B", "F", "H"), [(1, 1, 1, 1), (1, 3, 2, 17), (5, 3, 4, 1)])
 def test_scan_and_gradients_equal_a_loop_under_autograd(
-    T, B, F, H, D, ragged, anew, bias, reset_after
+    T, B, F, H, D, ragged, reset, bias, reset_after
 ):
     inputs = make_inputs(T, B, F, H, D, bias)
     lengths = torch.randint(0, T + 1, (B,)) if ragged else None
-    resets = random_resets(T, B, D, lengths) if anew else None
+    resets = random_resets(T, B, D, lengths) if reset else None
     ours = run(inputs, reset_after, lengths, resets)
     expected = one_row_after_another(inputs, reset_after, lengths, resets)
     assert_close(ours, expected)
@@ -113,13 +113,13 @@ def test_longer_scans_equal_a_loop_under_autograd(T, B, H, reset_after):
 
 @pytest.mark.parametrize("reset_after", VARIANTS)
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize(("lengths", "anew"), [(None, False), ([3, 1], False), ([3, 2], True)])
+@pytest.mark.parametrize(("lengths", "reset"), [(None, False), ([3, 1], False), ([3, 2], True)])
 @pytest.mark.parametrize("D", [1, 2])
 @pytest.mark.parametrize("check", [torch.autograd.gradcheck, torch.autograd.gradgradcheck])
-def test_derivatives_equal_finite_differences(check, D, lengths, anew, bias, reset_after):
+def test_derivatives_equal_finite_differences(check, D, lengths, reset, bias, reset_after):
     inputs = make_inputs(3, 2, 2, 2, D, bias)
     lengths = None if lengths is None else torch.tensor(lengths)
-    resets = random_resets(3, 2, D, lengths) if anew else None
+    resets = random_resets(3, 2, D, lengths) if reset else None
     assert check(lambda *inputs: run(inputs, reset_after, lengths, resets), inputs)
 
 
@@ -166,7 +166,7 @@ def test_what_stands_past_a_rows_end_does_not_matter(reset_after):
 
 @pytest.mark.parametrize("reset_after", VARIANTS)
 def test_saturated_gates_give_the_tanh_rnn(reset_after):
-    """The article: reset gate 1 and update gate 0 bring back the standard RNN."""
+    """Reset gate 1 and update gate 0 bring back the standard RNN."""
     H = 17
     inputs = make_inputs(6, 3, 4, H)
     x, h0, weight_ih, weight_hh, bias_ih, bias_hh = (t.detach() for t in inputs)

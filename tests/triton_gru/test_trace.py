@@ -95,7 +95,7 @@ def test_has_no_dropout_and_leaves_the_mode():
 
 
 def test_standard_rnn_limit():
-    """r = 1 and z = 0, the article's limit: the state is the candidate of a tanh RNN."""
+    """r = 1 and z = 0, the limit in which the state is the candidate of a tanh RNN."""
     module = GRU(INPUT, H, dtype=torch.float64)
     with torch.no_grad():
         module.bias_ih_l0[:H] = 1e4

@@ -21,7 +21,7 @@ from triton_gru.kernels.exchange import unpack
 def owned(row0, col0, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SPLIT_K: tl.constexpr):
     """Row and column of each element a program owns.
 
-    One dimension when warps split K: the sum over warps is then laid out one element a thread
+    One dimension when warps split K: the sum over warps is then laid out one element per thread
     instead of repeated in every warp, which spares 7/8 of the exponentials.
     """
     if SPLIT_K > 1:
@@ -49,7 +49,7 @@ def load_flags(pointers, mask):
 
     Triton takes the narrowest load among all that lead to an operand of `tl.dot`, masks and
     conditions included, for the width of the operand's elements. By int8 flags a 16-bit operand
-    became kWidth 8, for which 16 columns of K a warp are too few: half of them reached no matrix
+    became kWidth 8, for which 16 columns of K per warp are too few: half of them reached no matrix
     instruction, and the result was silently off by 0.1 to 0.35 (Triton 3.7.1 on sm_80, 90 and
     100; triton#11691 bounds kWidth by K in later ones). Behind a loop that carries the operand, as
     a polling loop does, the compiler does not look; nothing else protects. `benchmarks/static.py`

@@ -5,7 +5,7 @@ A program keeps its slice of W_hh on chip for all steps, so a step of it costs
     lower_bound = (exchanges * latency
                    + max(weight bytes / (128 B / clock), exchanged bytes / L2 rate))
 
-where `weight bytes` are those of one program's slice in shared memory, read once a step, and
+where `weight bytes` are those of one program's slice in shared memory, read once per step, and
 `exchanged bytes` what all programs together read of each other's results. What the lower bound
 leaves out and the choice between plans must see (matrix instructions on tiles padded to 16 x 8,
 staging of the vector, partial sums of the warps) is in `estimate_us`. Neither is a measurement.

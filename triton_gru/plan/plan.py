@@ -55,7 +55,7 @@ class Plan:
         tail: columns of the last piece; as many as `block_k` or fewer.
         in_registers: how many of the last pieces stay in registers, not in shared memory.
         split_k: parts into which warps split such a piece; 1 where they split the columns instead.
-        warps: warps a program.
+        warps: warps per program.
         group: programs that share the columns of one batch tile.
         groups: batch tiles x directions.
         launches: how many launches it takes when not all groups are resident together.
@@ -66,7 +66,7 @@ class Plan:
         protocol: "sentinel" or "counter".
         weight_bytes: of one program's slice.
         shared_bytes: estimate of what the compiler allocates.
-        exchanged_bytes: read from L2 a step by all programs of a launch.
+        exchanged_bytes: read from L2 per step by all programs of a launch.
         lower_bound_us: a step cannot be shorter, see costs.py.
         estimate_us: with everything counted; what plans are compared by.
     """
@@ -121,7 +121,7 @@ class Plan:
                 f"{self.block_n} columns of W_hh for {self.block_m} rows, exchanging the state by "
                 f"{self.protocol}"
             )
-        return f"{shape}; at least {self.lower_bound_us:.2f} us a step by arithmetic"
+        return f"{shape}; at least {self.lower_bound_us:.2f} us per step by arithmetic"
 
 
 def padded_size(hidden: int) -> int:

@@ -94,8 +94,8 @@ def _what_helps(problem: Problem, device: Device) -> str:
 # A thread has 255 registers. What decides about spills is what lives through the wait for the
 # vector, the vector itself, and then the accumulators, which weigh half as much again. In a sweep
 # of 120 tiles on sm_90 (rows 16 and 32, columns 8 to 64, H 256 to 2048) these were the largest
-# words + 1.5 accumulators a thread below which none spilled in the time loop. float32 operands, on
-# their way through registers, take a tenth more.
+# words + 1.5 accumulators per thread below which none spilled in the time loop. float32 operands,
+# on their way through registers, take a tenth more.
 REGISTER_LOAD = {  # by direction, protocol and warps
     ("forward", SENTINEL, 4): 160,
     ("forward", SENTINEL, 8): 159,
@@ -107,7 +107,7 @@ REGISTER_LOAD = {  # by direction, protocol and warps
     ("backward", COUNTER, 8): 168,
 }
 # The same where the backward takes its vectors one by one: three waits in a loop are worse. (H 1100
-# in bfloat16 with 32 columns and 4 warps, 96, spilled 56 bytes a step.)
+# in bfloat16 with 32 columns and 4 warps, 96, spilled 56 bytes per step.)
 REGISTER_LOAD_BY_BLOCK = {  # by protocol and warps
     (SENTINEL, 4): 90,
     (SENTINEL, 8): 104,
@@ -125,7 +125,7 @@ REGISTER_LOAD_WITH_WEIGHTS = {  # by direction, protocol and whether by block
 # by how much less of the limits above those plans have to load.
 SPARED_ON_100 = 30
 # Before sm_90 it spills with 4 warps where the load is at the limit itself, in the forward (28 to
-# 164 B a step: bfloat16 H 256 B 256 on sm_80, H 650 B 64 on sm_86) and in float32 (8 B); and from
+# 164 B per step: bfloat16 H 256 B 256 on sm_80, H 650 B 64 on sm_86) and in float32 (8 B); and from
 # 100 on in a backward with weights in registers (20 B, bfloat16 H 1000). There these limits hold.
 # (A forward with weights in registers and 32 rows spills 8 to 16 B on sm_86 and sm_89, but what is
 # left without it takes 21 to 64 % longer by the estimate.)

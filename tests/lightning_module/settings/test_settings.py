@@ -170,7 +170,7 @@ REFUSED = {
     "callbacks.early_stopping.patience=3": "it is one of callbacks=early_stopping",
     "callbacks.averaging.decay=0.9": "it is one of averaging=ema",
     "experiment": "settings are KEY=VALUE",
-    "optimizer.lr=1,2": "to train with each in turn add -m",
+    "optimizer.lr=1,2": "to train with each of them add -m",
     r"callbacks.samples.prompts=['the cat\\'s']": "quotes of the other kind",
     "foo=[": "foo=. cannot be read",
     "run_dir=${nothing": "run_dir",

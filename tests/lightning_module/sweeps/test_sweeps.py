@@ -238,7 +238,7 @@ def test_report_of_no_sweep(command, tmp_path):
 @pytest.mark.soak
 @pytest.mark.timeout(1600)
 def test_a_study_is_reproducible_and_counts_failures(command, text_file, tmp_path):
-    """With one trial that diverges, and gone on with in the middle: the same trials."""
+    """With one trial that diverges, and resumed in the middle: the same trials."""
     pytest.importorskip("optuna")
     search = [
         "sweep=optuna",

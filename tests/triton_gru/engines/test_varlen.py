@@ -9,7 +9,7 @@ from triton_gru import GRU
 from triton_gru.engines import aten
 
 T, B, I, H = 11, 3, 5, 7  # noqa: E741
-# Where sequences begin in each row: one that starts anew at once, one of one step, none.
+# Where sequences begin in each row: one that is reset at once, one of one step, none.
 BEGINNINGS = [[0, 3, 4, 9], [5, 10], []]
 
 every_variant = pytest.mark.parametrize("reset_after", [True, False])

@@ -34,7 +34,7 @@ BUILD_SECONDS = 120
 
 
 class Unavailable(RuntimeError):
-    """The library cannot be had here; the message says why, as the end of a sentence."""
+    """The library is not available here; the message says why, as the end of a sentence."""
 
 
 @functools.cache
