@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+from lightning_module.former_modules import find_former_modules
+
 if TYPE_CHECKING:
     from lightning_module.callbacks.use_triton_gru import UseTritonGRU
     from lightning_module.data.datamodule import SentenceDataModule
@@ -14,6 +16,8 @@ _MODULES = {
     "SentencePredictor": "model",
     "UseTritonGRU": "callbacks.use_triton_gru",
 }
+
+find_former_modules()
 
 
 def __getattr__(name: str) -> Any:

@@ -23,13 +23,13 @@ layer
 replace
 """,
     "lightning_module": """
-errors atomic_files terminal schedules lightning_warnings
+errors atomic_files terminal schedules lightning_warnings former_modules
 settings run_files device
 run_config run_lock
 distributed
 data training_progress
 model
-checkpoints generation predictor
+checkpoints generation
 loggers
 callbacks
 inspect run_directory sweeps

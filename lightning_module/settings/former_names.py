@@ -9,20 +9,13 @@ import re
 import sys
 from typing import Any
 
-# The modules of `_target_`, longest first.
+from lightning_module.former_modules import MODULES
+
+# The modules of `_target_`, longest first: two that were divided or are packages now, and the rest.
 _MODULES = {
-    "averaging": "callbacks.averaging",
-    "corpora": "data.corpora",
-    "data": "data.datamodule",
     "guards.LastCheckpoint": "callbacks.last_checkpoint.LastCheckpoint",
-    "guards": "callbacks.stopping",
-    "metrics_log": "loggers.metrics_csv",
-    "progress": "callbacks.progress",
-    "reports": "callbacks.reports",
-    "slowdown": "callbacks.slowdown",
-    "tokenizers": "data.tokenizers",
-    "trackers": "loggers.trackers",
-    "use_triton_gru": "callbacks.use_triton_gru",
+    "data": "data.datamodule",
+    **MODULES,
 }
 # Up to the class or function: `data.SentenceDataModule`, not `data.datamodule.SentenceDataModule`.
 _TARGET = re.compile(rf"lightning_module\.({'|'.join(_MODULES)})(\.[A-Za-z]\w*)?")

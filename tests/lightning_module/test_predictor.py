@@ -252,6 +252,7 @@ def _loader(pieces):
     return torch.utils.data.DataLoader(pieces, batch_size=None)
 
 
+@pytest.mark.filterwarnings("ignore:lightning_module.predictor is called:FutureWarning")
 @pytest.mark.parametrize("name", ["SentencePredictor", "LockedDropout"])
 def test_a_pickle_that_names_the_former_module_loads(name):
     pickled = f"clightning_module.predictor\n{name}\n.".encode()
