@@ -1,6 +1,7 @@
 """The static report finds the faults that it is there to refuse."""
 
 import dataclasses
+import itertools
 
 import pytest
 
@@ -13,6 +14,7 @@ from benchmarks import machine_code, operands, static  # noqa: E402
 from triton_gru.kernels import forward  # noqa: E402
 from triton_gru.plan.devices import DEVICES  # noqa: E402
 from triton_gru.plan.plan import COUNTER, Problem  # noqa: E402
+from triton_gru.plan.planner import all_plans  # noqa: E402
 
 SASS = """
         /*0000*/                   MOV R1, c[0x0][0x28] ;
@@ -132,6 +134,20 @@ def _narrow_tail_of_every_plan():
         and (plan.protocol, plan.tail // plan.split_k) == (COUNTER, 16)
         and plan.k_blocks > 1
     )
+
+
+@pytest.mark.parametrize("dtype, tensor_cores", operands.DTYPES)
+def test_the_kinds_of_plans_leave_none_out(dtype, tensor_cores):
+    """Whatever size and batch, `tune` and the planner take a plan of a kind that is looked at."""
+    device = dataclasses.replace(DEVICES[90], multiprocessors=16)  # few sizes fit, soon listed
+    kinds = {operands._kind(*one) for one in operands.kinds_of_plans(device, dtype, tensor_cores)}
+    met = set()
+    for hidden, batch, reset_after, direction, directions in itertools.product(
+        (1, 17, 130, 161, 250), (1, 3, 20, 100), (True, False), ("forward", "backward"), (1, 2)
+    ):
+        problem = Problem(batch, hidden, dtype, reset_after, direction, directions, tensor_cores)
+        met |= {operands._kind(problem, plan) for plan in all_plans(problem, device)}
+    assert met and met <= kinds
 
 
 def test_every_plan_is_looked_at_with_and_without_lengths_and_resets():

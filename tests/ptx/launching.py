@@ -61,8 +61,8 @@ def _run(program, name, metadata, grid, arguments, options):
         storage = value.untyped_storage()
         start = storage.data_ptr()
         if start not in storages:
-            # The address keeps what the specialisation knew of its alignment.
-            storages[start] = storage, memory.allocate(storage.nbytes(), label, start % 512)
+            # The address keeps what the specialisation knew of its alignment, and no more of it.
+            storages[start] = storage, memory.allocate(storage.nbytes(), label, start % 16)
         values.append(storages[start][1] + value.data_ptr() - start)
     raw = [
         torch.empty(0, dtype=torch.uint8).set_(s, 0, (s.nbytes(),)).numpy()
