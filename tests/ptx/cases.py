@@ -7,7 +7,7 @@ import torch
 
 from tests.interpreter.cases import NAMES, error, make_case
 from tests.ptx import launching
-from tests.tolerances import PTX_TOLERANCE
+from tests.tolerances import ptx_tolerance
 from triton_gru import equations
 from triton_gru.kernels import backward, forward, step
 from triton_gru.kernels.launch import check_errors
@@ -81,7 +81,7 @@ class Scan:
                  bias=True, save_gates=False, wanted=None, force=None, pieces=None,
                  not_finite=False, case=None, polls=POLLS, data=0):  # fmt: skip
         self.precision, self.arch, self.pieces, self.polls = precision, arch, pieces, polls
-        self.save_gates = save_gates
+        self.save_gates, self.hidden = save_gates, shape[2]
         self._make_case = lambda: case or make_case(
             *shape, reset_after=reset_after, dtype=DTYPES[precision], bias=bias, lengths=lengths,
             resets=resets, seed=data, not_finite=not_finite,
@@ -120,7 +120,7 @@ class Scan:
             check_errors(y.device)
         results = {"y": y, **dict(zip(NAMES, grads, strict=True))}
         errors = {name: error(results[name], exact) for name, exact in self.exact.items()}
-        return Outcome(launches, self.plans, errors, PTX_TOLERANCE[self.precision])
+        return Outcome(launches, self.plans, errors, ptx_tolerance(self.precision, self.hidden))
 
 
 def run_scan(*arguments, seed=0, weak=True, apart=False, counting=False, **options):
@@ -140,7 +140,7 @@ def run_step(B, H, precision, arch, reset_after, *, bias=True, data=0, **machine
     with _settings(precision, None), launching.emulated(arch, **machine) as launches:
         out = step.step(*arguments, reset_after=reset_after)
     exact = equations.step(*(None if a is None else a.double() for a in arguments), reset_after)
-    return Outcome(launches, [], {"h": error(out, exact)}, PTX_TOLERANCE[precision])
+    return Outcome(launches, [], {"h": error(out, exact)}, ptx_tolerance(precision, H))
 
 
 class _settings:

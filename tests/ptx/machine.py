@@ -20,7 +20,9 @@ from tests.ptx.execution import NOTHING, Warps, together
 from tests.ptx.shared_memory import SharedMemory
 from tests.ptx.weak_memory import EVICTED, View
 
-IDLE = 1000  # hand-overs without any change of memory, and 300 for each program: a deadlock
+# Hand-overs without any change of memory that are a deadlock: so many, and so many for each program
+# or, where they run apart, each warp. A look at a vector takes one for each of its loads.
+IDLE, IDLE_EACH = 1000, 300
 SAMPLES = 4  # times that bank conflicts of an instruction are counted, but in the first program
 
 
@@ -222,7 +224,8 @@ class Launch:
             self.drain()
             idle = idle + 1 if self.memory.version == version else 0
             version = self.memory.version
-            if idle > IDLE + 300 * len(live) and not any(i.view.stores for i in self._instances):
+            each = sum(len(instance.strands) for instance, _ in live)
+            if idle > IDLE + IDLE_EACH * each and not any(i.view.stores for i in self._instances):
                 places = [
                     f"program {i.index} at {self.program.instructions[i.at]!r}" for i, _ in live
                 ]
