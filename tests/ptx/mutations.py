@@ -233,7 +233,7 @@ def main(kind, first=0, last=10**9, stride=1):
             if not int(first) <= n < int(last) or n % int(stride):
                 continue
             how = target.caught(mutant)
-            why = "" if how else survivors.reason(target, mutant)
+            why = "" if how else survivors.reason(target, mutant) or "unexplained"
             row = [target.name, kind, str(n), how or "SURVIVED", why, repr(mutant.instruction)]
             print("\t".join([*row, mutant.text.strip()]), flush=True)
 
