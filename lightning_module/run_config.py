@@ -89,7 +89,7 @@ def change(config: DictConfig, changes: Iterable[str], file: Path, configs: list
                 "run_dir= does not go with resume=: copy the run and resume the copy"
             )
         if key == _TRUST:
-            value = override.value()
+            value: Any = override.value()
             trusted += [value] if isinstance(value, str) else value or []
             continue
         present = OmegaConf.select(config, key, default=override)

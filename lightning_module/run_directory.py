@@ -170,8 +170,8 @@ def resumed(
     """
     where = os.path.expanduser(where)
     if os.path.isfile(where):
-        checkpoint = Path(where).absolute()
-        run_dir = checkpoint.parents[1]
+        checkpoint: Path | None = Path(where).absolute()
+        run_dir = Path(where).absolute().parents[1]
     else:
         found = os.path.lexists(os.path.join(where, CONFIG))
         run_dir = Path(where).absolute() if found else find_checkpoint(where).absolute().parents[1]

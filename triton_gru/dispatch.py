@@ -288,14 +288,15 @@ def explain(module: nn.Module, x: Tensor, batch_size: int, **asked: Any) -> str:
         asked: What `choose_backend` takes besides the layer.
     """
     dtype = compute_dtype(x, x)
-    layer = {
+    backend: Any = module.backend
+    layer: dict[str, Any] = {
         "hidden_size": module.hidden_size,
         "reset_after": module.reset_after,
         "directions": 2 if getattr(module, "bidirectional", False) else 1,
     }
     try:
         choice = choose_backend(
-            module.backend,
+            backend,
             device=x.device,
             dtype=dtype,
             **layer,

@@ -31,7 +31,6 @@ Shapes, the same for every engine (T steps, B rows, D directions, H hidden_size)
                                    in which the direction takes its steps; false past a row's end
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -260,7 +259,7 @@ def _reset(state: Tensor, reset: Tensor | None) -> Tensor:
     return state if reset is None else state.masked_fill(reset, 0)
 
 
-def stack(directions: Sequence[Tensor], dim: int = 0) -> Tensor:
+def stack(directions: list[Tensor] | tuple[Tensor, ...], dim: int = 0) -> Tensor:
     """torch.stack, without its copy where there is one direction."""
     return directions[0].unsqueeze(dim) if len(directions) == 1 else torch.stack(directions, dim)
 

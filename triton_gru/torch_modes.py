@@ -6,6 +6,7 @@ Asked here alone, because much of it is private to torch and differs between its
 import functools
 import os
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -94,5 +95,6 @@ def interpreting() -> bool:
 
 def constant_for_dynamo(function: Callable) -> Callable:
     """torch.compiler.assume_constant_result, without its import of torch._dynamo, half a second."""
-    function._dynamo_marked_constant = True  # all that the decorator does, in torch 2.11 to 2.14
+    marked: Any = function
+    marked._dynamo_marked_constant = True  # all that the decorator does, in torch 2.11 to 2.14
     return function

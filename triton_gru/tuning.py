@@ -9,6 +9,7 @@ import functools
 import logging
 import statistics
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -68,7 +69,7 @@ def tune(
     gates_x, h0 = make(steps, batch_size, D, 3 * hidden_size), make(D, batch_size, hidden_size)
     scan = (gates_x, h0, make(D, 3 * hidden_size, hidden_size) * scale, make(D, 3 * hidden_size))
     dy = make(steps, batch_size, D, hidden_size)
-    y = scan_forward(*scan, reset_after=reset_after)
+    y: Any = scan_forward(*scan, reset_after=reset_after)
     calls = {
         "forward": lambda plan: scan_forward(*scan, reset_after=reset_after, plan=plan),
         "backward": lambda plan: scan_backward(dy, y, *scan, reset_after=reset_after, plan=plan),

@@ -197,7 +197,7 @@ class SentenceDataModule(lightning.LightningDataModule):
     def _chunks(
         self, tokens: SplitTokens, batch_size: int, setting: str
     ) -> StreamChunks | PackedChunks:
-        make = StreamChunks
+        make: Callable[..., StreamChunks | PackedChunks] = StreamChunks
         if self.batching == "packed":
             self.ends_line = _ends_line(self.tokenizer)
             make = partial(PackedChunks, ends_line=self.ends_line)

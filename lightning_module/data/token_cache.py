@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 
@@ -71,7 +71,8 @@ class SplitTokens:
         if self._read >= _HELD and isinstance(self.stream, np.memmap):
             self._read = 0
             if hasattr(mmap, "MADV_DONTNEED"):  # not on every system
-                self.stream._mmap.madvise(mmap.MADV_DONTNEED)
+                mapped: Any = self.stream
+                mapped._mmap.madvise(mmap.MADV_DONTNEED)
         return self.stream[places].astype(np.int64)
 
 
@@ -131,7 +132,7 @@ def write_split(
     }
 
 
-def _flush(file: BinaryIO) -> None:
+def _flush(file: IO[Any]) -> None:
     # On the disk before the folder gets its final name, so that not even a power cut leaves a
     # folder of that name with less in it.
     file.flush()

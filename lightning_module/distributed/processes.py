@@ -87,7 +87,7 @@ def launch(config: DictConfig, checkpoint: Path | None, ranks: int, go_on: bool)
             failed = [rank for rank in started if rank.process.returncode != 0 and not rank.killed]
             # One that wrote nothing down was killed; the others' errors are what came of it.
             first = min(failed, key=lambda rank: rank.outcome().get("time", 0), default=None)
-            error = first and first.error()
+            error: Any = first and first.error()
             if received and not isinstance(error, Stopped):
                 number = received[0]
                 raise Interrupted(number)
@@ -136,7 +136,8 @@ class _Rank:
             self.killed = True
             self.process.kill()
         self.process.wait()
-        self.process.stdin.close()
+        if self.process.stdin is not None:
+            self.process.stdin.close()
 
     def outcome(self) -> dict[str, Any]:
         """What the rank wrote down at its end; nothing if something killed it."""
@@ -147,7 +148,7 @@ class _Rank:
         outcome = self.outcome()
         kind, text = outcome.get("kind"), outcome.get("text")
         if kind == Stopped.__name__:
-            return Stopped(outcome["signal"], text)
+            return Stopped(outcome["signal"], outcome["text"])
         if kind == Interrupted.__name__:
             return Interrupted(outcome["signal"])
         if kind in EXPECTED:

@@ -3,7 +3,8 @@
 if __name__ == "__main__":  # python -m, before the imports below, see commands.py
     from lightning_module.commands import rank
 
-    raise SystemExit(rank())
+    rank()
+    raise SystemExit
 
 import json
 import logging
@@ -44,7 +45,7 @@ def run(train: Callable[..., dict[str, Any]]) -> None:
     checkpoint = Path(job["checkpoint"]) if job["checkpoint"] else None
     try:
         metrics = train(from_yaml(job["config"]), checkpoint, go_on=job["go_on"])
-        outcome = {"metrics": metrics}
+        outcome: dict[str, Any] = {"metrics": metrics}
     except BaseException as error:
         outcome = _describe(error)
     outcome["time"] = time.time()

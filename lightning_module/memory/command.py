@@ -51,7 +51,7 @@ def measure(config: DictConfig) -> None:
     run_dir = Path(os.path.expanduser(config.run_dir))
     if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
         raise UsageError(f"run_dir {run_dir} exists and is not empty; choose another")
-    data = OmegaConf.to_container(
+    data: Any = OmegaConf.to_container(
         OmegaConf.create({"data": config.data, "tokenizer": config.tokenizer}), resolve=True
     )
     if any(study.task == TEXT for study in studies):

@@ -78,8 +78,8 @@ def _choices_with(key: str, configs: Path) -> list[str]:
     for path in sorted(configs.glob("*/**/*.yaml")):
         group = path.parent.relative_to(configs).as_posix()
         text = path.read_text("utf-8")
-        package = re.match(r"# @package (\S+)", text)
-        package = package[1] if package else group.replace("/", ".")
+        stated = re.match(r"# @package (\S+)", text)
+        package = stated[1] if stated else group.replace("/", ".")
         node = {} if package == "_global_" else yaml.safe_load(text)
         for name in key.removeprefix(f"{package}.").split("."):
             node = node.get(name) if isinstance(node, dict) else None

@@ -68,5 +68,5 @@ def handled_by(handler: Handler) -> Iterator[None]:
     try:
         yield
     finally:
-        for number, present in before.items():
-            signal.signal(number, present)
+        for signum, present in before.items():
+            signal.signal(signum, present)

@@ -38,13 +38,13 @@ def layer(
     ys, last = [], []
     for d, first in enumerate(h0):
         params = [weight_ih[d], weight_hh[d]]
-        if bias_ih is not None:
+        if bias_ih is not None and bias_hh is not None:
             params += [bias_ih[d], bias_hh[d]]
-        rows = varlen.reverse(x, mirrored) if d else x
+        rows = x if d == 0 or mirrored is None else varlen.reverse(x, mirrored)
         y, _ = _VF.gru(
             rows, first.unsqueeze(0), params, bias_ih is not None, 1, 0.0, train, False, False
         )
         at_end = y.flatten(0, 1).index_select(0, last_place)
         last.append(torch.where((lengths > 0).unsqueeze(1), at_end, first.to(y.dtype)))
-        ys.append(varlen.reverse(y, mirrored) if d else y)
+        ys.append(y if d == 0 or mirrored is None else varlen.reverse(y, mirrored))
     return stack(ys, 2).flatten(2), torch.stack(last)

@@ -114,8 +114,8 @@ def in_plain_torch(
     cannot be saved.
     """
     with without_autocast(x.device):
-        scan = (_project(x, weights.weight_ih, weights.bias_ih), h0)
-        scan = (*scan, weights.weight_hh, weights.bias_hh)
+        gates_x = _project(x, weights.weight_ih, weights.bias_ih)
+        scan = (gates_x, h0, weights.weight_hh, weights.bias_hh)
         if transformed():
             y = equations.scan_forward(*scan, **options._asdict())
         else:

@@ -31,7 +31,7 @@ def layer(
     T, B, _ = x.shape
     D, _, H = h0.shape
     bias = None
-    if bias_ih is not None:
+    if bias_ih is not None and bias_hh is not None:
         bias = torch.cat([_in_onnx_order(bias_ih), _in_onnx_order(bias_hh)], 1)
     inputs = (
         x,

@@ -9,6 +9,8 @@ the kernels.
 The operators are registered without triton: what launches kernels is imported when one runs.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -33,18 +35,15 @@ def scan_forward(
 ) -> tuple[Tensor, Tensor]:
     """All states [T, B, D, H], and with save_gates the hidden part of the gates [T, B, D, 3H]."""
     scan = (gates_x, h0, weight_hh, bias_hh)
-    options = {"reset_after": reset_after, "lengths": lengths, "resets": resets}
+    options: dict[str, Any] = {"reset_after": reset_after, "lengths": lengths, "resets": resets}
     if engine == "reference":
         return equations.scan_forward(*scan, **options).contiguous(), gates_x.new_empty(0)
     if gates_x.shape[1] == 0:  # a launch without programs is an error
         return _empty_results(gates_x, h0, engine, save_gates)
     from triton_gru.kernels import forward
 
-    y, gates_h = (
-        forward.scan_forward(*scan, **options, save_gates=True)
-        if save_gates
-        else (forward.scan_forward(*scan, **options), gates_x.new_empty(0))
-    )
+    found: Any = forward.scan_forward(*scan, **options, save_gates=save_gates)
+    y, gates_h = found if save_gates else (found, gates_x.new_empty(0))
     # To autograd a tensor of its own, in its place within the exchange buffer: a change in place of
     # a view that a Function returns is refused.
     return y.data, gates_h
@@ -83,17 +82,17 @@ def scan_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The derivatives by gates_x, h0, weight_hh and bias_hh; gates_h is what the forward saved."""
     scan = (dy, y, gates_x, h0, weight_hh, bias_hh)
-    options = {"reset_after": reset_after, "lengths": lengths, "resets": resets}
+    options: dict[str, Any] = {"reset_after": reset_after, "lengths": lengths, "resets": resets}
     if engine == "reference" or gates_x.shape[1] == 0:
-        results = equations.scan_backward(*scan, **options)
+        results: Any = equations.scan_backward(*scan, **options)
     else:
         from triton_gru.kernels import backward
 
         results = backward.scan_backward(*scan, **options, gates_h=gates_h)
-    *results, dbias_hh = results
-    if dbias_hh is None:
-        dbias_hh = gates_x.new_empty(0)
-    return *(result.contiguous() for result in results), dbias_hh.contiguous()
+    dgates_x, dh0, dweight_hh, dbias_hh = (
+        gates_x.new_empty(0) if result is None else result.contiguous() for result in results
+    )
+    return dgates_x, dh0, dweight_hh, dbias_hh
 
 
 @scan_backward.register_fake

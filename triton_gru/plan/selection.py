@@ -1,6 +1,7 @@
 """What the kernels run here, and by which plan: the planner, asked about tensors and devices."""
 
 import functools
+from typing import Any
 
 import torch
 import triton
@@ -53,7 +54,7 @@ def device_limits(device: torch.device) -> Device:
     """The plan's description of a device; the reference GPU for a CPU (the interpreter)."""
     if device.type != "cuda":
         return for_triton(DEVICES[90], triton.__version__)
-    properties = torch.cuda.get_device_properties(device)
+    properties: Any = torch.cuda.get_device_properties(device)
     found = describe(
         name=properties.name,
         capability=10 * properties.major + properties.minor,
