@@ -69,7 +69,7 @@ def test_a_poll_past_l1_is_needed():
     line = next(x.line for x in polls if "volatile" in x.parts)
     lines = target.ptx.splitlines()
     lines[line - 1] = lines[line - 1].replace(".volatile", "")
-    assert target.fails("\n".join(lines), 4) == "Deadlock"
+    assert target.fails("\n".join(lines), 4) in ("Deadlock", "KernelTimeout")  # whichever is first
 
 
 def test_a_kernel_that_is_not_broken_survives():
