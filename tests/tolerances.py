@@ -36,3 +36,28 @@ PTX_TOLERANCE = {"bf16": 1e-2, "fp16": 1.3e-3, "tf32": 1.3e-3, "ieee": 5e-6}
 
 def ptx_tolerance(precision: str, hidden_size: int) -> float:
     return PTX_TOLERANCE[precision] * (2 if hidden_size == 1 else 1)
+
+
+# Kernels in Triton's interpreter.
+# Largest error as a share of the largest value of the exact result. For float32 a few units in the
+# last place of sums over H <= 130 terms and T <= 5 steps; 16-bit results are rounded at every step
+# (2^-9 and 2^-12 of a value), and the gradients are sums over T * B such terms; tf32 keeps 10 bits.
+INTERPRETER_TOLERANCE = {
+    torch.float32: 5e-6,
+    torch.float16: 4e-3,
+    torch.bfloat16: 3e-2,
+    "tf32": 4e-3,
+}
+
+# Kernels on a GPU.
+# ||result - exact|| / ||exact|| of y and of every gradient: 4 times the worst that the equations in
+# plain torch leave on a CPU over T = 50 steps, B = 16, H up to 400 (float32 4.3e-7, float16 9.3e-4,
+# bfloat16 7.5e-3). tf32 keeps as many bits as float16, but the matrix units cut instead of round.
+GPU_TOLERANCE = {"float32": 2e-6, "tf32": 8e-3, "float16": 4e-3, "bfloat16": 3e-2}
+# The largest single error as a share of the largest value, in these tolerances: a norm over
+# millions of elements would not show it. Plain torch leaves up to 2.4 times its own norm.
+GPU_SINGLE = 2
+
+# Whole models with GRU in place of nn.GRU: as a share of the largest element, in float64. They are
+# some ten layers deep.
+MODEL_TOLERANCE = 1e-10

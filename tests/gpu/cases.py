@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tests.gpu.conftest import CUDA
 from tests.interpreter.cases import NAMES, Case, make_case
+from tests.tolerances import GPU_SINGLE, GPU_TOLERANCE
 from triton_gru.kernels.backward import scan_backward
 from triton_gru.kernels.forward import scan_forward
 from triton_gru.plan import selection
@@ -22,13 +23,6 @@ DTYPES = {
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
 }
-# ||result - exact|| / ||exact|| of y and of every gradient: 4 times the worst that the equations in
-# plain torch leave on a CPU over T = 50 steps, B = 16, H up to 400 (float32 4.3e-7, float16 9.3e-4,
-# bfloat16 7.5e-3). tf32 keeps as many bits as float16, but the matrix units cut instead of round.
-TOLERANCE = {"float32": 2e-6, "tf32": 8e-3, "float16": 4e-3, "bfloat16": 3e-2}
-# The largest single error as a share of the largest value, in these tolerances: a norm over
-# millions of elements would not show it. Plain torch leaves up to 2.4 times its own norm.
-SINGLE = 2
 
 
 def size(full: int, tiny: int) -> int:
@@ -105,13 +99,13 @@ def errors(results: dict[str, Tensor], exact: dict[str, Tensor]) -> dict[str, tu
 
 def assert_near(results: dict[str, Tensor], exact: dict[str, Tensor], name: str) -> None:
     """Every result within the tolerance of a dtype."""
-    limit = TOLERANCE[name]
+    limit = GPU_TOLERANCE[name]
     late = {
         key: (whole, largest)
         for key, (whole, largest) in errors(results, exact).items()
-        if not (whole <= limit and largest <= SINGLE * limit)
+        if not (whole <= limit and largest <= GPU_SINGLE * limit)
     }
-    assert not late, f"(whole, largest) above ({limit}, {SINGLE * limit}): {late}"
+    assert not late, f"(whole, largest) above ({limit}, {GPU_SINGLE * limit}): {late}"
 
 
 def assert_exact_enough(case: Case, plans: dict, name: str, **options) -> None:

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from tests.interpreter import harness
-from tests.interpreter.cases import TOLERANCE, error, make_case, make_plan
+from tests.interpreter.cases import error, make_case, make_plan
+from tests.tolerances import INTERPRETER_TOLERANCE
 from triton_gru.kernels import launch
 from triton_gru.kernels.backward import scan_backward
 from triton_gru.kernels.forward import scan_forward
@@ -31,7 +32,7 @@ def test_forward_on_every_interleaving(protocol, reset_after, problems):
         with harness.interleaving(seed) as runs:
             y = scan_forward(*case.arguments, **case.options, plan=plan)
         waits += sum(run.waits for run in runs)
-        assert error(y, exact) < TOLERANCE[torch.float32], f"seed {seed}"
+        assert error(y, exact) < INTERPRETER_TOLERANCE[torch.float32], f"seed {seed}"
         first = y if first is None else first
         assert torch.equal(y, first), f"seed {seed}: not the same bits as seed 0"
     assert waits > SEEDS // 3, "hardly a program ever waited: the interleavings prove nothing"
@@ -49,7 +50,9 @@ def test_backward_on_every_interleaving(protocol, reset_after, problems):
             grads = scan_backward(case.dy, y, *case.arguments, **case.options, plan=plan)
         waits += sum(run.waits for run in runs)
         for grad, (name, expected) in zip(grads, exact.items(), strict=True):
-            assert error(grad, expected) < TOLERANCE[torch.float32], f"seed {seed}: {name}"
+            assert error(grad, expected) < INTERPRETER_TOLERANCE[torch.float32], (
+                f"seed {seed}: {name}"
+            )
         first = grads if first is None else first
         assert all(map(torch.equal, grads, first)), f"seed {seed}: not the same bits as seed 0"
     assert waits > SEEDS // 3
@@ -66,7 +69,7 @@ def test_waves_of_a_batch_too_large_to_be_resident(protocol):
     with harness.interleaving(1) as runs:
         y = scan_forward(*case.arguments, **case.options, plan=plan)
     assert [run.programs for run in runs] == [2 * plan.group, plan.group]
-    assert error(y, case.exact()[0]) < TOLERANCE[torch.float32]
+    assert error(y, case.exact()[0]) < INTERPRETER_TOLERANCE[torch.float32]
 
 
 @pytest.mark.parametrize("reset_after", [True, False], ids=["after", "before"])
@@ -90,7 +93,7 @@ def test_a_wait_in_vain_ends_in_nan_and_in_an_exception_at_the_next_call(protoco
         scan_forward(*case.arguments, **case.options, plan=forward)
     with harness.interleaving(0):  # once reported it is over
         y = scan_forward(*case.arguments, **case.options, plan=forward)
-    assert error(y, case.exact()[0]) < TOLERANCE[torch.float32]
+    assert error(y, case.exact()[0]) < INTERPRETER_TOLERANCE[torch.float32]
     backward = make_plan(case, "backward", protocol)
     impatient(
         lambda: scan_backward(case.dy, y, *case.arguments, **case.options, plan=backward, polls=0)[

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from tests.interpreter import harness
-from tests.interpreter.cases import TOLERANCE, assert_close, make_case
+from tests.interpreter.cases import assert_close, make_case
+from tests.tolerances import INTERPRETER_TOLERANCE
 from triton_gru import kernels
 from triton_gru.kernels import backward, forward
 from triton_gru.plan.plan import COUNTER, SENTINEL
@@ -216,7 +217,7 @@ def run(launch: str, seed: int, **problem) -> None:
     # Two programs at 20 columns; at 130 the last chunk of the vector is narrower than the others.
     case = make_case(3, 3, **({"H": 20, "reset_after": True} | problem), seed=seed)
     with harness.interleaving(seed):
-        assert_close(case, launch, TOLERANCE[torch.float32])
+        assert_close(case, launch, INTERPRETER_TOLERANCE[torch.float32])
 
 
 @pytest.mark.parametrize("name", MUTANTS)

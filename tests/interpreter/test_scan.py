@@ -8,13 +8,13 @@ import torch
 from tests.interpreter import harness
 from tests.interpreter.cases import (
     LAUNCHES,
-    TOLERANCE,
     assert_close,
     error,
     make_case,
     make_plan,
     run,
 )
+from tests.tolerances import INTERPRETER_TOLERANCE
 from triton_gru.kernels import backward, step
 from triton_gru.kernels.backward import scan_backward
 from triton_gru.kernels.forward import scan_forward
@@ -34,7 +34,7 @@ def test_values_and_gradients(shape, launch, reset_after):
         pytest.skip("beyond what one program holds in float32")
     case = make_case(T, B, H, reset_after=reset_after, seed=T * B * H)
     with harness.interleaving(H):
-        assert_close(case, launch, TOLERANCE[torch.float32])
+        assert_close(case, launch, INTERPRETER_TOLERANCE[torch.float32])
 
 
 @both_variants
@@ -46,7 +46,7 @@ def test_a_last_chunk_narrower_than_the_others(dtype, launch, reset_after):
         plan = make_plan(case, direction, launch)
         assert plan.k_blocks > 1 and plan.tail < plan.block_k, plan
     with harness.interleaving(4):
-        assert_close(case, launch, TOLERANCE[dtype])
+        assert_close(case, launch, INTERPRETER_TOLERANCE[dtype])
 
 
 @both_variants
@@ -65,15 +65,15 @@ def test_weights_held_in_registers(in_registers, launch, reset_after):
     y = scan_forward(*case.arguments, **case.options, plan=plans["forward"])
     grads = scan_backward(case.dy, y, *case.arguments, **case.options, plan=plans["backward"])
     exact_y, exact = case.exact()
-    assert error(y, exact_y) < TOLERANCE[torch.float32]
+    assert error(y, exact_y) < INTERPRETER_TOLERANCE[torch.float32]
     for grad, (name, expected) in zip(grads, exact.items(), strict=True):
-        assert error(grad, expected) < TOLERANCE[torch.float32], name
+        assert error(grad, expected) < INTERPRETER_TOLERANCE[torch.float32], name
 
 
 @both_variants
 def test_one_column_of_state(reset_after):
     case = make_case(5, 3, 1, reset_after=reset_after)
-    assert_close(case, "single", TOLERANCE[torch.float32])
+    assert_close(case, "single", INTERPRETER_TOLERANCE[torch.float32])
 
 
 @both_variants
@@ -81,7 +81,7 @@ def test_one_column_of_state(reset_after):
 def test_two_directions_in_one_launch(launch, reset_after):
     case = make_case(3, 2, 17, 2, reset_after=reset_after)
     with harness.interleaving(3):
-        assert_close(case, launch, TOLERANCE[torch.float32])
+        assert_close(case, launch, INTERPRETER_TOLERANCE[torch.float32])
 
 
 @both_variants
@@ -90,23 +90,27 @@ def test_two_directions_in_one_launch(launch, reset_after):
 def test_sixteen_bits(dtype, launch, reset_after):
     case = make_case(4, 3, 34, reset_after=reset_after, dtype=dtype)
     with harness.interleaving(5):
-        assert_close(case, launch, TOLERANCE[dtype])
+        assert_close(case, launch, INTERPRETER_TOLERANCE[dtype])
 
 
 @every_launch
 def test_tf32_where_torch_allows_it(launch, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     case = make_case(3, 3, 34, reset_after=True)
-    assert_close(case, launch, TOLERANCE["tf32"])
+    assert_close(case, launch, INTERPRETER_TOLERANCE["tf32"])
     y, _ = run(case, launch)
-    assert error(y, case.exact()[0]) > TOLERANCE[torch.float32], "the products were not tf32"
+    assert error(y, case.exact()[0]) > INTERPRETER_TOLERANCE[torch.float32], (
+        "the products were not tf32"
+    )
 
 
 @both_variants
 @every_launch
 def test_without_bias(launch, reset_after):
     assert_close(
-        make_case(2, 3, 20, reset_after=reset_after, bias=False), launch, TOLERANCE[torch.float32]
+        make_case(2, 3, 20, reset_after=reset_after, bias=False),
+        launch,
+        INTERPRETER_TOLERANCE[torch.float32],
     )
 
 
@@ -114,7 +118,7 @@ def test_without_bias(launch, reset_after):
 @pytest.mark.parametrize("launch", LAUNCHES[:2])
 def test_saved_gates_give_the_gradients_of_recomputed_ones(launch, reset_after):
     case = make_case(3, 3, 20, reset_after=reset_after)
-    assert_close(case, launch, TOLERANCE[torch.float32], save_gates=True)
+    assert_close(case, launch, INTERPRETER_TOLERANCE[torch.float32], save_gates=True)
 
 
 @both_variants
@@ -122,7 +126,7 @@ def test_gradients_received_one_gate_after_the_other(reset_after):
     case = make_case(3, 3, 34, 2, reset_after=reset_after, lengths=True)
     for seed in range(5):
         with harness.interleaving(seed):
-            assert_close(case, "sentinel", TOLERANCE[torch.float32], by_block=True)
+            assert_close(case, "sentinel", INTERPRETER_TOLERANCE[torch.float32], by_block=True)
 
 
 @both_variants
@@ -132,7 +136,7 @@ def test_lengths(directions, launch, reset_after):
     case = make_case(4, 5, 18, directions, reset_after=reset_after, lengths=True)
     assert case.options["lengths"].min() < 4
     with harness.interleaving(7):
-        assert_close(case, launch, TOLERANCE[torch.float32])
+        assert_close(case, launch, INTERPRETER_TOLERANCE[torch.float32])
 
 
 @both_variants
@@ -141,7 +145,7 @@ def test_lengths(directions, launch, reset_after):
 def test_resets(lengths, launch, reset_after):
     case = make_case(4, 5, 18, 2, reset_after=reset_after, resets=True, lengths=lengths)
     with harness.interleaving(9):
-        assert_close(case, launch, TOLERANCE[torch.float32])
+        assert_close(case, launch, INTERPRETER_TOLERANCE[torch.float32])
 
 
 def test_garbage_past_a_rows_end_reaches_nothing():
@@ -150,9 +154,9 @@ def test_garbage_past_a_rows_end_reaches_nothing():
     exact_y, exact = case.exact()
     case.arguments[0][2:, 1], case.arguments[0][:, 2] = float("nan"), float("nan")
     y, grads = run(case, "sentinel")
-    assert error(y, exact_y) < TOLERANCE[torch.float32]
+    assert error(y, exact_y) < INTERPRETER_TOLERANCE[torch.float32]
     for name, grad in exact.items():
-        assert error(grads[name], grad) < TOLERANCE[torch.float32], name
+        assert error(grads[name], grad) < INTERPRETER_TOLERANCE[torch.float32], name
 
 
 @both_variants
@@ -174,7 +178,7 @@ def test_nan_and_infinity_stand_where_float64_has_them(shape, options, launch, r
     for exact in (y, grads["gates_x"]):
         assert exact.isnan().any() and exact.isinf().any() and exact.isfinite().any()
     with harness.interleaving(4):
-        assert_close(case, launch, TOLERANCE[options.get("dtype", torch.float32)])
+        assert_close(case, launch, INTERPRETER_TOLERANCE[options.get("dtype", torch.float32)])
 
 
 @pytest.mark.parametrize("exact", [0.0, 1.0, torch.inf, -torch.inf, torch.nan])
@@ -190,7 +194,7 @@ def test_z_of_one_copies_the_state_and_z_of_zero_forgets_it():
     H, (gates_x, h0, _, bias) = 18, case.arguments
     gates_x[..., H : 2 * H] = torch.inf
     y, _ = run(case, "sentinel")
-    assert error(y, h0.transpose(0, 1).expand_as(y)) < TOLERANCE[torch.float32]
+    assert error(y, h0.transpose(0, 1).expand_as(y)) < INTERPRETER_TOLERANCE[torch.float32]
     gates_x[..., H : 2 * H] = -torch.inf
     gates_x[..., :H] = -torch.inf  # r = 0 too: nothing of the state is left
     y, _ = run(case, "sentinel")
@@ -208,8 +212,8 @@ def test_non_contiguous_arguments(launch):
     exact_y, exact = case.exact()
     assert not case.arguments[0].is_contiguous()
     y, grads = run(case, launch)
-    assert error(y, exact_y) < TOLERANCE[torch.float32]
-    assert all(error(grads[n], exact[n]) < TOLERANCE[torch.float32] for n in exact)
+    assert error(y, exact_y) < INTERPRETER_TOLERANCE[torch.float32]
+    assert all(error(grads[n], exact[n]) < INTERPRETER_TOLERANCE[torch.float32] for n in exact)
 
 
 @both_variants
@@ -220,7 +224,7 @@ def test_one_step(dtype, shape, reset_after):
     case = make_case(1, B, H, reset_after=reset_after, dtype=dtype, seed=H)
     gates_x, h0, weight, bias = case.arguments
     out = step.step(gates_x[0, :, 0], h0[0], weight[0], bias[0], reset_after=reset_after)
-    assert error(out, case.exact()[0][0, :, 0]) < TOLERANCE[dtype]
+    assert error(out, case.exact()[0][0, :, 0]) < INTERPRETER_TOLERANCE[dtype]
 
 
 @both_variants
@@ -230,7 +234,7 @@ def test_the_backward_in_pieces_of_time(resets, launch, reset_after, monkeypatch
     case = make_case(5, 3, 18, reset_after=reset_after, resets=resets, lengths=resets)
     monkeypatch.setattr(backward, "PIECE_STEPS", 2)
     with harness.interleaving(2) as runs:
-        assert_close(case, launch, TOLERANCE[torch.float32], save_gates=resets is None)
+        assert_close(case, launch, INTERPRETER_TOLERANCE[torch.float32], save_gates=resets is None)
     assert len(runs) == 1 + 3
 
 
@@ -238,11 +242,11 @@ def test_two_directions_are_one_piece_of_time(monkeypatch):
     monkeypatch.setattr(backward, "PIECE_STEPS", 2)
     case = make_case(5, 3, 18, 2, reset_after=True)
     with harness.interleaving(2) as runs:
-        assert_close(case, "sentinel", TOLERANCE[torch.float32])
+        assert_close(case, "sentinel", INTERPRETER_TOLERANCE[torch.float32])
     assert len(runs) == 2
 
 
 def test_pieces_of_sixteen_bits(monkeypatch):
     monkeypatch.setattr(backward, "PIECE_STEPS", 2)
     case = make_case(5, 3, 34, reset_after=True, dtype=torch.bfloat16)
-    assert_close(case, "sentinel", TOLERANCE[torch.bfloat16])
+    assert_close(case, "sentinel", INTERPRETER_TOLERANCE[torch.bfloat16])

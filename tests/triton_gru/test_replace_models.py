@@ -16,10 +16,8 @@ import pytest
 import torch
 from torch import nn
 
+from tests.tolerances import MODEL_TOLERANCE
 from triton_gru import GRU, GRUCell, replace_gru
-
-# As a share of the largest element, in float64: the models are some ten layers deep.
-TOLERANCE = 1e-10
 
 
 def module_of(package, name):
@@ -210,7 +208,7 @@ def compare(build, dtype, training, backend):
 @pytest.mark.parametrize("build", MODELS)
 def test_models_compute_what_they_did(build, training, backend):
     differences = compare(build, torch.float64, training, backend)
-    assert max(differences.values()) < TOLERANCE, differences
+    assert max(differences.values()) < MODEL_TOLERANCE, differences
 
 
 def test_a_subclass_of_a_package_is_left_and_named():
