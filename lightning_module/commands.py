@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 EXTRAS = {
     "train": (
         *("lightning", "hydra", "omegaconf", "torchmetrics", "tokenizers", "rich", "matplotlib"),
-        *("tensorboard", "numpy"),
+        *("tensorboard", "numpy", "filelock"),
     ),
     "hf": ("datasets",),
     "wandb": ("wandb",),

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from filelock import FileLock
 
 from lightning_module.atomic_files import NO_ROOM, beside
 from lightning_module.data.checksums import verify, write_checksums
@@ -268,17 +269,21 @@ class TokenCache:
             os.rename(new, self.folder)  # refused where a folder lies that is not empty
             return
         except OSError:
+            pass
+        # One at a time looks and replaces: between a look at a damaged folder and its rename a
+        # further run may have replaced it, whose folder, whole and being read, would be moved away.
+        with FileLock(self.folder.parent.with_suffix(".lock")):
             if self._is_whole():  # another run was first
                 return
-        damaged = new.with_name(new.name + "-damaged")
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(self.folder, damaged)
-        shutil.rmtree(damaged, ignore_errors=True)
-        try:
-            os.rename(new, self.folder)
-        except OSError:
-            if not self._is_whole():
-                raise
+            damaged = new.with_name(new.name + "-damaged")
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(self.folder, damaged)
+            shutil.rmtree(damaged, ignore_errors=True)
+            try:
+                os.rename(new, self.folder)
+            except OSError:  # a run that found no folder was between the two
+                if not self._is_whole():
+                    raise
 
     def _sweep(self) -> None:
         """Removes what runs that were killed a day ago or earlier left behind."""

@@ -6,6 +6,7 @@ import os
 import resource
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -474,6 +475,36 @@ def test_runs_at_once_do_not_disturb_each_other(tmp_path, cache):
         (folder,) = (cache / "tokens").iterdir()
         os.truncate(folder / "train.tokens", 1_000)
     assert len(outputs) == 1 and outputs.pop().startswith(b"True ")
+
+
+def test_one_run_alone_replaces_damaged_tokens(cache, monkeypatch):
+    """A second run comes between the first one's look at the damaged folder and its replacement."""
+    first, second = (TokenCache(made_corpus(), CHAR) for _ in range(2))
+    first.make()
+    os.truncate(first.folder / "train.tokens", 2)
+    moved, looks, other = [], [], threading.Thread(target=second.make)
+    look, rename = TokenCache._is_whole, os.rename
+
+    def look_and_let_the_other_go_on(self):
+        whole = look(self)
+        if self is first:
+            looks.append(whole)
+            if len(looks) == 2:
+                other.start()
+                other.join(0.5)
+        return whole
+
+    def counted(source, target):
+        rename(source, target)
+        if Path(source) == first.folder:
+            moved.append(target)
+
+    monkeypatch.setattr(TokenCache, "_is_whole", look_and_let_the_other_go_on)
+    monkeypatch.setattr(os, "rename", counted)
+    first.make()
+    other.join()
+    assert looks[:2] == [False, False] and len(moved) == 1
+    assert second.open()[1].stream.tolist() == first.open()[1].stream.tolist()
 
 
 def test_what_killed_runs_left_is_swept(cache):
