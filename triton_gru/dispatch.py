@@ -18,6 +18,7 @@ from triton_gru.torch_modes import (
     exporting_to_onnx,
     for_any_steps,
     interpreting,
+    plain_floats,
     transformed,
 )
 
@@ -35,6 +36,14 @@ INSIDE_A_STEP = {
 # Compute capabilities on which the kernels were measured (benchmarks/results). Elsewhere "auto"
 # leaves them to those who ask by name: what no GPU has run is no default.
 MEASURED_ON: frozenset[tuple[int, int]] = frozenset()
+
+# Steps from which the CPU engine took at most 0.95 of nn.GRU's time in every shape of the grid of
+# `python -m benchmarks.layer_cpu --grid`, forward alone and with gradients (benchmarks/NOTES.md).
+# With fewer, packing the weights is not paid back; in a wide layer, whose products with few rows
+# wait for memory in either, it takes this many rows in all (steps times batch size).
+CPU_ENGINE_STEPS = 64
+WIDE = 512  # hidden_size above
+CPU_ENGINE_ROWS_IF_WIDE = 512
 
 
 class Choice(NamedTuple):
@@ -74,7 +83,9 @@ def choose_backend(
     directions: int = 1,
     resets: bool = False,
     steps: int | torch.SymInt | None = None,
+    batch_size: int | torch.SymInt = 1,
     regularised: Sequence[str] = (),
+    tensors: Sequence[Tensor] = (),
 ) -> Choice:
     """The backend that computes a layer, and why.
 
@@ -86,8 +97,10 @@ def choose_backend(
         hidden_size: H.
         directions: D.
         resets: Whether sequences begin inside rows.
-        steps: T, or None where it does not matter, as in a cell.
+        steps: T, or None where it is not known or does not matter, as in a cell.
+        batch_size: B.
         regularised: What of INSIDE_A_STEP is at work.
+        tensors: Input, state and parameters.
 
     Raises:
         ValueError: As `check_backend`.
@@ -98,7 +111,10 @@ def choose_backend(
     layer = (backend, reset_after, device, dtype, hidden_size, directions, resets)
     on_cpu = device.type == "cpu" and not interpreting()
     if on_cpu and backend != "cpu" and not regularised and eager():
-        return _choose_on_cpu(*layer)
+        choice = _choose_on_cpu(*layer)
+        if backend == "auto":
+            return _cpu_engine_if_faster(choice, hidden_size, steps, batch_size, tensors)
+        return choice
     tracing = torch.jit.is_tracing()
     if regularised:
         if tracing:
@@ -166,14 +182,48 @@ def _choose(
         )
     if torch_obstacle is None:
         library = "cuDNN" if device.type == "cuda" else "ATen"
-        return Choice(
-            "torch", f"{obstacle}, and torch's own GRU ({library}) computes reset_after=True"
-        )
+        reason = f"{obstacle}, and torch's own GRU ({library}) computes reset_after=True"
+        if device.type == "cpu" and dtype == torch.float32:
+            reason += f"; the CPU engine takes {_sequences_for_cpu_engine(hidden_size)}"
+        return Choice("torch", reason)
     return Choice("reference", f"{obstacle}, and {torch_obstacle}")
 
 
+def _cpu_engine_if_faster(
+    otherwise: Choice,
+    hidden_size: int,
+    steps: int | torch.SymInt | None,
+    batch_size: int | torch.SymInt,
+    tensors: Sequence[Tensor],
+) -> Choice:
+    """The CPU engine for "auto", where it can run and takes less time than the other choice."""
+    if otherwise.backend == "triton":
+        return otherwise
+    if otherwise.backend == "torch":
+        if steps is None or steps < CPU_ENGINE_STEPS:
+            return otherwise
+        if hidden_size > WIDE and steps * batch_size < CPU_ENGINE_ROWS_IF_WIDE:
+            return otherwise
+    if not plain_floats(tensors):
+        return otherwise
+    from triton_gru.engines.cpu import library
+
+    obstacle = library.obstacle()
+    if obstacle:
+        return Choice(otherwise.backend, f"{otherwise.reason}, but {obstacle}")
+    slower = "plain torch, and torch has no kernel for this layer"
+    if otherwise.backend == "torch":
+        slower = f"torch's own GRU (ATen) for {_sequences_for_cpu_engine(hidden_size)}"
+    return Choice("cpu", f"the tensors are on a CPU, where its C code is faster than {slower}")
+
+
+def _sequences_for_cpu_engine(hidden_size: int) -> str:
+    rows = f" and {CPU_ENGINE_ROWS_IF_WIDE} rows in all" if hidden_size > WIDE else ""
+    return f"sequences of at least {CPU_ENGINE_STEPS} steps{rows}"
+
+
 def _cpu_engine(device: torch.device, dtype: torch.dtype) -> Choice:
-    """The choice for backend="cpu", which "auto" does not take yet: see docs/faq.md."""
+    """The choice for backend="cpu"."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         raise RuntimeError(
             "backend='cpu' cannot run: what traces a graph cannot record C code. Use backend='auto'"
@@ -299,6 +349,8 @@ def explain(module: nn.Module, x: Tensor, batch_size: int, **asked: Any) -> str:
             backend,
             device=x.device,
             dtype=dtype,
+            batch_size=batch_size,
+            tensors=(x, *module.parameters()),
             **layer,
             **asked,
         )

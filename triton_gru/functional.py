@@ -147,7 +147,9 @@ def gru(
         directions=D,
         regularised=inside,
         resets=resets is not None,
-        steps=x.shape[1 if rows_first else 0],
+        steps=x.shape[1 if rows_first else 0] if batch_sizes is None else batch_sizes.shape[0],
+        batch_size=B,
+        tensors=(x, hx, *params),
     ).backend
     settings = (bias, L, dropout, training, bidirectional)
     if engine == "torch" and packed is None and lengths is None:
@@ -263,8 +265,10 @@ def _on_cpu_engine(
 ) -> tuple[Tensor, Tensor]:
     """The CPU engine over x [T, B, I], [B, T, I] with rows_first or [N, I] with batch_sizes."""
     rows = order = places = None
+    L = hx.shape[0] // D
     x, hx, *params = [t if t.dtype == torch.float32 else t.float() for t in (x, hx, *params)]
-    turned = rows_first and not (lengths is None and resets is None)
+    # Dropout between layers draws the numbers of nn.GRU's, whose rows come second by then.
+    turned = rows_first and not (lengths is None and resets is None and not (dropout and L > 1))
     if turned:
         x, resets = x.transpose(0, 1), None if resets is None else resets.t()
     if batch_sizes is not None:
@@ -279,7 +283,7 @@ def _on_cpu_engine(
         resets = varlen.resets_of_directions(resets, original, D)
         resets = (resets if places is None else varlen.pack(resets, places)).contiguous()
     y = x if places is None else varlen.pack(x, places)
-    L, every_last = hx.shape[0] // D, []
+    every_last = []
     for layer in range(L):
         y, last = cpu_layer(
             F.dropout(y, dropout) if dropout and layer else y,
@@ -296,7 +300,8 @@ def _on_cpu_engine(
         y = varlen.pad(y, places, len(x), rows.batch_size)
         h_n = h_n.index_select(1, order.argsort())
     y = y.transpose(0, 1) if turned else y
-    return own(y) if turned or places is not None else y, h_n
+    # The backward of the last layer has kept its y; a copy may be changed, as nn.GRU's output may.
+    return own(y) if turned or places is not None or y.requires_grad else y, h_n
 
 
 def _padded_is_faster(x: Tensor, hx: Tensor, params: Sequence[Tensor], dropout: float) -> bool:
@@ -378,14 +383,20 @@ def gru_cell(
     elif not batched:
         hx = hx.unsqueeze(0)
     dtype = compute_dtype(x, hx)
+    params = [weight_ih, weight_hh] if bias_ih is None else [weight_ih, weight_hh, bias_ih, bias_hh]
     choice = choose_backend(
-        backend, reset_after=reset_after, device=x.device, dtype=dtype, hidden_size=hidden_size
+        backend,
+        reset_after=reset_after,
+        device=x.device,
+        dtype=dtype,
+        hidden_size=hidden_size,
+        batch_size=x.shape[0],
+        tensors=(x, hx, *params),
     )
     if choice.backend == "torch":
         h = _VF.gru_cell(x, hx, weight_ih, weight_hh, bias_ih, bias_hh)
     else:
         if choice.backend == "cpu":
-            params = [weight_ih, weight_hh] + ([] if bias_ih is None else [bias_ih, bias_hh])
             x, hx, *params = [t.to(dtype) for t in (x, hx, *params)]
             _, h = cpu_layer(
                 *(x.unsqueeze(0), hx.unsqueeze(0), params),
@@ -394,11 +405,9 @@ def gru_cell(
                 reset_after=reset_after,
             )
         else:
-            bias = bias_ih is not None
-            params = [weight_ih, weight_hh, *([bias_ih, bias_hh] if bias else [])]
             _, h = gru(
                 *(x.unsqueeze(0), hx.unsqueeze(0), params),
-                bias=bias,
+                bias=bias_ih is not None,
                 reset_after=reset_after,
                 backend=backend,
             )

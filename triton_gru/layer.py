@@ -285,7 +285,7 @@ class GRU(nn.RNNBase):
             resets: What forward would be given.
         """
         x = input.data if isinstance(input, PackedSequence) else input
-        batch_size = 1
+        batch_size, steps = 1, None
         if x is not None:
             packed = isinstance(input, PackedSequence)
             try:
@@ -294,9 +294,11 @@ class GRU(nn.RNNBase):
             except CHECKED as error:
                 return refusal(error)
             if isinstance(input, PackedSequence):
-                batch_size = int(input.batch_sizes[0])
+                batch_size, steps = int(input.batch_sizes[0]), len(input.batch_sizes)
             elif x.dim() == 3:
-                batch_size = x.shape[0 if self.batch_first else 1]
+                batch_size, steps = x.shape[:2] if self.batch_first else (x.shape[1], x.shape[0])
+            else:
+                steps = x.shape[0]
         regularised = inside_a_step(
             self.recurrent_dropout if self.training else 0.0, self.zoneout, self.layer_norm
         )
@@ -304,6 +306,7 @@ class GRU(nn.RNNBase):
             self,
             self.weight_ih_l0 if x is None else x,
             batch_size,
+            steps=steps,
             resets=resets is not None,
             regularised=regularised,
         )

@@ -5,11 +5,11 @@ Asked here alone, because much of it is private to torch and differs between its
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._C._functorch import (
     TransformType,
     is_legacy_batchedtensor,
@@ -68,6 +68,26 @@ def eager() -> bool:
         and torch._C._get_tracing_state() is None
         and forward_ad._current_level < 0
         and peek_interpreter_stack() is None
+    )
+
+
+def plain_floats(tensors: Sequence[Tensor]) -> bool:
+    """Whether code that reads their memory computes in float32 what torch's operators would.
+
+    Not under autocast, with a subclass of Tensor that brings its own operators (fake, distributed,
+    ExpandedWeights) or in a mode that is to see every operator, as torch's FlopCounterMode.
+    """
+    return (
+        len(tensors) > 0
+        and not torch.is_autocast_enabled("cpu")
+        and torch._C._len_torch_dispatch_stack() == 0
+        and all(
+            type(t) in (Tensor, nn.Parameter)
+            and t.dtype == torch.float32
+            and t.layout == torch.strided
+            and t.device.type == "cpu"
+            for t in tensors
+        )
     )
 
 

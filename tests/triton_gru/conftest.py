@@ -1,7 +1,16 @@
 import pytest
 
+from triton_gru import dispatch
+
 
 @pytest.fixture(params=["auto", "reference"])
 def backend(request):
     """The backends that run without a GPU; "triton" in tests/interpreter, in its place."""
     return request.param
+
+
+@pytest.fixture(autouse=True)
+def cpu_engine_from_one_step_on(monkeypatch):
+    """Lets "auto" take the CPU engine in the short sequences of tests; "torch" by name is ATen."""
+    monkeypatch.setattr(dispatch, "CPU_ENGINE_STEPS", 1)
+    monkeypatch.setattr(dispatch, "CPU_ENGINE_ROWS_IF_WIDE", 0)

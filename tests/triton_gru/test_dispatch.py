@@ -6,11 +6,21 @@ import types
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from tests.tolerances import assert_close
-from triton_gru import GRU, dispatch, equations
+from triton_gru import GRU, dispatch, equations, functional
 from triton_gru.dispatch import choose_backend
 from triton_gru.engines import autograd
+from triton_gru.engines.cpu import library
+from triton_gru.engines.cpu.layer import layer as cpu_layer
+
+
+@pytest.fixture
+def cpu_engine_from_one_step_on():
+    """The rule of "auto" as it is, which conftest.py changes for other tests."""
+
 
 WITHOUT_TRITON = """
 import runpy, sys
@@ -41,7 +51,7 @@ def test_import_and_use_need_no_triton():
     assert process.stdout.strip() == "ran", process.stderr
 
 
-def choose(backend="auto", device="cuda", reset_after=True, resets=False):
+def choose(backend="auto", device="cuda", reset_after=True, resets=False, **known):
     return choose_backend(
         backend,
         reset_after=reset_after,
@@ -49,6 +59,7 @@ def choose(backend="auto", device="cuda", reset_after=True, resets=False):
         dtype=torch.float32,
         hidden_size=5,
         resets=resets,
+        **known,
     )
 
 
@@ -176,7 +187,7 @@ def test_the_engine_computes_forward_and_backward_but_no_second_derivative(engin
     [
         ({}, "Backend 'torch' will run: the Triton kernels need a CUDA GPU and the tensors are on"),
         ({"backend": "reference"}, "Backend 'reference' will run: it was asked for by name."),
-        ({"reset_after": False}, "torch has no kernel for reset_after=False."),
+        ({"reset_after": False, "dtype": torch.float64}, "no kernel for reset_after=False."),
     ],
 )
 @pytest.mark.compat("beyond", "explain", "works better", "which backend runs, and why")
@@ -184,7 +195,80 @@ def test_explain(options, text, monkeypatch):
     monkeypatch.setattr(dispatch, "interpreting", lambda: False)
     layer = GRU(3, 5, **options)
     for x in (None, torch.zeros(2, 3), torch.zeros(2, 1, 3)):
-        assert text in layer.explain(x)
+        assert text in layer.explain(None if x is None else x.to(layer.weight_ih_l0.dtype))
+
+
+needs_cpu_engine = pytest.mark.skipif(
+    library.obstacle() is not None, reason=f"no CPU engine here: {library.obstacle()}"
+)
+
+
+@needs_cpu_engine
+@pytest.mark.compat("beyond", "speed on a CPU", "works better", "an engine in C, from 64 steps on")
+@pytest.mark.parametrize(
+    ("T", "B", "H", "options", "given", "expected"),
+    [
+        (63, 3, 5, {}, {}, "torch"),
+        (64, 1, 5, {}, {}, "cpu"),
+        (64, 1, 5, {"num_layers": 2, "bidirectional": True, "batch_first": True}, {}, "cpu"),
+        (64, 7, 513, {}, {}, "torch"),
+        (64, 8, 513, {}, {}, "cpu"),
+        (512, 1, 513, {}, {}, "cpu"),
+        (1, 1, 5, {"reset_after": False}, {}, "cpu"),
+        (1, 1, 5, {}, {"resets": torch.zeros(1, 1, dtype=torch.bool)}, "cpu"),
+        (64, 1, 5, {"dtype": torch.float64}, {}, "torch"),
+        (64, 1, 5, {"dtype": torch.bfloat16}, {}, "torch"),
+        (64, 1, 5, {"zoneout": 0.5}, {}, "reference"),
+    ],
+)
+def test_where_auto_takes_the_cpu_engine(T, B, H, options, given, expected, monkeypatch):
+    monkeypatch.setattr(dispatch, "interpreting", lambda: False)
+    layer = GRU(3, H, **options)
+    shape = (B, T, 3) if layer.batch_first else (T, B, 3)
+    x = torch.zeros(shape, dtype=layer.weight_ih_l0.dtype)
+    assert f"Backend {expected!r} will run" in layer.explain(x, **given)
+    calls = []
+    monkeypatch.setattr(
+        functional, "cpu_layer", lambda *a, **k: calls.append(1) or cpu_layer(*a, **k)
+    )
+    layer(x, **given)
+    assert bool(calls) == (expected == "cpu")
+
+
+@needs_cpu_engine
+def test_packed_rows_count_by_their_longest():
+    layer = GRU(3, 5)
+    rows = [torch.zeros(n, 3) for n in (64, 2)]
+    assert "Backend 'cpu'" in layer.explain(torch.nn.utils.rnn.pack_sequence(rows))
+    rows = [torch.zeros(40, 3) for _ in range(2)]  # 80 rows, 40 steps
+    assert "Backend 'torch'" in layer.explain(torch.nn.utils.rnn.pack_sequence(rows))
+
+
+class Subclass(torch.Tensor):
+    """A tensor that brings its own operators, or could."""
+
+
+@needs_cpu_engine
+def test_auto_leaves_to_torch_what_c_code_would_not_see():
+    """Operators that a mode or a subclass is to see, products that autocast makes 16-bit."""
+    layer, x = GRU(3, 5), torch.randn(64, 2, 3)
+    with FlopCounterMode(display=False) as flops:
+        layer(x)
+    assert flops.get_total_flops() > 0
+    with torch.autocast("cpu"):
+        assert "Backend 'torch'" in layer.explain(x)
+        theirs = layer.to_torch()(x)[0]
+        assert torch.equal(layer(x)[0], theirs)
+    assert "Backend 'torch'" in layer.explain(x.as_subclass(Subclass))
+    with FakeTensorMode():
+        assert GRU(3, 5)(torch.randn(64, 2, 3))[0].shape == (64, 2, 5)
+
+
+def test_auto_without_a_compiler_is_torch_and_explain_says_so(monkeypatch):
+    monkeypatch.setattr(dispatch, "interpreting", lambda: False)
+    monkeypatch.setattr(library, "obstacle", lambda: "the CPU engine needs a C compiler")
+    text = GRU(3, 5).explain(torch.zeros(64, 1, 3))
+    assert "Backend 'torch' will run" in text and "but the CPU engine needs a C compiler." in text
 
 
 RESETS = {"resets": torch.ones(2, 1, dtype=torch.bool)}
@@ -206,7 +290,7 @@ def test_explain_takes_lengths_and_resets(monkeypatch):
     packed = torch.nn.utils.rnn.pack_sequence([torch.zeros(2, 3)])
     for text in (layer.explain(packed), layer.explain(x, lengths=torch.tensor([1]))):
         assert "Backend 'torch' will run" in text
-    text = layer.explain(x, **RESETS)
+    text = layer.double().explain(x.double(), **RESETS)
     assert "Backend 'reference' will run" in text
     assert "torch's own GRU cannot reset its state inside a row." in text
 
