@@ -121,20 +121,20 @@ def test_chinese_end_to_end(command, tmp_path):
 
 @pytest.mark.parametrize("tokenizer", ["bpe", "word"])
 @pytest.mark.parametrize("layer_type", ["lstm", "rnn"])
-def test_other_tokenizers_and_layer_types(command, text_file, tmp_path, tokenizer, layer_type):
-    done = command(
-        "train",
-        *TINY,
-        f"data.paths=[{text_file}]",
+def test_other_tokenizers_and_layer_types(
+    train_here, tmp_path, tokenizer, layer_type, monkeypatch, capsys
+):
+    run_dir = tmp_path / "run"
+    train_here(
         f"tokenizer={tokenizer}",
         "tokenizer.vocab_size=300",
         f"model/layer_type={layer_type}",
-        f"run_dir={tmp_path / 'run'}",
-        "trainer.max_steps=5",
+        f"run_dir={run_dir}",
     )
-    assert done.returncode == 0, done.stderr
-    done = command("predict", "prompt=The cat sees", f"checkpoint={tmp_path / 'run'}")
-    assert done.returncode == 0, done.stderr
+    asked = ["prompt=The cat sees", f"checkpoint={run_dir}", "num_sentences=1", "seed=0"]
+    monkeypatch.setattr(sys, "argv", ["triton-gru-predict", *asked])
+    commands.predict()
+    assert "The cat sees" in capsys.readouterr().out
 
 
 def run_arguments(text_file, run_dir, *more):
@@ -149,14 +149,22 @@ def run_arguments(text_file, run_dir, *more):
     ]
 
 
+@pytest.fixture(scope="module")
+def whole_run(command, text_file):
+    """A run of `run_arguments` that nothing stopped."""
+    run_dir = command.home / "runs" / "whole"
+    done = command("train", *run_arguments(text_file, run_dir))
+    assert done.returncode == 0, done.stderr
+    return run_dir
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "after"), [(signal.SIGINT, "Tokens"), (signal.SIGTERM, "step 250:")]
 )
-def test_a_stopped_run_resumes_to_the_same_weights(command, text_file, tmp_path, number, after):
-    whole = command("train", *run_arguments(text_file, tmp_path / "whole"))
-    assert whole.returncode == 0, whole.stderr
-
+def test_a_stopped_run_resumes_to_the_same_weights(
+    command, text_file, whole_run, tmp_path, number, after
+):
     run_dir = tmp_path / "stopped"
     process = subprocess.Popen(
         [sys.executable, "-m", "lightning_module.train", *run_arguments(text_file, run_dir)],
@@ -182,7 +190,7 @@ def test_a_stopped_run_resumes_to_the_same_weights(command, text_file, tmp_path,
 
     resumed = command("train", f"resume={run_dir}")
     assert resumed.returncode == 0, resumed.stderr
-    expected = torch.load(tmp_path / "whole" / CHECKPOINTS / LAST, weights_only=True)
+    expected = torch.load(whole_run / CHECKPOINTS / LAST, weights_only=True)
     got = torch.load(run_dir / CHECKPOINTS / LAST, weights_only=True)
     assert got["global_step"] == 600
     for name, weight in expected["state_dict"].items():
@@ -192,7 +200,7 @@ def test_a_stopped_run_resumes_to_the_same_weights(command, text_file, tmp_path,
         with (folder / "metrics.csv").open() as file:
             return [(r["step"], r["val_loss"]) for r in csv.DictReader(file) if r["val_loss"]]
 
-    assert validations(run_dir) == validations(tmp_path / "whole")
+    assert validations(run_dir) == validations(whole_run)
 
 
 def test_resume_takes_new_values_but_no_new_groups(command, trained, tmp_path, text_file):
@@ -255,7 +263,10 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_refused_before_anything_is_written(command, tmp_path, case):
+def test_bad_input_is_refused_before_anything_is_written(
+    fails, command, tmp_path, case, monkeypatch
+):
+    monkeypatch.setenv("TRITON_GRU_CACHE", str(command.home / "cache"))
     arguments, expected = BAD[case]
     (tmp_path / "empty.txt").touch()
     (tmp_path / "latin.txt").write_bytes("Käse ".encode("latin-1") * 100)
@@ -264,10 +275,9 @@ def test_bad_input_is_refused_before_anything_is_written(command, tmp_path, case
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "precious").write_text("data")
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
-    done = command("train", *TINY, "trainer.max_steps=2", *arguments, cwd=tmp_path)
-    assert done.returncode == 1
-    assert expected in done.stderr
-    assert "Traceback" not in done.stderr
+    errors = fails(commands.train, *TINY, "trainer.max_steps=2", *arguments)
+    assert expected in errors
+    assert "Traceback" not in errors
     after = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     assert after == before
     assert not list(tmp_path.glob("runs/*"))
