@@ -8,6 +8,8 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 import pytest
 import torch
 
+from triton_gru import check
+
 HERE = os.path.dirname(__file__)
 # Seconds for one test; under compute-sanitizer it takes many more.
 TIMEOUT = int(os.environ.get("TRITON_GRU_TEST_TIMEOUT", "120"))
@@ -65,6 +67,4 @@ def reported_errors():
     """No test leaves a timeout for the next one to raise."""
     yield
     if CUDA or INTERPRETING:
-        from triton_gru.kernels import launch
-
-        launch.check_errors(torch.device("cuda", 0) if CUDA else torch.device("cpu"), True)
+        check()

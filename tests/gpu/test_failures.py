@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from tests.gpu.cases import DEVICE, assert_exact_enough, case_on_device, plan_for
-from triton_gru.kernels import backward, forward, launch
+from triton_gru.kernel_errors import KernelTimeout, check
+from triton_gru.kernels import backward, forward
 from triton_gru.kernels.backward import scan_backward
 from triton_gru.kernels.forward import scan_forward
 from triton_gru.plan.plan import COUNTER, POLLS, SENTINEL
@@ -57,15 +58,15 @@ def test_a_program_that_never_comes(protocol, direction, reset_after, monkeypatc
         return scan_backward(*arguments, **case.options, plan=plan, polls=polls)[0]
 
     scan(plans[direction])  # compiled before the clock starts
-    launch.check_errors(DEVICE, synchronize=True)
+    check()
     kernel = f"scan_{direction}_kernel"
     user = {"forward": forward, "backward": backward}[direction]
     monkeypatch.setattr(user, kernel, LastProgramMissing(getattr(user, kernel)))
     begun = time.perf_counter()
     with impatience():
         result = scan(plans[direction])
-    with pytest.raises(launch.KernelTimeout, match="timed out waiting"):
-        launch.check_errors(DEVICE, synchronize=True)
+    with pytest.raises(KernelTimeout, match="timed out waiting"):
+        check()
     took = time.perf_counter() - begun
     assert result.isnan().any()
     assert not on_gpu or took < SECONDS, f"{took:.2f} s"
@@ -86,5 +87,5 @@ def test_the_next_call_raises(monkeypatch):
     monkeypatch.undo()
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()
-    with pytest.raises(launch.KernelTimeout, match=r"program .* step"):
+    with pytest.raises(KernelTimeout, match=r"program .* step"):
         scan_forward(*case.arguments, **case.options, plan=plan)

@@ -10,8 +10,8 @@ import triton.language as tl
 from tests.gpu.cases import DEVICE, assert_exact_enough, bits, case_on_device, compute, plan_for
 from tests.tolerances import assert_close
 from triton_gru import GRU
+from triton_gru.kernel_errors import check
 from triton_gru.kernels.forward import scan_forward
-from triton_gru.kernels.launch import check_errors
 from triton_gru.plan import selection
 from triton_gru.plan.plan import COUNTER, SENTINEL, Problem
 from triton_gru.plan.planner import all_plans
@@ -75,7 +75,7 @@ def test_beside_a_busy_stream(launch):
             b[:64].mul_(2)
         for name, result in compute(case, plans).items():
             differ += (bits(result) != bits(first[name])).any()
-    check_errors(DEVICE, synchronize=True)
+    check()
     assert differ.item() == 0
 
 
@@ -110,7 +110,7 @@ def test_beside_a_kernel_that_spins(programs):
         results = compute(case, plans)
     with torch.cuda.stream(torch.cuda.Stream()):
         flag[0] = 1
-    check_errors(DEVICE, synchronize=True)
+    check()
     assert all(torch.equal(bits(results[name]), bits(first[name])) for name in first)
     assert (flag[1:] > 0).all(), "the other kernel did not end"
 

@@ -9,8 +9,8 @@ from tests.interpreter.cases import NAMES, error, make_case
 from tests.ptx import launching
 from tests.tolerances import ptx_tolerance
 from triton_gru import equations
+from triton_gru.kernel_errors import check_errors
 from triton_gru.kernels import backward, forward, step
-from triton_gru.kernels.launch import check_errors
 from triton_gru.plan import selection
 from triton_gru.plan.devices import DEVICES
 from triton_gru.plan.plan import Problem

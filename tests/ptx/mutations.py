@@ -22,8 +22,8 @@ from tests.ptx.errors import PtxError, Unsupported
 from tests.ptx.parsing import Instruction
 from tests.ptx.program import Program
 from tests.tolerances import PTX_TOLERANCE
+from triton_gru.kernel_errors import KernelTimeout, check_errors
 from triton_gru.kernels import backward, forward
-from triton_gru.kernels.launch import KernelTimeout, check_errors
 
 # Every second one with the warps of a program apart; what orders memory shows in few of them.
 SEEDS = {"order": 30, "barrier": 6, "predicate": 2, "constant": 2, "random": 2}

@@ -18,7 +18,7 @@ from tests.ptx.execution import NOTHING
 from tests.ptx.global_memory import SECTOR
 from tests.ptx.parsing import Parser
 from tests.ptx.program import Program
-from triton_gru.kernels.launch import KernelTimeout
+from triton_gru.kernel_errors import KernelTimeout
 
 EFFECT = ("st", "bra", "ret", "bar", "red", "atom", "cp", "stmatrix", "fence", "exit")
 # Mutants that are none: the kernel does on these problems what it did.

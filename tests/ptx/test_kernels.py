@@ -6,7 +6,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("triton", reason="tests/ptx compiles kernels")
 
 from tests.ptx import cases, coverage  # noqa: E402
-from triton_gru.kernels.launch import KernelTimeout  # noqa: E402
+from triton_gru.kernel_errors import KernelTimeout  # noqa: E402
 
 # Between them every launch, direction, variant, precision, option and architecture.
 SCANS = [

@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from triton_gru.kernel_errors import check_errors
 from triton_gru.kernels import launch
 from triton_gru.kernels.exchange import announce, publish, receive, report
 from triton_gru.kernels.gates import candidate, reset_gradient, sigmoid, update_gradients
@@ -349,7 +350,7 @@ def scan_backward(
         The derivatives by gates_x, h0, weight_hh and bias_hh (None without a bias), each of its
         argument's shape.
     """
-    launch.check_errors(gates_x.device)
+    check_errors(gates_x.device)
     T, _, D, _ = gates_x.shape
     H, dtype = h0.shape[-1], gates_x.dtype
     if plan is None:
@@ -474,7 +475,7 @@ def _backward_piece(
         "HAS_RESETS": resets is not None,
         "PRECISION": matrix_precision(dtype),
     }
-    with launch.current(gates_x.device):
+    with launch.launching(plan, gates_x.device):
         for grid, planned in launch.launches(plan, gates_x.device, polls):
             scan_backward_kernel[grid](**arguments, **planned)
     del arguments  # copies among them are not to lie in memory beside the products below

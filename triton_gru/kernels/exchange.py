@@ -237,5 +237,5 @@ def announce(counter, PROTOCOL: tl.constexpr):
 def report(error, late, member, step):
     """Marks the error words: 1 + the program that gave up waiting, and the step it was at."""
     if late != 0:
-        tl.store(error, member + 1)
         tl.store(error + 1, step)
+        tl.store(error, member + 1)

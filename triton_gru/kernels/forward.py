@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from triton_gru.kernel_errors import check_errors
 from triton_gru.kernels import launch
 from triton_gru.kernels.exchange import announce, publish, receive, report
 from triton_gru.kernels.gates import blend, candidate, sigmoid
@@ -279,8 +280,9 @@ def scan_forward(
     Raises:
         DoesNotFit: No kernel takes this shape.
         KernelTimeout: An earlier launch on this device gave up waiting.
+        LaunchRefused: The device does not hold the programs of a group at once.
     """
-    launch.check_errors(gates_x.device)
+    check_errors(gates_x.device)
     T, B, D, _ = gates_x.shape
     H, HP = h0.shape[-1], padded_size(h0.shape[-1])
     dtype, precision = gates_x.dtype, matrix_precision(gates_x.dtype)
@@ -324,7 +326,7 @@ def scan_forward(
         "SAVE_GATES": save_gates,
         "PRECISION": precision,
     }
-    with launch.current(gates_x.device):
+    with launch.launching(plan, gates_x.device):
         for grid, planned in launch.launches(plan, gates_x.device, polls):
             scan_forward_kernel[grid](**arguments, **planned)
     y = states[1 : T + 1, ..., :H]

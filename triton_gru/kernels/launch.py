@@ -1,4 +1,4 @@
-"""What launches share: arguments as kernels take them, buffers to exchange by, reported errors."""
+"""What launches share: arguments as kernels take them, buffers to exchange by, what a plan says."""
 
 import contextlib
 from collections.abc import Iterator
@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from triton_gru.kernel_errors import LaunchRefused, error_words
 from triton_gru.kernels import exchange
 from triton_gru.plan.plan import COUNTER, MAX_REGISTERS, SENTINEL, Plan
 
@@ -16,55 +17,8 @@ PROTOCOLS = {
 }
 # int32 words between the counters of two groups: one line of L2 each.
 COUNTER_STRIDE = 32
-
-
-class KernelTimeout(RuntimeError):
-    """A program waited for its group longer than any healthy step takes, and gave up."""
-
-
-# -- errors that a kernel reports -----------------------------------------------------------
-
-# For each device the words that kernels write, and where the host reads them later without a wait.
-_errors: dict[torch.device, tuple[Tensor, Tensor]] = {}
-
-
-def _error_words(device: torch.device) -> tuple[Tensor, Tensor]:
-    if device not in _errors:
-        words = torch.zeros(2, dtype=torch.int32, device=device)
-        seen = words if device.type != "cuda" else torch.zeros(2, dtype=torch.int32).pin_memory()
-        _errors[device] = (words, seen)
-    return _errors[device]
-
-
-def check_errors(device: torch.device, synchronize: bool = False) -> None:
-    """Raises what an earlier launch on the device reported.
-
-    Every scan calls this first, without waiting for the device: it sees what has been reported by
-    then. With `synchronize` it waits for all that was launched.
-
-    Raises:
-        KernelTimeout: A program gave up waiting; y and gradients of that launch hold NaN.
-    """
-    if device not in _errors:
-        return
-    words, seen = _errors[device]
-    if device.type == "cuda":
-        if torch.cuda.is_current_stream_capturing():
-            return
-        if synchronize:
-            torch.cuda.synchronize(device)
-    member, at = seen.tolist()
-    if member:
-        words.zero_()
-        seen.zero_()
-        raise KernelTimeout(
-            f"program {member - 1} of a GRU kernel on {device} timed out waiting for its group at "
-            f"step {at}, gave up and left NaN. The programs of a group must all be resident: is "
-            "another kernel occupying multiprocessors? backend='torch' does without groups"
-        )
-
-
-# -- arguments, buffers and launch -----------------------------------------------------------
+# How CUDA says that a cooperative launch has more programs than it can keep resident.
+REFUSALS = ("cooperative launch", "operation not supported")
 
 
 def exchange_buffer(shape: tuple[int, ...], like: Tensor, fill: bool) -> Tensor:
@@ -105,15 +59,33 @@ def current(device: torch.device):
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
+@contextlib.contextmanager
+def launching(plan: Plan, device: torch.device) -> Iterator[None]:
+    """Where the launches of a plan are made: on the device's current stream.
+
+    Raises:
+        LaunchRefused: The device does not hold the programs of a group at once.
+    """
+    try:
+        with current(device):
+            yield
+    except RuntimeError as error:
+        if plan.group == 1 or not any(text in str(error) for text in REFUSALS):
+            raise
+        programs = plan.group * plan.groups_a_launch
+        raise LaunchRefused(
+            f"{device} refused a cooperative launch of {programs} programs, one to a "
+            f"multiprocessor: {error}. Does it share them out (MPS, MIG, green contexts)? "
+            "TRITON_GRU_SM_BUDGET=n lets the kernels count on n of them; backend='torch' does "
+            "without"
+        ) from error
+
+
 def launches(
     plan: Plan, device: torch.device, polls: int
 ) -> Iterator[tuple[tuple[int], dict[str, object]]]:
-    """The launches of a scan, several if not all groups are resident together.
-
-    Yields:
-        The grid, and the arguments that follow from the plan.
-    """
-    words, seen = _error_words(device)
+    """The launches of a scan: the grid, and the arguments that follow from the plan."""
+    words = error_words(device)
     counters = words
     if plan.group > 1 and plan.protocol == COUNTER:
         counters = torch.zeros(plan.groups * COUNTER_STRIDE, dtype=torch.int32, device=device)
@@ -139,5 +111,3 @@ def launches(
     for first in range(0, plan.groups, plan.groups_a_launch):
         groups = min(plan.groups_a_launch, plan.groups - first)
         yield (groups * plan.group,), {**arguments, "first_group": first}
-    if plan.group > 1 and device.type == "cuda":
-        seen.copy_(words, non_blocking=True)

@@ -1,6 +1,8 @@
 """What the kernels run here, and by which plan: the planner, asked about tensors and devices."""
 
+import dataclasses
 import functools
+import os
 from typing import Any
 
 import torch
@@ -49,9 +51,51 @@ def obstacle(
     return None
 
 
-@functools.cache
 def device_limits(device: torch.device) -> Device:
-    """The plan's description of a device; the reference GPU for a CPU (the interpreter)."""
+    """The plan's description of a device; the reference GPU for a CPU (the interpreter).
+
+    Its multiprocessors are those that the kernels may count on, see `_budget`.
+    """
+    limits = _whole_device(device)
+    return dataclasses.replace(limits, multiprocessors=_budget(limits.multiprocessors, device))
+
+
+# What NCCL takes unless NCCL_MAX_CTAS says otherwise: a program a channel, 32 at most (its manual).
+NCCL_PROGRAMS = 32
+
+
+def _budget(multiprocessors: int, device: torch.device) -> int:
+    """How many multiprocessors a launch may fill.
+
+    The programs of a group wait for each other, so all must be resident, and a launch waits until
+    they are: for ever, if kernels hold a multiprocessor that themselves wait for this process, as
+    NCCL's may. TRITON_GRU_SM_BUDGET is the number to count on; without it all, but with NCCL
+    initialised those that it may take are left to it.
+
+    Raises:
+        ValueError: The variable holds no number from 1 on.
+    """
+    asked = os.environ.get("TRITON_GRU_SM_BUDGET")
+    if asked is not None:
+        if not asked.strip().isdecimal() or int(asked) < 1:
+            raise ValueError(
+                "TRITON_GRU_SM_BUDGET should be a number of multiprocessors from 1 on, got: "
+                f"{asked!r}"
+            )
+        return min(int(asked), multiprocessors)
+    if device.type == "cuda" and _nccl_is_initialized():
+        left = int(os.environ.get("NCCL_MAX_CTAS") or NCCL_PROGRAMS)
+        return max(1, multiprocessors - left)
+    return multiprocessors
+
+
+def _nccl_is_initialized() -> bool:
+    dist = torch.distributed
+    return dist.is_available() and dist.is_initialized() and "nccl" in str(dist.get_backend())
+
+
+@functools.cache
+def _whole_device(device: torch.device) -> Device:
     if device.type != "cuda":
         return for_triton(DEVICES[90], triton.__version__)
     properties: Any = torch.cuda.get_device_properties(device)
