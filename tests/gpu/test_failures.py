@@ -6,7 +6,8 @@ import time
 import pytest
 import torch
 
-from tests.gpu.cases import DEVICE, assert_exact_enough, case_on_device, plan_for
+from tests.gpu.device import DEVICE, case_on_device, plan_for
+from tests.scan_cases import assert_exact_enough
 from triton_gru.kernel_errors import KernelTimeout, check
 from triton_gru.kernels import backward, forward
 from triton_gru.kernels.backward import scan_backward

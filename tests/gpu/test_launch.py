@@ -7,7 +7,8 @@ import torch
 import triton
 import triton.language as tl
 
-from tests.gpu.cases import DEVICE, assert_exact_enough, bits, case_on_device, compute, plan_for
+from tests.gpu.device import DEVICE, bits, case_on_device, plan_for
+from tests.scan_cases import assert_exact_enough, compute
 from tests.tolerances import assert_close
 from triton_gru import GRU
 from triton_gru.kernel_errors import check

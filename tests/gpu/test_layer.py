@@ -5,7 +5,8 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from tests.gpu.cases import DEVICE, DTYPES, assert_near, precision, size
+from tests.gpu.device import DEVICE, DTYPES, precision, size
+from tests.scan_cases import assert_near
 from tests.tolerances import assert_close
 from triton_gru import GRU, GRUCell
 

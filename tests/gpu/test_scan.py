@@ -3,16 +3,8 @@
 import pytest
 import torch
 
-from tests.gpu.cases import (
-    DEVICE,
-    DTYPES,
-    assert_exact_enough,
-    assert_near,
-    case_on_device,
-    plan_for,
-    precision,
-    size,
-)
+from tests.gpu.device import DEVICE, DTYPES, case_on_device, plan_for, precision, size
+from tests.scan_cases import assert_exact_enough, assert_near
 from triton_gru import equations
 from triton_gru.kernel_errors import check
 from triton_gru.kernels import step

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.interpreter import harness
-from tests.interpreter.cases import error, make_case, make_plan
+from tests.scan_cases import error, make_case, make_plan
 from tests.tolerances import INTERPRETER_TOLERANCE
 from triton_gru.kernel_errors import KernelTimeout, check
 from triton_gru.kernels.backward import scan_backward

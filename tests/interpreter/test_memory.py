@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from tests.interpreter.cases import make_case, make_plan
+from tests.scan_cases import make_case, make_plan
 from triton_gru import GRU
 from triton_gru.kernels import backward, launch
 from triton_gru.kernels.backward import scan_backward

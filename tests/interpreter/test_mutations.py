@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.interpreter import harness
-from tests.interpreter.cases import assert_close, make_case
+from tests.scan_cases import assert_close, make_case
 from tests.tolerances import INTERPRETER_TOLERANCE
 from triton_gru import kernels
 from triton_gru.kernels import backward, forward

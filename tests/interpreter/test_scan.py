@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.interpreter import harness
-from tests.interpreter.cases import (
+from tests.scan_cases import (
     LAUNCHES,
     assert_close,
     error,

@@ -5,8 +5,8 @@ import functools
 
 import torch
 
-from tests.interpreter.cases import NAMES, error, make_case
 from tests.ptx import launching
+from tests.scan_cases import NAMES, error, make_case
 from tests.tolerances import ptx_tolerance
 from triton_gru import equations
 from triton_gru.kernel_errors import check_errors
@@ -64,7 +64,7 @@ class Scan:
         launch: "single", "sentinel", "counter" or "best".
         arch: to compile for.
         reset_after: the variant.
-        lengths, resets, bias, not_finite: as `tests.interpreter.cases.make_case` has them.
+        lengths, resets, bias, not_finite: as `tests.scan_cases.make_case` has them.
         save_gates: whether the forward keeps the gates for the backward.
         wanted: values of the plan to look for.
         force: values of the plan to set.

@@ -16,11 +16,11 @@ import sys
 
 import torch
 
-from tests.interpreter.cases import NAMES, error, make_case
 from tests.ptx import cases, launching, survivors
 from tests.ptx.errors import PtxError, Unsupported
 from tests.ptx.parsing import Instruction
 from tests.ptx.program import Program
+from tests.scan_cases import NAMES, error, make_case
 from tests.tolerances import PTX_TOLERANCE
 from triton_gru.kernel_errors import KernelTimeout, check_errors
 from triton_gru.kernels import backward, forward

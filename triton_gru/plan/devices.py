@@ -1,6 +1,6 @@
 """The GPUs that a plan is made for: what it needs to know of each.
 
-Pure Python: a real device is described from its own limits in `kernels/support.py`.
+Pure Python: a real device is described from its own limits in `selection.py`.
 """
 
 import dataclasses
