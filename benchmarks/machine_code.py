@@ -245,7 +245,7 @@ def scan_constants(plan: Plan, problem: Problem, uneven: bool = False) -> dict:
         "PRECISION": "tf32" if problem.tensor_cores else "ieee",
     }
     if plan.direction == "forward":
-        constants |= {"HAS_BIAS": True, "SAVE_GATES": False, "MERGE": plan.merge}
+        constants |= {"HAS_BIAS": True, "SAVE_GATES": False}
     else:
         constants["BY_BLOCK"] = plan.by_block
     return constants

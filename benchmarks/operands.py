@@ -48,7 +48,7 @@ def kinds_of_plans(device: Device, dtype: str, tensor_cores: bool) -> list[tuple
 def _kind(problem: Problem, plan: Plan) -> tuple:
     return (
         *(problem.reset_after, plan.direction, plan.kernel, plan.protocol, plan.by_block),
-        *(plan.block_m, plan.block_n, plan.warps, plan.split_k, plan.merge, plan.stage_all),
+        *(plan.block_m, plan.block_n, plan.warps, plan.split_k, plan.stage_all),
         *(plan.block_k, min(plan.k_blocks, 2), plan.tail, plan.in_registers),
     )
 

@@ -81,7 +81,7 @@ def exchange_kernel(
         # fmt: off
         tiles, late = receive(buffer + t * K, 0, 0, buffer, 0, member >= 0, K,
                               counters, GROUP * (t + 1), polls, BLOCKS=1, EXTRA=0, BLOCK_K=SPAN,
-                              K_BLOCKS=1, TAIL=SPAN, SPLIT_K=1, WORD=1, PROTOCOL=PROTOCOL)
+                              K_BLOCKS=1, TAIL=SPAN, WORD=1, PROTOCOL=PROTOCOL)
         # fmt: on
         report(error, late, member, t)
         value = 1.0 + 0.25 * value + tl.sum(unpack(tiles[0], tl.float32)) * (0.25 / K)

@@ -103,8 +103,8 @@ MUTANTS = {
     ),
     "r and z swapped, forward": (
         "forward.py",
-        "h_r, h_z, h_n = total_three(",
-        "h_z, h_r, h_n = total_three(",
+        "h_r = total(acc_r,",
+        "h_r = total(acc_z,",
         SENTINEL,
         {},
     ),

@@ -114,7 +114,7 @@ def kind(plan: Plan) -> tuple:
     """What plans have in common that differ in the numbers of programs and pieces alone."""
     return (
         *(plan.direction, plan.kernel, plan.protocol, plan.by_block, plan.block_m, plan.block_n),
-        *(plan.warps, plan.split_k, plan.merge, plan.stage_all, plan.block_k),
+        *(plan.warps, plan.split_k, plan.stage_all, plan.block_k),
         *(min(plan.k_blocks, 2), plan.tail, plan.in_registers),
     )
 

@@ -152,7 +152,7 @@ def scan_backward_kernel(
     y_slot = (batch * DIRECTIONS * y_row).to(tl.int64)
     out_slot = (batch * DIRECTIONS * padded).to(tl.int64)
 
-    tile_row = chunk_rows(row0, BLOCK_M, SPLIT_K)
+    tile_row = chunk_rows(row0, BLOCK_M)
     words = padded // WORD  # the tile is addressed in words (exchange.py)
     tile_lane = tile_row * DIRECTIONS + direction
     tile = tile_lane * 3 * words
@@ -221,7 +221,7 @@ def scan_backward_kernel(
                 vector, late = receive(
                     base, tile, 0, base, tile, here, words,
                     counter, GROUP * (2 * done + 1), tl.where(failed != 0, 0, polls),
-                    1, 0, BLOCK_K // WORD, K_BLOCKS, TAIL // WORD, SPLIT_K, WORD, PROTOCOL,
+                    1, 0, BLOCK_K // WORD, K_BLOCKS, TAIL // WORD, WORD, PROTOCOL,
                 )
                 # fmt: on
                 report(error, late, program, step)
@@ -248,20 +248,20 @@ def scan_backward_kernel(
                 # One gate after the other: a third of the registers, two more trips to L2.
                 part, late = receive(
                     out, tile, 0, out, tile, here, words, counter, target, spent,
-                    1, 0, BLOCK_K // WORD, K_BLOCKS, TAIL // WORD, SPLIT_K, WORD, PROTOCOL,
+                    1, 0, BLOCK_K // WORD, K_BLOCKS, TAIL // WORD, WORD, PROTOCOL,
                 )
                 acc = product(zero, part, w_r, 0, K_BLOCKS, DTYPE, PRECISION, STAGE_ALL)
                 base = out + padded
                 part, later = receive(
                     base, tile, 0, base, tile, here, words, counter, target, spent,
-                    1, 0, BLOCK_K // WORD, K_BLOCKS, TAIL // WORD, SPLIT_K, WORD, PROTOCOL,
+                    1, 0, BLOCK_K // WORD, K_BLOCKS, TAIL // WORD, WORD, PROTOCOL,
                 )
                 acc = product(acc, part, w_z, 0, K_BLOCKS, DTYPE, PRECISION, STAGE_ALL)
                 late = late | later
                 if RESET_AFTER:
                     part, later = receive(
                         out_c, tile_c, 0, out_c, tile_c, here, words, counter, target, spent,
-                        1, 0, BLOCK_K // WORD, K_BLOCKS, TAIL // WORD, SPLIT_K, WORD, PROTOCOL,
+                        1, 0, BLOCK_K // WORD, K_BLOCKS, TAIL // WORD, WORD, PROTOCOL,
                     )
                     acc = product(acc, part, w_n, 0, K_BLOCKS, DTYPE, PRECISION, STAGE_ALL)
                     late = late | later
@@ -269,7 +269,7 @@ def scan_backward_kernel(
                 vector, late = receive(
                     out, tile, words, out_c, tile_c, here, words, counter, target, spent,
                     2, 1 if RESET_AFTER else 0,
-                    BLOCK_K // WORD, K_BLOCKS, TAIL // WORD, SPLIT_K, WORD, PROTOCOL,
+                    BLOCK_K // WORD, K_BLOCKS, TAIL // WORD, WORD, PROTOCOL,
                 )
                 acc = product(zero, vector, w_r, 0, K_BLOCKS, DTYPE, PRECISION, STAGE_ALL)
                 acc = product(acc, vector, w_z, K_BLOCKS, K_BLOCKS, DTYPE, PRECISION, STAGE_ALL)

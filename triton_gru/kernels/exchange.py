@@ -42,16 +42,6 @@ def unpack(word, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def chunk_columns(BLOCK_K: tl.constexpr, SPLIT_K: tl.constexpr):
-    """Columns (K) of a first chunk: [SPLIT_K, 1, BLOCK_K / SPLIT_K] or [1, BLOCK_K]."""
-    if SPLIT_K > 1:
-        part: tl.constexpr = BLOCK_K // SPLIT_K
-        return tl.arange(0, SPLIT_K)[:, None, None] * part + tl.arange(0, part)[None, None, :]
-    else:
-        return tl.arange(0, BLOCK_K)[None, :]
-
-
-@triton.jit
 def _load(
     base,
     rows,
@@ -65,7 +55,6 @@ def _load(
     BLOCK_K: tl.constexpr,
     K_BLOCKS: tl.constexpr,
     TAIL: tl.constexpr,
-    SPLIT_K: tl.constexpr,
     PROTOCOL: tl.constexpr,
 ):
     """Every chunk of every block, as one tuple; volatile under SENTINEL, from L2 under COUNTER.
@@ -76,7 +65,7 @@ def _load(
     tiles = ()
     for i in tl.static_range((BLOCKS + EXTRA) * K_BLOCKS):
         # One tensor of addresses for all chunks of a shape: what differs is a constant.
-        k = chunk_columns(TAIL if i % K_BLOCKS == K_BLOCKS - 1 else BLOCK_K, SPLIT_K)
+        k = tl.arange(0, TAIL if i % K_BLOCKS == K_BLOCKS - 1 else BLOCK_K)[None, :]
         if i < BLOCKS * K_BLOCKS:
             at = as_words(base) + (rows + k) + (i // K_BLOCKS) * block + (i % K_BLOCKS) * BLOCK_K
         else:
@@ -157,7 +146,6 @@ def receive(
     BLOCK_K: tl.constexpr,
     K_BLOCKS: tl.constexpr,
     TAIL: tl.constexpr,
-    SPLIT_K: tl.constexpr,
     WORD: tl.constexpr,
     PROTOCOL: tl.constexpr,
 ):
@@ -182,7 +170,6 @@ def receive(
         BLOCK_K: words a chunk.
         K_BLOCKS: chunks a block.
         TAIL: words in the last chunk of a block.
-        SPLIT_K: parts of a chunk, see `tile.py`.
         WORD: elements a word, 2 for a 16-bit dtype and 1 for float32.
         PROTOCOL: SENTINEL or COUNTER.
     """
@@ -197,12 +184,12 @@ def receive(
         tl.debug_barrier()
     # fmt: off
     tiles = _load(base, rows, block, extra, extra_rows, mask, K,
-                  BLOCKS, EXTRA, BLOCK_K, K_BLOCKS, TAIL, SPLIT_K, PROTOCOL)
+                  BLOCKS, EXTRA, BLOCK_K, K_BLOCKS, TAIL, PROTOCOL)
     if PROTOCOL == SENTINEL:
         missing = _any_missing(tiles, BLOCKS + EXTRA, K_BLOCKS, BLOCK_K // TAIL, WORD)
         while (missing != 0) & (left > 0):
             tiles = _load(base, rows, block, extra, extra_rows, mask, K,
-                          BLOCKS, EXTRA, BLOCK_K, K_BLOCKS, TAIL, SPLIT_K, PROTOCOL)
+                          BLOCKS, EXTRA, BLOCK_K, K_BLOCKS, TAIL, PROTOCOL)
             missing = _any_missing(tiles, BLOCKS + EXTRA, K_BLOCKS, BLOCK_K // TAIL, WORD)
             left -= 1
         late = ((missing != 0) & (left <= 0)).to(tl.int32)

@@ -33,8 +33,6 @@ from triton_gru.kernels.tile import (
     product_three,
     product_two,
     total,
-    total_three,
-    total_two,
     zero_sum,
 )
 from triton_gru.plan.plan import POLLS, SENTINEL, Plan, padded_size
@@ -70,7 +68,6 @@ def scan_forward_kernel(
     SPLIT_K: tl.constexpr,
     REGISTERS: tl.constexpr,
     GROUP: tl.constexpr,
-    MERGE: tl.constexpr,
     STAGE_ALL: tl.constexpr,
     RESET_AFTER: tl.constexpr,
     HAS_BIAS: tl.constexpr,
@@ -114,7 +111,7 @@ def scan_forward_kernel(
     gate_step = (batch * DIRECTIONS * 3 * hidden).to(tl.int64)
 
     # The tile of the whole vector that the product reads, in words (exchange.py).
-    tile_row = chunk_rows(row0, BLOCK_M, SPLIT_K)
+    tile_row = chunk_rows(row0, BLOCK_M)
     words = padded // WORD
     tile = (tile_row * DIRECTIONS + direction) * words
     wanted = tile_row < batch
@@ -160,7 +157,7 @@ def scan_forward_kernel(
             vector, late = receive(
                 base, tile, 0, base, tile, from_rows, words,
                 counter, target, tl.where(failed != 0, 0, polls),
-                1, 0, BLOCK_K // WORD, K_BLOCKS, TAIL // WORD, SPLIT_K, WORD, PROTOCOL,
+                1, 0, BLOCK_K // WORD, K_BLOCKS, TAIL // WORD, WORD, PROTOCOL,
             )
             # fmt: on
             report(error, late, program, step)
@@ -184,10 +181,10 @@ def scan_forward_kernel(
             acc_z = product_own(zero, h, w_z, DTYPE, PRECISION)
             if RESET_AFTER:
                 acc_n = product_own(zero, h, w_n, DTYPE, PRECISION)
+        h_r = total(acc_r, BLOCK_M, BLOCK_N, SPLIT_K)
+        h_z = total(acc_z, BLOCK_M, BLOCK_N, SPLIT_K)
         if RESET_AFTER:
-            h_r, h_z, h_n = total_three(acc_r, acc_z, acc_n, BLOCK_M, BLOCK_N, SPLIT_K, MERGE)
-        else:
-            h_r, h_z = total_two(acc_r, acc_z, BLOCK_M, BLOCK_N, SPLIT_K, MERGE)
+            h_n = total(acc_n, BLOCK_M, BLOCK_N, SPLIT_K)
         if HAS_BIAS:
             h_r += b_r
             h_z += b_z
@@ -207,7 +204,7 @@ def scan_forward_kernel(
                 vector, late = receive(
                     base, tile, 0, base, tile, here, words,
                     counter, GROUP * (2 * step + 1), tl.where(failed != 0, 0, polls),
-                    1, 0, BLOCK_K // WORD, K_BLOCKS, TAIL // WORD, SPLIT_K, WORD, PROTOCOL,
+                    1, 0, BLOCK_K // WORD, K_BLOCKS, TAIL // WORD, WORD, PROTOCOL,
                 )
                 # fmt: on
                 report(error, late, program, step)
@@ -318,7 +315,6 @@ def scan_forward(
         "hidden": H,
         "padded": HP,
         "DIRECTIONS": D,
-        "MERGE": plan.merge,
         "RESET_AFTER": reset_after,
         "HAS_BIAS": bias_hh is not None,
         "HAS_LENGTHS": lengths is not None,

@@ -60,7 +60,6 @@ class Plan:
         groups: batch tiles x directions.
         launches: how many launches it takes when not all groups are resident together.
         groups_a_launch: groups of each launch but the last.
-        merge: whether the warps' partial sums of all gates meet in one reduction.
         stage_all: whether the whole vector is staged in shared memory at once, not chunk by chunk.
         by_block: whether the backward receives one gate's gradients after the other, not at once.
         protocol: "sentinel" or "counter".
@@ -85,7 +84,6 @@ class Plan:
     groups: int
     launches: int
     groups_a_launch: int
-    merge: bool
     stage_all: bool
     by_block: bool
     protocol: str

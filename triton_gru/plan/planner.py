@@ -164,7 +164,6 @@ def _single(problem: Problem, device: Device, block_m: int) -> Plan | None:
         groups=groups,
         launches=1,
         groups_a_launch=groups,
-        merge=False,
         stage_all=True,
         by_block=False,
         protocol=SENTINEL,
@@ -190,7 +189,6 @@ def _group(
     forward = problem.direction == "forward"
     sums = 3 if forward else 1
     sum_bytes = warps * block_m * block_n * 4
-    merged = (3 if problem.reset_after else 2) if forward else 1
     vectors = 1 if forward or by_block else (3 if problem.reset_after else 2)
 
     for in_registers in range(1 + device.most_in_registers):
@@ -200,11 +198,9 @@ def _group(
         span = block_k * (k_blocks - 1) + tail
         weight = 3 * block_n * span * element
         held = 3 * block_n * (block_k * (in_registers - 1) + tail) * element if in_registers else 0
-        # In order of preference: all chunks staged at once and all sums merged, else less of
-        # either.
-        for stage_all, merge in ((True, True), (True, False), (False, False)):
+        for stage_all in (True, False):  # all chunks at once are fewer barriers
             staging = block_m * element * (span if stage_all else block_k)
-            shared = weight - held + max(staging, sum_bytes * (merged if merge else 1))
+            shared = weight - held + max(staging, sum_bytes)
             if shared <= device.shared_bytes:
                 break
         else:
@@ -255,7 +251,6 @@ def _group(
         groups=groups,
         launches=-(-groups // groups_a_launch),
         groups_a_launch=groups_a_launch,
-        merge=merge,
         stage_all=stage_all,
         by_block=by_block,
         protocol=protocol,
