@@ -34,7 +34,7 @@ PLANS = [
     ({}, {}),
     ({"by_block": True}, {}),
     ({"block_n": 16, "warps": 4}, {"in_registers": 1}),
-    ({}, {"stage_all": False, "merge": False}),
+    ({}, {"stage_all": False}),
     ({"block_n": 16, "warps": 8}, {}),
     ({"warps": 4}, {}),
     ({}, {"groups_a_launch": 1}),
