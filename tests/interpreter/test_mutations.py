@@ -180,8 +180,8 @@ MUTANTS = {
     ),
     "columns beyond H not held at 0, backward": (
         "backward.py",
-        "new = tl.where(real, before + total(acc, BLOCK_M, BLOCK_N, SPLIT_K), 0.0)",
-        "new = before + total(acc, BLOCK_M, BLOCK_N, SPLIT_K)",
+        "new = tl.where(real, before + total(acc, BLOCK_M, BLOCK_N, SPLIT_K, PRECISION), 0.0)",
+        "new = before + total(acc, BLOCK_M, BLOCK_N, SPLIT_K, PRECISION)",
         "single",
         {"not_finite": True, "H": 1},
     ),

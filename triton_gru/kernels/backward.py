@@ -229,7 +229,7 @@ def scan_backward_kernel(
                 acc = product(zero, vector, w_n, 0, K_BLOCKS, DTYPE, PRECISION, STAGE_ALL)
             else:
                 acc = product_own(zero, da_n, w_n, DTYPE, PRECISION)
-            du = tl.where(real, total(acc, BLOCK_M, BLOCK_N, SPLIT_K), 0.0)
+            du = tl.where(real, total(acc, BLOCK_M, BLOCK_N, SPLIT_K, PRECISION), 0.0)
             da_r = reset_gradient(du * h, r)
             if HAS_LENGTHS:
                 da_r = tl.where(active, da_r, 0.0)
@@ -286,7 +286,7 @@ def scan_backward_kernel(
             if RESET_AFTER:
                 acc = product_own(acc, d_hidden_n, w_n, DTYPE, PRECISION)
         # Columns beyond H stay 0, as in the forward: infinity times their weights is NaN.
-        new = tl.where(real, before + total(acc, BLOCK_M, BLOCK_N, SPLIT_K), 0.0)
+        new = tl.where(real, before + total(acc, BLOCK_M, BLOCK_N, SPLIT_K, PRECISION), 0.0)
         if GROUP > 1:
             new = tl.where(failed != 0, float("nan"), new)
         if HAS_LENGTHS:

@@ -181,10 +181,10 @@ def scan_forward_kernel(
             acc_z = product_own(zero, h, w_z, DTYPE, PRECISION)
             if RESET_AFTER:
                 acc_n = product_own(zero, h, w_n, DTYPE, PRECISION)
-        h_r = total(acc_r, BLOCK_M, BLOCK_N, SPLIT_K)
-        h_z = total(acc_z, BLOCK_M, BLOCK_N, SPLIT_K)
+        h_r = total(acc_r, BLOCK_M, BLOCK_N, SPLIT_K, PRECISION)
+        h_z = total(acc_z, BLOCK_M, BLOCK_N, SPLIT_K, PRECISION)
         if RESET_AFTER:
-            h_n = total(acc_n, BLOCK_M, BLOCK_N, SPLIT_K)
+            h_n = total(acc_n, BLOCK_M, BLOCK_N, SPLIT_K, PRECISION)
         if HAS_BIAS:
             h_r += b_r
             h_z += b_z
@@ -212,7 +212,7 @@ def scan_forward_kernel(
                 acc_n = product(zero, vector, w_n, 0, K_BLOCKS, DTYPE, PRECISION, STAGE_ALL)
             else:
                 acc_n = product_own(zero, u, w_n, DTYPE, PRECISION)
-            h_n = total(acc_n, BLOCK_M, BLOCK_N, SPLIT_K)
+            h_n = total(acc_n, BLOCK_M, BLOCK_N, SPLIT_K, PRECISION)
         if HAS_BIAS:
             h_n += b_n
         n = candidate(x_n.to(tl.float32), r, h_n, RESET_AFTER)

@@ -82,8 +82,8 @@ def step_kernel(
     own_gates = row * 3 * hidden + col
     state = tl.load(h + own, mask=real, other=0.0).to(tl.float32)
     if PHASE != CANDIDATE:
-        a_r = total(acc_r, BLOCK_M, BLOCK_N, SPLIT_K)
-        a_z = total(acc_z, BLOCK_M, BLOCK_N, SPLIT_K)
+        a_r = total(acc_r, BLOCK_M, BLOCK_N, SPLIT_K, PRECISION)
+        a_z = total(acc_z, BLOCK_M, BLOCK_N, SPLIT_K, PRECISION)
         a_r += tl.load(gates_x + own_gates, mask=real, other=0.0).to(tl.float32)
         a_z += tl.load(gates_x + own_gates + hidden, mask=real, other=0.0).to(tl.float32)
         if HAS_BIAS:
@@ -96,7 +96,7 @@ def step_kernel(
         tl.store(update + own, z, mask=real)
     else:
         x_n = tl.load(gates_x + own_gates + 2 * hidden, mask=real, other=0.0).to(tl.float32)
-        h_n = total(acc_n, BLOCK_M, BLOCK_N, SPLIT_K)
+        h_n = total(acc_n, BLOCK_M, BLOCK_N, SPLIT_K, PRECISION)
         if HAS_BIAS:
             h_n += tl.load(bias + 2 * hidden + col, mask=real, other=0.0).to(tl.float32)
         if PHASE == CANDIDATE:

@@ -95,11 +95,12 @@ def _what_helps(problem: Problem, device: Device) -> str:
 # vector, the vector itself, and then the accumulators, which weigh half as much again. In a sweep
 # of 120 tiles on sm_90 (rows 16 and 32, columns 8 to 64, H 256 to 2048) these were the largest
 # words + 1.5 accumulators per thread below which none spilled in the time loop. float32 operands,
-# on their way through registers, take a tenth more.
+# on their way through registers, take a tenth more. Without matrix units (float32, no tf32) a
+# product takes more registers than this counts: any tile but 16 x 16 spilled, 4 to 460 bytes a step.
 REGISTER_LOAD = {  # by direction, protocol and warps
-    ("forward", SENTINEL, 4): 160,
+    ("forward", SENTINEL, 4): 115,
     ("forward", SENTINEL, 8): 159,
-    ("forward", COUNTER, 4): 130,
+    ("forward", COUNTER, 4): 115,
     ("forward", COUNTER, 8): 140,
     ("backward", SENTINEL, 4): 168,
     ("backward", SENTINEL, 8): 176,
@@ -186,6 +187,9 @@ def _group(
     group = -(-size // block_n)
     if group == 1 or group > device.resident_programs:
         return None
+    with_matrix_units = element == 2 or problem.tensor_cores
+    if not with_matrix_units and (block_m, block_n) != (16, 16):
+        return None  # see REGISTER_LOAD
     forward = problem.direction == "forward"
     sums = 3 if forward else 1
     sum_bytes = warps * block_m * block_n * 4
@@ -214,7 +218,7 @@ def _group(
     load = vector + 1.5 * sums * block_m * block_n / 32
     if in_registers:
         # The operand is found in registers only as tile.py loads it, and only by matrix units.
-        if block_n != 16 or not (element == 2 or problem.tensor_cores):
+        if block_n != 16 or not with_matrix_units:
             return None
         load += held / 4 / (32 * warps)
         limit = REGISTER_LOAD_WITH_WEIGHTS.get((problem.direction, protocol, by_block), 0)
