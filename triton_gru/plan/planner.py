@@ -96,7 +96,7 @@ def _what_helps(problem: Problem, device: Device) -> str:
 # of 120 tiles on sm_90 (rows 16 and 32, columns 8 to 64, H 256 to 2048) these were the largest
 # words + 1.5 accumulators per thread below which none spilled in the time loop. float32 operands,
 # on their way through registers, take a tenth more. Without matrix units (float32, no tf32) a
-# product takes more registers than this counts: any tile but 16 x 16 spilled, 4 to 460 bytes a step.
+# product takes more registers than this counts: all tiles but 16 x 16 spilled, 4 to 460 bytes.
 REGISTER_LOAD = {  # by direction, protocol and warps
     ("forward", SENTINEL, 4): 115,
     ("forward", SENTINEL, 8): 159,
