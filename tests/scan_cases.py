@@ -168,10 +168,15 @@ def error(result: Tensor, exact: Tensor) -> float:
 def assert_close(case: Case, launch: str, tolerance: float, **options) -> None:
     """Runs the kernels and compares every result."""
     y, grads = run(case, launch, **options)
-    exact_y, exact = case.exact()
-    assert grads.keys() == exact.keys()
-    found = {"y": error(y, exact_y)} | {n: error(grads[n], exact[n]) for n in exact}
-    late = {n: e for n, e in found.items() if not e <= tolerance}
+    assert_within(tolerance, case, {"y": y, **grads})
+
+
+def assert_within(tolerance: float, case: Case, results: dict[str, Tensor]) -> None:
+    """Every result's largest `error` within a tolerance."""
+    y, grads = case.exact()
+    exact = {"y": y, **grads}
+    assert results.keys() == exact.keys()
+    late = {n: e for n in exact if not (e := error(results[n], exact[n])) <= tolerance}
     assert not late, f"above {tolerance}: {late}"
 
 

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 # own, and a room itself.
 RANKS = {
     "triton_gru": """
-version cache torch_modes equations
+version cache torch_modes equations kernel_errors
 validation conversion
 plan
 kernels

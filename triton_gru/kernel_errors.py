@@ -61,6 +61,9 @@ def check() -> None:
 
     Raises:
         KernelTimeout: A program gave up waiting; y and gradients of that launch hold NaN.
+
+    Example:
+        >>> check()  # no kernel has reported anything
     """
     for device in list(_words):
         if device.type == "cuda":
