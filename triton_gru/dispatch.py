@@ -37,13 +37,17 @@ INSIDE_A_STEP = {
 # leaves them to those who ask by name: what no GPU has run is no default.
 MEASURED_ON: frozenset[tuple[int, int]] = frozenset()
 
-# Steps from which the CPU engine took at most 0.95 of nn.GRU's time in every shape of the grid of
+# Where the CPU engine took at most 0.95 of nn.GRU's time in every shape of the grid of
 # `python -m benchmarks.layer_cpu --grid`, forward alone and with gradients (benchmarks/NOTES.md).
-# With fewer, packing the weights is not paid back; in a wide layer, whose products with few rows
-# wait for memory in either, it takes this many rows in all (steps times batch size).
-CPU_ENGINE_STEPS = 64
-WIDE = 512  # hidden_size above
+# It packs the weights at each call, H^2 numbers that as many products use as there are steps. In a
+# layer above WIDE the products with few rows wait for memory in either, and rows in all (steps
+# times batch size) have to pay for the packing. Where a step's product is large, batch_size H^2,
+# MKL's own is as fast or faster: up to 1.7 times on an Intel CPU with AVX-512 at H 1024, B 128.
+CPU_ENGINE_STEPS = 16
+CPU_ENGINE_UNITS_A_STEP = 16  # hidden_size for each step, at most
+WIDE = 512
 CPU_ENGINE_ROWS_IF_WIDE = 512
+CPU_ENGINE_PRODUCT = 2**24
 
 
 class Choice(NamedTuple):
@@ -200,9 +204,11 @@ def _cpu_engine_if_faster(
     if otherwise.backend == "triton":
         return otherwise
     if otherwise.backend == "torch":
-        if steps is None or steps < CPU_ENGINE_STEPS:
+        if steps is None or steps < _cpu_engine_steps(hidden_size):
             return otherwise
         if hidden_size > WIDE and steps * batch_size < CPU_ENGINE_ROWS_IF_WIDE:
+            return otherwise
+        if batch_size * hidden_size**2 > CPU_ENGINE_PRODUCT:
             return otherwise
     if not plain_floats(tensors):
         return otherwise
@@ -217,9 +223,17 @@ def _cpu_engine_if_faster(
     return Choice("cpu", f"the tensors are on a CPU, where its C code is faster than {slower}")
 
 
+def _cpu_engine_steps(hidden_size: int) -> int:
+    """The least steps for which "auto" takes the CPU engine in place of ATen."""
+    return max(CPU_ENGINE_STEPS, -(-hidden_size // CPU_ENGINE_UNITS_A_STEP))
+
+
 def _sequences_for_cpu_engine(hidden_size: int) -> str:
-    rows = f" and {CPU_ENGINE_ROWS_IF_WIDE} rows in all" if hidden_size > WIDE else ""
-    return f"sequences of at least {CPU_ENGINE_STEPS} steps{rows}"
+    text = f"sequences of at least {_cpu_engine_steps(hidden_size)} steps"
+    if hidden_size > WIDE:
+        text += f" and {CPU_ENGINE_ROWS_IF_WIDE} rows in all"
+    most = CPU_ENGINE_PRODUCT // max(1, hidden_size) ** 2
+    return text + (f", with a batch_size of at most {most}" if most < 1000 else "")
 
 
 def _cpu_engine(device: torch.device, dtype: torch.dtype) -> Choice:

@@ -46,9 +46,9 @@ class GRU(nn.RNNBase):
             the machine's compiler at first use, see docs/faq.md); "torch" ATen, and cuDNN on a GPU
             (reset_after=True only); "reference" the equations in plain torch. "auto" takes the
             kernels on those GPUs on which they were measured (`dispatch.MEASURED_ON`); on a CPU
-            "cpu" in float32, from `dispatch.CPU_ENGINE_STEPS` steps on, and where torch has no
-            kernel; else "torch" where it computes the layer, else "reference". `explain` says
-            which and why.
+            "cpu" in float32 from 16 steps on (docs/faq.md has the rule) and where torch has no
+            kernel; else "torch" where it computes the layer, else "reference". `explain` says which
+            and why.
         save_gates: Whether the Triton kernels keep the gates for the backward, three times the
             output's memory, instead of computing them again.
         recurrent_dropout: Probability of dropping an element of the state that enters W_hh, in

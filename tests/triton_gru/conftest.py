@@ -13,4 +13,6 @@ def backend(request):
 def cpu_engine_from_one_step_on(monkeypatch):
     """Lets "auto" take the CPU engine in the short sequences of tests; "torch" by name is ATen."""
     monkeypatch.setattr(dispatch, "CPU_ENGINE_STEPS", 1)
+    monkeypatch.setattr(dispatch, "CPU_ENGINE_UNITS_A_STEP", 10**9)
     monkeypatch.setattr(dispatch, "CPU_ENGINE_ROWS_IF_WIDE", 0)
+    monkeypatch.setattr(dispatch, "CPU_ENGINE_PRODUCT", 10**18)

@@ -204,16 +204,21 @@ needs_cpu_engine = pytest.mark.skipif(
 
 
 @needs_cpu_engine
-@pytest.mark.compat("beyond", "speed on a CPU", "works better", "an engine in C, from 64 steps on")
+@pytest.mark.compat("beyond", "speed on a CPU", "works better", "an engine in C, from 16 steps on")
 @pytest.mark.parametrize(
     ("T", "B", "H", "options", "given", "expected"),
     [
-        (63, 3, 5, {}, {}, "torch"),
-        (64, 1, 5, {}, {}, "cpu"),
+        (15, 3, 5, {}, {}, "torch"),
+        (16, 1, 5, {}, {}, "cpu"),
+        (16, 1, 256, {}, {}, "cpu"),
+        (16, 1, 257, {}, {}, "torch"),
+        (17, 1, 257, {}, {}, "cpu"),
         (64, 1, 5, {"num_layers": 2, "bidirectional": True, "batch_first": True}, {}, "cpu"),
         (64, 7, 513, {}, {}, "torch"),
         (64, 8, 513, {}, {}, "cpu"),
         (512, 1, 513, {}, {}, "cpu"),
+        (33, 64, 512, {}, {}, "cpu"),
+        (33, 65, 512, {}, {}, "torch"),
         (1, 1, 5, {"reset_after": False}, {}, "cpu"),
         (1, 1, 5, {}, {"resets": torch.zeros(1, 1, dtype=torch.bool)}, "cpu"),
         (64, 1, 5, {"dtype": torch.float64}, {}, "torch"),
@@ -238,9 +243,9 @@ def test_where_auto_takes_the_cpu_engine(T, B, H, options, given, expected, monk
 @needs_cpu_engine
 def test_packed_rows_count_by_their_longest():
     layer = GRU(3, 5)
-    rows = [torch.zeros(n, 3) for n in (64, 2)]
+    rows = [torch.zeros(n, 3) for n in (16, 2)]
     assert "Backend 'cpu'" in layer.explain(torch.nn.utils.rnn.pack_sequence(rows))
-    rows = [torch.zeros(40, 3) for _ in range(2)]  # 80 rows, 40 steps
+    rows = [torch.zeros(9, 3) for _ in range(2)]  # 18 rows, 9 steps
     assert "Backend 'torch'" in layer.explain(torch.nn.utils.rnn.pack_sequence(rows))
 
 

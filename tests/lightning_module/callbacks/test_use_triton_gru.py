@@ -193,7 +193,7 @@ def test_says_what_was_swapped_and_what_will_run(tmp_path, caplog):
     assert lines == [
         "UseTritonGRU: Swapped for triton_gru's: rnn, cell. rnn, cell: Backend 'torch' will run: "
         "the Triton kernels need a CUDA GPU and the tensors are on cpu, and torch's own GRU (ATen) "
-        "computes reset_after=True; the CPU engine takes sequences of at least 64 steps."
+        "computes reset_after=True; the CPU engine takes sequences of at least 16 steps."
     ]
 
 

@@ -243,3 +243,32 @@ def test_processes_at_once_build_it_once(fresh):
     assert "".join(said).count("building") == 1
     assert stat.S_IMODE((fresh / "cpu").stat().st_mode) == 0o700
     assert len(list((fresh / "cpu").glob("*.so"))) == 1
+
+
+@needs_library
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+def test_no_access_outside_a_buffer_and_no_undefined_behaviour(tmp_path):
+    """The tests of values and bits once more, in a process with the compiler's sanitizers."""
+    compiler = os.environ.get("CC") or "cc"
+    runtime = subprocess.run(
+        [compiler, "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    if not os.path.isabs(runtime):  # the name alone comes back where there is no such file
+        pytest.skip(f"{compiler} has no address sanitizer")
+    tests = ["agrees_with_the_equations", "same_bits", "ends_of_a_float", "second_derivative"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.triton_gru.engines.sanitized"]
+    done = subprocess.run(
+        [*command, "-p", "no:cacheprovider", "-k", " or ".join(tests), __file__],
+        env={
+            **os.environ,
+            "LD_PRELOAD": runtime,
+            "ASAN_OPTIONS": "detect_leaks=0",  # Python's own, at its end
+            "TRITON_GRU_CACHE": str(tmp_path),
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    assert " passed" in done.stdout
