@@ -383,19 +383,22 @@ def gru_cell(
     elif not batched:
         hx = hx.unsqueeze(0)
     dtype = compute_dtype(x, hx)
-    params = [weight_ih, weight_hh] if bias_ih is None else [weight_ih, weight_hh, bias_ih, bias_hh]
+    # ATen's step is the fastest there is on a CPU; only what it cannot compute is asked about more.
+    tensors = () if reset_after else (x, hx, weight_ih, weight_hh)
     choice = choose_backend(
         backend,
         reset_after=reset_after,
         device=x.device,
         dtype=dtype,
         hidden_size=hidden_size,
-        batch_size=x.shape[0],
-        tensors=(x, hx, *params),
+        tensors=tensors,
     )
     if choice.backend == "torch":
         h = _VF.gru_cell(x, hx, weight_ih, weight_hh, bias_ih, bias_hh)
     else:
+        params = [weight_ih, weight_hh]
+        if bias_ih is not None:
+            params += [bias_ih, bias_hh]
         if choice.backend == "cpu":
             x, hx, *params = [t.to(dtype) for t in (x, hx, *params)]
             _, h = cpu_layer(
