@@ -259,7 +259,7 @@ def test_no_access_outside_a_buffer_and_no_undefined_behaviour(tmp_path):
     tests = ["agrees_with_the_equations", "same_bits", "ends_of_a_float", "second_derivative"]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.triton_gru.engines.sanitized"]
     done = subprocess.run(
-        [*command, "-p", "no:cacheprovider", "-k", " or ".join(tests), __file__],
+        [*command, "-s", "-p", "no:cacheprovider", "-k", " or ".join(tests), __file__],
         env={
             **os.environ,
             "LD_PRELOAD": runtime,

@@ -20,6 +20,7 @@ enum { TW = VL * NV };
 
 typedef float vf __attribute__((vector_size(4 * VL), aligned(4)));
 typedef int32_t vi __attribute__((vector_size(4 * VL), aligned(4)));
+typedef uint32_t vu __attribute__((vector_size(4 * VL), aligned(4)));
 #define INLINE static inline __attribute__((always_inline))
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
 #define MAX(a, b) ((a) > (b) ? (a) : (b))
@@ -34,7 +35,7 @@ INLINE vf vexp(vf x) { /* Cephes' expf, 2 ulp; clamped to what a float holds, Na
   vf p = ((((1.9875691500e-4f * r + 1.3981999507e-3f) * r + 8.3334519073e-3f) * r +
            4.1665795894e-2f) * r + 1.6666665459e-1f) * r + 5.0000001201e-1f;
   p = p * (r * r) + r + 1.0f;
-  return p * (vf)(((vi)k << 23) + (127 << 23));
+  return p * (vf)(((vu)k << 23) + (127u << 23)); /* unsigned: of a NaN the sum is beyond 31 bits */
 }
 INLINE vf sigmoid(vf x) { return 1.0f / (1.0f + vexp(-x)); }
 INLINE vf tanh_(vf x) { /* Cephes' tanhf: a polynomial where 1 - 2 / (1 + e) would cancel */
