@@ -42,12 +42,14 @@ MEASURED_ON: frozenset[tuple[int, int]] = frozenset()
 # It packs the weights at each call, H^2 numbers that as many products use as there are steps. In a
 # layer above WIDE the products with few rows wait for memory in either, and rows in all (steps
 # times batch size) have to pay for the packing. Where a step's product is large, batch_size H^2,
-# MKL's own is as fast or faster: up to 1.7 times on an Intel CPU with AVX-512 at H 1024, B 128.
+# with more than a few rows, MKL's own is as fast or faster on Intel CPUs: up to 1.7 times with
+# AVX-512 at H 1024, B 128.
 CPU_ENGINE_STEPS = 16
 CPU_ENGINE_UNITS_A_STEP = 16  # hidden_size for each step, at most
 WIDE = 512
 CPU_ENGINE_ROWS_IF_WIDE = 512
-CPU_ENGINE_PRODUCT = 2**24
+CPU_ENGINE_PRODUCT = 2**22
+CPU_ENGINE_FEW_ROWS = 8
 
 
 class Choice(NamedTuple):
@@ -208,7 +210,7 @@ def _cpu_engine_if_faster(
             return otherwise
         if hidden_size > WIDE and steps * batch_size < CPU_ENGINE_ROWS_IF_WIDE:
             return otherwise
-        if batch_size * hidden_size**2 > CPU_ENGINE_PRODUCT:
+        if batch_size > _cpu_engine_rows(hidden_size):
             return otherwise
     if not plain_floats(tensors):
         return otherwise
@@ -228,11 +230,16 @@ def _cpu_engine_steps(hidden_size: int) -> int:
     return max(CPU_ENGINE_STEPS, -(-hidden_size // CPU_ENGINE_UNITS_A_STEP))
 
 
+def _cpu_engine_rows(hidden_size: int) -> int:
+    """The largest batch_size for which "auto" takes the CPU engine in place of ATen."""
+    return max(CPU_ENGINE_FEW_ROWS, CPU_ENGINE_PRODUCT // max(1, hidden_size) ** 2)
+
+
 def _sequences_for_cpu_engine(hidden_size: int) -> str:
     text = f"sequences of at least {_cpu_engine_steps(hidden_size)} steps"
     if hidden_size > WIDE:
         text += f" and {CPU_ENGINE_ROWS_IF_WIDE} rows in all"
-    most = CPU_ENGINE_PRODUCT // max(1, hidden_size) ** 2
+    most = _cpu_engine_rows(hidden_size)
     return text + (f", with a batch_size of at most {most}" if most < 1000 else "")
 
 
