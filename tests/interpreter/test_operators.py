@@ -24,8 +24,7 @@ def gradients(module, x):
     return found
 
 
-@pytest.mark.parametrize("bidirectional", [False, True])
-@pytest.mark.parametrize("reset_after", [True, False])
+@pytest.mark.parametrize(("reset_after", "bidirectional"), [(True, False), (False, True)])
 def test_compiles_whole_with_gradients_and_changing_sizes(reset_after, bidirectional):
     module = layer(reset_after=reset_after, bidirectional=bidirectional, num_layers=2)
     compiles = []

@@ -79,7 +79,7 @@ def test_the_same_weights_are_judged_alike_by_any_number_of_ranks(runs, command,
     """To 1e-6: the sums are over all tokens, however the ranks divide them."""
     alone = runs("alone")
     judged = []
-    for number in (1, 2, 4):
+    for number in (1, 4):
         run_dir = command.home / "runs" / f"judged-{number}"
         (run_dir / CHECKPOINTS).mkdir(parents=True)
         config = OmegaConf.load(alone / "config.yaml")
@@ -96,7 +96,7 @@ def test_the_same_weights_are_judged_alike_by_any_number_of_ranks(runs, command,
         judged.append(read_metrics(run_dir / METRICS)[-1])
     for name in ("val_loss", "val_perplexity", "val_bits_per_char", "val_top1", "val_top5"):
         values = [row[name] for row in judged]
-        assert values == pytest.approx([values[0]] * 3, abs=1e-6), name
+        assert values == pytest.approx([values[0]] * 2, abs=1e-6), name
 
 
 @pytest.mark.slow
@@ -272,7 +272,7 @@ def test_another_number_of_ranks_goes_on(runs, command, documents, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     copies = {}
-    for number in (1, 2, 4):
+    for number in (1, 4):
         copy = tmp_path / f"on-{number}"
         subprocess.run(["cp", "-r", run_dir, copy], check=True)
         done = command(
