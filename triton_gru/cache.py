@@ -1,4 +1,4 @@
-"""Where this project keeps files between runs, and how it writes them."""
+"""The cache directory, and atomic writes to it."""
 
 import os
 import uuid
@@ -11,13 +11,13 @@ def cache_directory() -> Path:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all; its mode is the umask's, which `tempfile` ignores.
+    """Replaces a file atomically; its mode follows the umask, which `tempfile` ignores.
 
-    `lightning_module.atomic_files` has the same for the training project: its commands refuse wrong
-    arguments before torch is imported (4 s), and to import any module of triton_gru imports torch.
+    `lightning_module.atomic_files` has the same for the training project: its commands check their
+    arguments before torch is imported (4 s), and any module of triton_gru imports torch.
 
     Raises:
-        OSError: The disk refused it; what stood at `path` before is untouched.
+        OSError: The write failed; the previous content of `path` is unchanged.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
     try:

@@ -12,14 +12,14 @@ from triton_gru.validation import check_cell
 
 
 class GRUCell(nn.GRUCell):
-    """One step of a gated recurrent unit, in the place of `torch.nn.GRUCell`, and a subclass of it.
+    """One step of a gated recurrent unit: a subclass of and replacement for `torch.nn.GRUCell`.
 
     Args:
         input_size: Features of the input.
         hidden_size: Features of the state.
-        bias: Whether there are biases.
-        device: Where the parameters are made.
-        dtype: The parameters' dtype.
+        bias: Whether the products have biases.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters.
         reset_after: Where the reset gate acts, see `GRU`.
         backend: "auto", "triton", "cpu", "torch" or "reference", see `GRU`.
 
@@ -56,7 +56,15 @@ class GRUCell(nn.GRUCell):
         self.backend = backend
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
-        """The state after one step, see `functional.gru_cell`."""
+        """The state after one step, [B, H] or [H].
+
+        Args:
+            input: [B, I], or [I] for one row.
+            hx: The state before the step, [B, H] or [H]. None means zeros.
+
+        Raises:
+            TypeError, ValueError, RuntimeError: As `functional.gru_cell`.
+        """
         return functional.gru_cell(
             input,
             hx,
@@ -72,7 +80,7 @@ class GRUCell(nn.GRUCell):
         """Which backend will run, and why.
 
         Args:
-            input: What forward would be given. None stands for one row that fits the weights.
+            input: As for forward. None means one row with the dtype and device of the weights.
         """
         try:
             if input is not None:
@@ -109,5 +117,5 @@ class GRUCell(nn.GRUCell):
         return super().extra_repr() + conversion.beyond_torch_repr(self, GRUCell)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # A pickle of an older version lacks what came later.
+        # Pickles of older versions lack newer attributes.
         super().__setstate__({**conversion.defaults(GRUCell), **state})

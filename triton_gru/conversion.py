@@ -1,4 +1,4 @@
-"""From torch's modules to ours and back: what may be converted, and what is taken along."""
+"""Conversion between torch's modules and ours: type checks, copies of settings and parameters."""
 
 import inspect
 from typing import Any, TypeVar
@@ -10,15 +10,15 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 def own_type(module: nn.Module) -> type[nn.Module]:
-    """The class of a module, or the one that it had before its tensors were parametrized."""
+    """The class of a module, without the subclass that a parametrization gives it."""
     return parametrize.type_before_parametrizations(module)
 
 
 def check_type(module: nn.Module, theirs: type[nn.Module], *ours: type[nn.Module]) -> None:
-    """Refuses to take a module for what it may not compute.
+    """Raises unless the class of module is exactly one of these: a subclass may compute otherwise.
 
     Raises:
-        TypeError: module is of none of these classes, exactly.
+        TypeError: It is none of them.
     """
     if not isinstance(module, nn.Module) or own_type(module) not in (theirs, *ours):
         kind = type(module).__name__
@@ -28,7 +28,7 @@ def check_type(module: nn.Module, theirs: type[nn.Module], *ours: type[nn.Module
 
 
 def check_computes_the_same(module: nn.Module) -> None:
-    """Refuses a module that torch has no counterpart of.
+    """Raises if torch has no module that computes the same.
 
     Raises:
         ValueError: reset_after is False, or there is layer_norm or zoneout.
@@ -47,7 +47,7 @@ def check_computes_the_same(module: nn.Module) -> None:
 
 
 def defaults(ours: type[nn.Module]) -> dict[str, Any]:
-    """What a class of ours takes beyond torch's: its keyword-only arguments, with their defaults.
+    """The keyword-only arguments of a class of ours, which torch's lacks, with their defaults.
 
     Each is an attribute of the module by the same name.
     """
@@ -56,12 +56,12 @@ def defaults(ours: type[nn.Module]) -> dict[str, Any]:
 
 
 def beyond_torch(module: nn.Module, ours: type[nn.Module]) -> dict[str, Any]:
-    """What a module has of `defaults`: nothing if it is one of torch's."""
+    """The values that a module has for `defaults`; empty for torch's modules."""
     return {name: getattr(module, name) for name in defaults(ours) if hasattr(module, name)}
 
 
 def beyond_torch_repr(module: nn.Module, ours: type[nn.Module]) -> str:
-    """The part of a repr that says what of `defaults` was given."""
+    """The part of a repr that lists the arguments beyond torch's that are not at their default."""
     usual = defaults(ours)
     given = beyond_torch(module, ours)
     return "".join(f", {name}={v!r}" for name, v in given.items() if v != usual[name])
@@ -83,10 +83,10 @@ def settings(module: nn.RNNBase | nn.GRUCell) -> tuple[Any, ...]:
 
 
 def copy(source: nn.Module, target: ModuleT) -> ModuleT:
-    """Gives target, made on the meta device, the mode and parameters of source."""
+    """Gives target, made on the meta device, the mode and copies of the parameters of source."""
     for name, _ in list(target.named_parameters()):
-        # By attribute and not from source's parameters: a parametrization (weight_norm) has the
-        # value there, and the tensors it is computed from elsewhere.
+        # By attribute, not from source.parameters(): with a parametrization (weight_norm) the
+        # attribute is the value, and the parameters are what it is computed from.
         value = getattr(source, name)
         copy = nn.Parameter(value.detach().clone(), requires_grad=value.requires_grad)
         setattr(target, name, copy)

@@ -1,4 +1,4 @@
-"""The GRU cell in plain torch, both variants, forward and derivative: what every kernel must equal.
+"""The GRU cell in plain torch, both variants, forward and derivative: every kernel's reference.
 
 One step takes the state `h` to `h'`. With gates in torch's order r (reset), z (update), n (new):
 
@@ -86,11 +86,11 @@ def gates(
         weight_hh: [3H, H].
         bias_hh: [3H] or None.
         reset_after: The variant, see the module's docstring.
-        gain: [3H], what the normalised products with weight_hh are scaled by; None where they are
-            not normalised (see `engines.regularized`).
+        gain: [3H], scales the normalised products with weight_hh; None: no normalisation (see
+            `engines.regularized`).
 
     Returns:
-        r, z, n and what r multiplies into: c with reset_after, else u. Each [..., H].
+        r, z, n and the fourth of the formulas: c with reset_after, else u. Each [..., H].
     """
     H = h.shape[-1]
     x_rz, x_n = gates_x[..., : 2 * H], gates_x[..., 2 * H :]
@@ -151,7 +151,7 @@ def scan_forward(
             h = step(gates_t, _reset(h, reset_t), weight, bias, reset_after)
             states.append(h.unsqueeze(1))
         directions.append(torch.stack(_in_order(states, d)))
-    # No view: autograd refuses a change in place of a view that a Function returns.
+    # Not a view: autograd forbids in-place changes of a view that a Function returns.
     return directions[0] if len(directions) == 1 else torch.cat(directions, 2)
 
 
@@ -170,9 +170,9 @@ def scan_backward(
     """The derivative of `scan_forward`.
 
     Args:
-        dy: What the loss passes to y, [T, B, D, H].
-        y: What `scan_forward` returned. One product for all steps brings the gates back from it.
-        gates_x: What `scan_forward` was given, and so on.
+        dy: The gradient of the loss with respect to y, [T, B, D, H].
+        y: The result of `scan_forward`; the gates are recomputed from it, all steps in one product.
+        gates_x: As given to `scan_forward`, likewise the following.
         h0: As there.
         weight_hh: As there.
         bias_hh: As there.
@@ -213,7 +213,7 @@ def _backward_reset_after(dy, h, r, z, n, c, weight, reset, d):
     by_c = by_n * r
     by_h = torch.stack([by_c * c * (1 - r), (h - n) * z * (1 - z), by_c], 2)
     dh, dh_after, d_gates_h = torch.zeros_like(h[0]), [], []
-    # reshape and not flatten, which is_grads_batched does not know
+    # reshape, because is_grads_batched does not support flatten
     d_gates_shape = (h.shape[1], 3 * h.shape[2])
     for dy_t, z_t, by_h_t, reset_t in _against_order(d, dy, z, by_h, reset):
         dh_t = dy_t + dh
@@ -282,7 +282,7 @@ def _against_order(direction: int, *tensors: Tensor):
 
 
 def hold_past_end(gates_x: Tensor, lengths: Tensor | None) -> Tensor:
-    """Past a row's end, +inf for z: z = 1 copies the state exactly and passes nothing to a gate."""
+    """Past a row's end, +inf for z: z = 1 copies the state exactly, and no gate gets a gradient."""
     if lengths is None:
         return gates_x
     H = gates_x.shape[-1] // 3
@@ -293,5 +293,5 @@ def hold_past_end(gates_x: Tensor, lengths: Tensor | None) -> Tensor:
 
 
 def past_end(lengths: Tensor, steps: int) -> Tensor:
-    """Where a row has no step any more, bool [T, B], from its lengths, [B]."""
+    """True past the end of a row, bool [T, B], from lengths [B]."""
     return torch.arange(steps, device=lengths.device).unsqueeze(1) >= lengths

@@ -57,7 +57,7 @@ def gru(
         params: weight_ih [3H, I], weight_hh [3H, H] and, with bias, bias_ih [3H], bias_hh [3H] of
             each direction of each layer, in the order of `nn.GRU.parameters()`. From the second
             layer on, I is D * H.
-        bias: Whether params hold biases.
+        bias: Whether params include biases.
         bidirectional: Whether D is 2. The second direction runs from the last step to the first.
         batch_first: Whether rows come before steps in input and output; never in hx and h_n.
         dropout: Probability of zeroing an output of each layer but the last, while training.
@@ -66,21 +66,21 @@ def gru(
         backend: "auto", "triton", "cpu", "torch" or "reference".
         save_gates: Whether the Triton kernels keep the gates for the backward, three times the
             output's memory, instead of computing them again.
-        lengths: Steps of each row, from 0 to T, integers [B] on input's device ([] for one row). A
-            row's states past its end are zero in the output, its last states are those at its
-            end, and the second direction begins there. What input holds past the end does not
-            matter. Nothing waits for the device: on a GPU, lengths out of range stop it. Under
-            vmap they are not looked at: there, out of range, they make a wrong result.
-        resets: Whether a sequence begins at a step, bool [T, B] in the layout of input ([T] for
-            one row): before it, the first direction's state is reset to zero, and so is the
-            second's before the last step of the sequence before. So every sequence in a row gives
-            what it gives alone, but the one that hx enters in each direction: the first one
-            unless it begins with a reset, and in the second direction the last one of the row.
+        lengths: Steps of each row, from 0 to T, integers [B] on input's device ([] for one row).
+            Past its end a row's output is zero; its last state is that of its last step, and the
+            second direction starts there. Values of input past the end have no effect. The host
+            does not synchronize: on a GPU, lengths out of range raise a device-side assertion.
+            Under vmap they are not checked: out of range they give a wrong result.
+        resets: Where sequences begin, bool [T, B] in the layout of input ([T] for one row). The
+            first direction's state is zero before that step, the second's before the last step of
+            the preceding sequence. So each sequence in a row has the result that it has alone,
+            except the one that hx enters: in the first direction the first sequence, unless it
+            begins with a reset, in the second the last.
         recurrent_dropout: Probability of dropping an element of the state that enters W_hh, for
             all steps of a row alike, while training; see `triton_gru.engines.regularized`.
         weight_dropout: Probability of dropping an element of W_hh, while training.
-        zoneout: Probability that an element of the state stays as it was at a step; in evaluation
-            the state moves by the expected share.
+        zoneout: Probability that an element of the state h keeps its value at a step; in evaluation
+            the new state is zoneout * h + (1 - zoneout) * h'.
         gains: With layer normalisation of the gates: gain_ih [3H] and gain_hh [3H] of each
             direction of each layer, in the order of params.
 
@@ -89,13 +89,13 @@ def gru(
         every layer in the shape of hx.
 
     Raises:
-        TypeError: input, hx, lengths or resets is no tensor.
-        ValueError: input is neither 2-D nor 3-D, or differs from the weights in dtype; params do
-            not make whole layers; the backend is unknown or cannot compute the variant; lengths
-            are no integers or out of range; resets are not bool; either comes with a
-            PackedSequence.
-        RuntimeError: Another shape, dtype or device does not fit, the sequence is empty, or the
-            backend asked for by name cannot run here.
+        TypeError: input, hx, lengths or resets is not a tensor.
+        ValueError: input is neither 2-D nor 3-D, or differs from the weights in dtype; the number
+            of params fits no number of layers; the backend is unknown or cannot compute the
+            variant; lengths are not integers or out of range; resets are not bool; either is given
+            with a PackedSequence.
+        RuntimeError: Another shape, dtype or device does not match, the sequence is empty, or the
+            named backend cannot run here.
 
     Example:
         >>> layers = torch.nn.GRU(10, 20, num_layers=2)
@@ -124,7 +124,7 @@ def gru(
         check_gains(gains, L * D, H)
     if packed is None:
         batch_sizes, B = None, x.shape[0 if rows_first else 1]
-    else:  # in a trace a number would be a constant
+    else:  # int() would make it a constant in a trace
         batch_sizes = packed.batch_sizes
         B = batch_sizes[0] if torch.jit.is_tracing() else int(batch_sizes[0])
     hx = _first_states(hx, (L * D, B, H), x)
@@ -153,7 +153,7 @@ def gru(
     ).backend
     settings = (bias, L, dropout, training, bidirectional)
     if engine == "torch" and packed is None and lengths is None:
-        # As nn.GRU calls it, its batch_first included, whose output is then no view.
+        # As nn.GRU calls it, with its batch_first, so the output is not a view.
         y, h_n = _VF.gru(x, hx, params, *settings, rows_first)
     elif (
         engine == "torch"
@@ -173,16 +173,16 @@ def gru(
     else:
         if rows_first:
             x, resets = x.transpose(0, 1), None if resets is None else resets.t()
-        if engine != "torch":  # which sees to autocast by itself
+        if engine != "torch":  # which handles autocast itself
             x, hx, params = x.to(dtype), hx.to(dtype), [p.to(dtype) for p in params]
             gains = None if gains is None else [gain.to(dtype) for gain in gains]
         past_end = None
         if packed is not None:
-            lengths, place = varlen.indices(batch_sizes, B, x.shape[0], x.device)
-            x = varlen.pad(x, place, batch_sizes.shape[0], B)
+            lengths, indices = varlen.indices(batch_sizes, B, x.shape[0], x.device)
+            x = varlen.pad(x, indices, batch_sizes.shape[0], B)
         elif lengths is not None:
             past_end = equations.past_end(lengths, x.shape[0]).unsqueeze(-1)
-            # Otherwise dW_ih would hold 0 * inf = NaN from what stands past the end.
+            # Otherwise dW_ih would contain 0 * inf = NaN from values past the end.
             x = x.masked_fill(past_end, 0)
         if resets is not None:
             resets = varlen.resets_of_directions(resets, lengths, D)
@@ -210,7 +210,7 @@ def gru(
             last.append(h)
         h_n = torch.cat(last)
         if packed is not None:
-            y = varlen.pack(y, place)
+            y = varlen.pack(y, indices)
         else:
             y = y.transpose(0, 1) if rows_first else y
             if past_end is not None:
@@ -221,7 +221,7 @@ def gru(
     if packed is not None:
         if packed.unsorted_indices is not None:
             h_n = h_n.index_select(1, packed.unsorted_indices)
-        # Not packed._replace(data=y), which Dynamo traces wrongly.
+        # Not packed._replace(data=y), which Dynamo traces incorrectly.
         _, *order = packed
         return PackedSequence(y, *order), h_n
     if unbatched:
@@ -229,7 +229,7 @@ def gru(
     return y, h_n
 
 
-# torch.fx records a call instead of tracing into what depends on the shapes of real tensors.
+# torch.fx records a call instead of tracing into code that depends on the shapes of real tensors.
 torch.fx.wrap("gru")
 torch.fx.wrap("gru_cell")
 
@@ -237,7 +237,7 @@ torch.fx.wrap("gru_cell")
 def _without_recurrence(
     engine: str, options: ScanOptions, x: Tensor, hx: Tensor, params: Sequence[Tensor]
 ) -> Callable[..., tuple[Tensor, Tensor]] | None:
-    """What computes a layer where `Recurrence` does not, as `engines.autograd` describes it."""
+    """The function of a layer where `Recurrence` does not run (see `engines.autograd`), or None."""
     if engine == "torch":
         return partial(aten.layer, lengths=options.lengths)
     if engine == "onnx":
@@ -264,12 +264,12 @@ def _on_cpu_engine(
     resets: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """The CPU engine over x [T, B, I], [B, T, I] with rows_first or [N, I] with batch_sizes."""
-    rows = order = places = None
+    rows = order = indices = None
     L = hx.shape[0] // D
     x, hx, *params = [t if t.dtype == torch.float32 else t.float() for t in (x, hx, *params)]
-    # Dropout between layers draws the numbers of nn.GRU's, whose rows come second by then.
-    turned = rows_first and not (lengths is None and resets is None and not (dropout and L > 1))
-    if turned:
+    # Dropout between layers draws the same numbers as nn.GRU's only with the rows second.
+    transposed = rows_first and not (lengths is None and resets is None and not (dropout and L > 1))
+    if transposed:
         x, resets = x.transpose(0, 1), None if resets is None else resets.t()
     if batch_sizes is not None:
         lengths, _ = varlen.indices(batch_sizes, hx.shape[1], len(x), x.device)
@@ -277,12 +277,12 @@ def _on_cpu_engine(
     elif lengths is not None:
         lengths, order = lengths.sort(descending=True, stable=True)
         rows, hx = PackedRows.of(lengths, len(x)), hx.index_select(1, order)
-        places = rows.indices(order)
+        indices = rows.indices(order)
     if resets is not None:
         original = None if order is None else lengths.index_select(0, order.argsort())
         resets = varlen.resets_of_directions(resets, original, D)
-        resets = (resets if places is None else varlen.pack(resets, places)).contiguous()
-    y = x if places is None else varlen.pack(x, places)
+        resets = (resets if indices is None else varlen.pack(resets, indices)).contiguous()
+    y = x if indices is None else varlen.pack(x, indices)
     every_last = []
     for layer in range(L):
         y, last = cpu_layer(
@@ -291,25 +291,25 @@ def _on_cpu_engine(
             params if L == 1 else params[layer * len(params) // L : (layer + 1) * len(params) // L],
             rows=rows,
             resets=resets,
-            rows_first=rows_first and not turned,
+            rows_first=rows_first and not transposed,
             reset_after=reset_after,
         )
         every_last.append(last)
     h_n = last if L == 1 else torch.cat(every_last)
-    if places is not None:
-        y = varlen.pad(y, places, len(x), rows.batch_size)
+    if indices is not None:
+        y = varlen.pad(y, indices, len(x), rows.batch_size)
         h_n = h_n.index_select(1, order.argsort())
-    y = y.transpose(0, 1) if turned else y
-    # The backward of the last layer has kept its y; a copy may be changed, as nn.GRU's output may.
-    return own(y) if turned or places is not None or y.requires_grad else y, h_n
+    y = y.transpose(0, 1) if transposed else y
+    # The last layer's backward keeps y: a copy may be changed in place, as nn.GRU's output.
+    return own(y) if transposed or indices is not None or y.requires_grad else y, h_n
 
 
 def _padded_is_faster(x: Tensor, hx: Tensor, params: Sequence[Tensor], dropout: float) -> bool:
-    """Whether padded rows of unequal length take ATen less time than packed ones, as nn.GRU's.
+    """Whether ATen is faster on padded rows of unequal length than on packed ones.
 
-    They do on a CPU once gradients are recorded. Dropout over padded rows would draw other numbers
-    than over packed ones, what traces holds nn.GRU's own operator for all lengths, and tensors that
-    bring their own functions, ExpandedWeights for instance, may know that operator alone.
+    It is on a CPU while gradients are recorded. Three cases stay packed: dropout, which would draw
+    other numbers on padded rows; traces, which need nn.GRU's own operator for all lengths; and
+    tensors with their own functions (ExpandedWeights), which may support that operator alone.
     """
     if dropout or torch.jit.is_tracing() or has_torch_function((x, *params)):
         return False
@@ -317,9 +317,9 @@ def _padded_is_faster(x: Tensor, hx: Tensor, params: Sequence[Tensor], dropout: 
 
 
 def own(view: Tensor) -> Tensor:
-    """A tensor that may be detached and changed in place, as what nn.GRU returns.
+    """A tensor that may be detached and changed in place, as the output of nn.GRU.
 
-    A view may not be detached in place, nor what a backward has kept be changed.
+    A view cannot be detached in place, and a tensor saved for a backward must not be changed.
     """
     if view.requires_grad or torch.jit.is_tracing() or transformed():
         return view.clone()
@@ -327,7 +327,7 @@ def own(view: Tensor) -> Tensor:
 
 
 def _of_layer(params: Sequence[Tensor], layer: int, L: int, D: int) -> list[Tensor]:
-    """Each kind of parameter of a layer, its directions stacked."""
+    """The parameters of a layer, kind by kind, with its directions stacked."""
     kinds = len(params) // (L * D)
     group = params[layer * D * kinds : (layer + 1) * D * kinds]
     return [stack(group[kind::kinds]) for kind in range(kinds)]
@@ -360,10 +360,10 @@ def gru_cell(
         The state after the step, in the shape of hx.
 
     Raises:
-        TypeError: input or hx is no tensor.
+        TypeError: input or hx is not a tensor.
         ValueError: input or hx is neither 1-D nor 2-D; only one bias is given; the backend is
             unknown or cannot compute the variant.
-        RuntimeError: Another shape, dtype or device does not fit, or backend="triton" cannot run
+        RuntimeError: Another shape, dtype or device does not match, or backend="triton" cannot run
             here.
 
     Example:
@@ -383,7 +383,7 @@ def gru_cell(
     elif not batched:
         hx = hx.unsqueeze(0)
     dtype = compute_dtype(x, hx)
-    # ATen's step is the fastest there is on a CPU; only what it cannot compute is asked about more.
+    # ATen's step is the fastest on a CPU; a backend is chosen only for what it cannot compute.
     tensors = () if reset_after else (x, hx, weight_ih, weight_hh)
     choice = choose_backend(
         backend,

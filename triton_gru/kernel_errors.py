@@ -1,9 +1,9 @@
-"""What the GPU kernels report to the host: the words they write, and the errors that come of them.
+"""Error reports of the GPU kernels: the words that they write, and the errors raised from them.
 
-A kernel cannot raise. It writes two words, and the host looks at them when it is called the next
-time, or in `check`. They lie in pinned host memory, which a GPU writes to directly: to look at them
-is to read memory, without a copy or a wait, while a CUDA graph is captured too; and no pool of a
-graph owns them, whenever the first call comes.
+A kernel cannot raise. It writes two words, which the host checks at its next call or in `check`.
+They are in pinned host memory, to which a GPU writes directly: a check is a read of host memory,
+without a copy or a synchronization, and works while a CUDA graph is captured; and they belong to
+no graph's memory pool, even if the first call is captured.
 """
 
 import torch
@@ -11,22 +11,22 @@ from torch import Tensor
 
 
 class KernelError(RuntimeError):
-    """What a GPU kernel of this package cannot do here, or reported that it did not do."""
+    """A GPU kernel of this package cannot run here, or reported an error."""
 
 
 class KernelTimeout(KernelError):
-    """A program waited for its group longer than any healthy step takes, and gave up."""
+    """A program timed out waiting for its group."""
 
 
 class LaunchRefused(KernelError):
-    """The device does not hold a launch's programs at once, though it said it has the room."""
+    """The device refused a cooperative launch that its number of multiprocessors allows."""
 
 
 _words: dict[torch.device, Tensor] = {}
 
 
 def error_words(device: torch.device) -> Tensor:
-    """The words that kernels on a device write, [2] int32: 1 + the program, and its step."""
+    """The error words of a device, [2] int32: 1 + the program that timed out, and its step."""
     if device not in _words:
         _words[device] = torch.zeros(
             2, dtype=torch.int32, device="cpu", pin_memory=device.type == "cuda"
@@ -35,10 +35,10 @@ def error_words(device: torch.device) -> Tensor:
 
 
 def check_errors(device: torch.device) -> None:
-    """Raises what an earlier launch on the device has reported by now; every scan calls this first.
+    """Raises what earlier launches on the device have reported so far; every scan calls this first.
 
     Raises:
-        KernelTimeout: A program gave up waiting; y and gradients of that launch hold NaN.
+        KernelTimeout: A program timed out; y and gradients of that launch are NaN.
     """
     if device not in _words:
         return
@@ -47,23 +47,22 @@ def check_errors(device: torch.device) -> None:
         _words[device].zero_()
         raise KernelTimeout(
             f"program {member - 1} of a GRU kernel on {device} timed out waiting for its group at "
-            f"step {step}, gave up and left NaN. The programs of a group must all be resident: is "
-            "another kernel occupying multiprocessors? TRITON_GRU_SM_BUDGET leaves it some; "
-            "backend='torch' does without groups"
+            f"step {step}, and its results are NaN. The programs of a group must all be resident: "
+            "does another kernel occupy multiprocessors? TRITON_GRU_SM_BUDGET leaves some to it; "
+            "backend='torch' needs no groups"
         )
 
 
 def check() -> None:
-    """Waits for every GPU that kernels were launched on, and raises what they reported.
+    """Waits for every GPU on which kernels were launched, and raises what they reported.
 
-    Without it the next call of a layer raises it, which a last call or a replayed CUDA graph has
-    not.
+    The next call of a layer raises it too: `check` is for the last call and for CUDA graphs.
 
     Raises:
-        KernelTimeout: A program gave up waiting; y and gradients of that launch hold NaN.
+        KernelTimeout: A program timed out; y and gradients of that launch are NaN.
 
     Example:
-        >>> check()  # no kernel has reported anything
+        >>> check()  # no kernel has reported an error
     """
     for device in list(_words):
         if device.type == "cuda":

@@ -16,55 +16,57 @@ from triton_gru.validation import check_probabilities, check_rows, check_sequenc
 
 
 class GRU(nn.RNNBase):
-    """A multi-layer gated recurrent unit that takes the place of `torch.nn.GRU`.
+    """A multi-layer gated recurrent unit that replaces `torch.nn.GRU`.
 
     Parameters, their names, order and initial values, `state_dict`, shapes and errors are those of
-    `torch.nn.GRU`, whose documentation says what the arguments before the star mean.
+    `torch.nn.GRU`, whose documentation describes the arguments before the star.
 
-    It is an `nn.RNNBase`, from which parameters, pickling and replication come, and no `nn.GRU`:
-    Dynamo refuses to trace any instance of `nn.GRU` (torch/_dynamo/variables/builder.py,
-    `allow_rnn`), so that `torch.compile(fullgraph=True)` would fail. Nor may code that takes an
-    `nn.GRU` apart, to quantise it for instance, take this one for it, as it knows no `reset_after`.
-    Code that asks for `isinstance(module, nn.GRU)`, to initialise weights for instance, should ask
+    It is an `nn.RNNBase`, from which it inherits parameters, pickling and replication, and not an
+    `nn.GRU`: Dynamo refuses to trace any instance of `nn.GRU`
+    (torch/_dynamo/variables/builder.py, `allow_rnn`), so `torch.compile(fullgraph=True)` would
+    fail. Quantizers and other code that reads an `nn.GRU`'s parameters must not match it either, as
+    they ignore `reset_after`. Code that tests `isinstance(module, nn.GRU)`, to initialise weights
+    for example, should test for `nn.RNNBase`.
     for `nn.RNNBase`.
 
     Args:
         input_size: Features of the input.
         hidden_size: Features of the state.
-        num_layers: Layers, each fed by the states of the one before.
-        bias: Whether there are biases.
+        num_layers: Number of layers; each one's input is the states of the one before.
+        bias: Whether the products have biases.
         batch_first: Whether input and output are [batch, steps, features].
         dropout: Probability of zeroing an output of each layer but the last, in training.
         bidirectional: Whether each layer has a second direction, from the last step to the first.
-        device: Where the parameters are made.
-        dtype: The parameters' dtype.
-        proj_size: Refused, as nn.GRU does; only an LSTM has it.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters.
+        proj_size: Refused unless 0, as in nn.GRU; only an LSTM has it.
         reset_after: Where the reset gate acts. True is the formula of `nn.GRU` and cuDNN, which
             multiplies it into W_hn h + b_hn; False is Cho et al. 2014 (arXiv:1406.1078), which
             multiplies it into h before the product. See `triton_gru.equations`.
-        backend: "triton" takes the fused kernels; "cpu" the engine in C (float32 on a CPU, built by
+        backend: "triton" runs the fused kernels; "cpu" the engine in C (float32 on a CPU, built by
             the machine's compiler at first use, see docs/faq.md); "torch" ATen, and cuDNN on a GPU
-            (reset_after=True only); "reference" the equations in plain torch. "auto" takes the
+            (reset_after=True only); "reference" the equations in plain torch. "auto" chooses the
             kernels on those GPUs on which they were measured (`dispatch.MEASURED_ON`); on a CPU
             "cpu" in float32 from 16 steps on (docs/faq.md has the rule) and where torch has no
-            kernel; else "torch" where it computes the layer, else "reference". `explain` says which
-            and why.
+            kernel; else "torch" if it computes the layer, else "reference". `explain` returns which
+            one and why.
         save_gates: Whether the Triton kernels keep the gates for the backward, three times the
             output's memory, instead of computing them again.
         recurrent_dropout: Probability of dropping an element of the state that enters W_hh, in
-            training, for all steps of a row alike. This and the three below are off by default and
-            are said more of in `triton_gru.engines.regularized`.
+            training, for all steps of a row alike. This and the three below are off by default;
+            `triton_gru.engines.regularized` describes them.
         weight_dropout: Probability of dropping an element of W_hh, in training.
-        zoneout: Probability that an element of the state stays as it was at a step; in evaluation
-            the state moves by the expected share.
+        zoneout: Probability that an element of the state h keeps its value at a step; in evaluation
+            the new state is zoneout * h + (1 - zoneout) * h'.
         layer_norm: Whether W_ih x and W_hh h are normalised, gate by gate. Adds the parameters
             gain_ih_l{k} and gain_hh_l{k}, [3H], with the suffix _reverse for the second direction.
 
     Raises:
         TypeError: A size, bias, batch_first, reset_after, save_gates, layer_norm or probability is
             of the wrong type.
-        ValueError: A size is not positive, a probability is not within 0 and 1, the backend is
-            unknown or cannot compute the variant, or there is a proj_size.
+        ValueError: A size is not positive, a probability is not at least 0 and below 1 (dropout:
+            within 0 and 1), the backend is unknown or cannot compute the variant, or proj_size is
+            given.
 
     Example:
         >>> rnn = GRU(10, 20, num_layers=2)
@@ -146,7 +148,7 @@ class GRU(nn.RNNBase):
             for name in self._gain_names():
                 nn.init.ones_(getattr(self, name))
 
-    # As nn.GRU's, so that forward(tensor)[0] is a Tensor to a type checker.
+    # As nn.GRU's, so that type checkers see forward(tensor)[0] as a Tensor.
     @overload
     def forward(
         self,
@@ -173,10 +175,17 @@ class GRU(nn.RNNBase):
         Args:
             input: [T, B, I]; [B, T, I] with batch_first; [T, I] for one row; or a PackedSequence.
             hx: The first states, [L * D, B, H], or [L * D, H] for one row. None means zeros.
-            lengths: Steps of each row, integers [B] on input's device. Output is zero past a row's
-                end, and its last states are those at its end.
-            resets: Whether a sequence begins at a step, bool in the shape of input without its
-                last dimension: before that step the state is reset to zero, in both directions.
+            lengths: Steps of each row, integers [B] on input's device. Past a row's end the output
+                is zero; the last states are those of the row's last step.
+            resets: Where sequences begin, bool in the shape of input without its last dimension:
+                before that step the state is zero, in both directions.
+
+        Returns:
+            The last layer's states, [T, B, D * H] in the layout of input, and h_n in the shape of
+            hx.
+
+        Raises:
+            TypeError, ValueError, RuntimeError: As `functional.gru`.
         """
         self._update_flat_weights()
         return functional.gru(
@@ -199,11 +208,11 @@ class GRU(nn.RNNBase):
             batch_first=self.batch_first,
         )
 
-    # torch.jit.script then comes to gru() and names what it refuses: keyword-only arguments.
+    # Without it torch.jit.script stops here; with it, at gru(), it reports keyword-only arguments.
     @torch.jit.unused
     def _update_flat_weights(self) -> None:
-        # nn.RNNBase looks each weight up twice through Module.__getattr__, a fifth of a short call.
-        # Weights that are what they were under their own names need not be.
+        # nn.RNNBase looks each weight up twice through Module.__getattr__, a fifth of the time of a
+        # short call. Weights that did not change since need no update.
         parameters = self._parameters
         for name, weight in zip(self._flat_weights_names, self._flat_weights, strict=False):
             if parameters.get(name) is not weight:
@@ -223,14 +232,18 @@ class GRU(nn.RNNBase):
         ]
 
     def trace(self, input: Tensor, hx: Tensor | None = None) -> Trace:
-        """Gates r and z, candidate n and state h of every step, layer and direction, see `Trace`.
+        """Gates r and z, candidate n and state h of every step, layer and direction.
 
         Args:
-            input: As for forward, but no PackedSequence.
+            input: As for forward, but not a PackedSequence.
             hx: As for forward.
 
+        Returns:
+            A `Trace` with tensors [L, D, T, B, H], [L, D, B, T, H] or [L, D, T, H].
+
         Raises:
-            ValueError: There is layer_norm or zoneout.
+            ValueError: layer_norm or zoneout is on.
+            TypeError: input is a PackedSequence.
         """
         for name in ("layer_norm", "zoneout"):
             if getattr(self, name):
@@ -238,10 +251,10 @@ class GRU(nn.RNNBase):
         return trace(self, input, hx, reset_after=self.reset_after, backend=self.backend)
 
     def step(self, x_t: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """One time step of all layers, as in decoding; what forward gives, up to rounding.
+        """One time step of all layers, for decoding; equal to forward up to rounding.
 
         Args:
-            x_t: [B, I], or [I] for one row. batch_first makes no difference.
+            x_t: [B, I], or [I] for one row. batch_first has no effect.
             state: The states before the step, [L, B, H] or [L, H]. None means zeros.
 
         Returns:
@@ -251,11 +264,11 @@ class GRU(nn.RNNBase):
         Raises:
             ValueError: The layer is bidirectional, or x_t is neither 1-D nor 2-D.
             RuntimeError: As forward; or the layer is in training with recurrent_dropout or
-                weight_dropout, whose masks are drawn once for a sequence.
+                weight_dropout, whose masks hold for a whole sequence.
         """
         if self.bidirectional:
             raise ValueError(
-                "step needs bidirectional=False: the second direction comes from the end of a "
+                "step needs bidirectional=False: the second direction starts at the end of a "
                 "sequence, which is not known at its first step"
             )
         if not isinstance(x_t, Tensor) or x_t.dim() not in (1, 2):
@@ -265,8 +278,8 @@ class GRU(nn.RNNBase):
             )
         if self.training and (self.recurrent_dropout or self.weight_dropout):
             raise RuntimeError(
-                "step draws no mask for a whole sequence, as recurrent_dropout and weight_dropout "
-                "want it in training; call forward, or eval() first"
+                "in training recurrent_dropout and weight_dropout draw one mask for a whole "
+                "sequence, which step does not have; call forward, or eval() first"
             )
         time = 1 if self.batch_first and x_t.dim() == 2 else 0
         y, state = self.forward(x_t.unsqueeze(time), state)
@@ -282,9 +295,9 @@ class GRU(nn.RNNBase):
         """Which backend will run, and why; or what is wrong with the arguments.
 
         Args:
-            input: What forward would be given. None stands for one row that fits the weights.
-            lengths: What forward would be given.
-            resets: What forward would be given.
+            input: As for forward. None means one row with the dtype and device of the weights.
+            lengths: As for forward.
+            resets: As for forward.
         """
         x = input.data if isinstance(input, PackedSequence) else input
         batch_size, steps = 1, None
@@ -328,10 +341,10 @@ class GRU(nn.RNNBase):
     def to_torch(self) -> nn.GRU:
         """A `torch.nn.GRU` with these settings, this mode and a copy of these parameters.
 
-        recurrent_dropout and weight_dropout, which act in training only, are left behind.
+        recurrent_dropout and weight_dropout, which act in training only, are dropped.
 
         Raises:
-            ValueError: reset_after is False, or there is layer_norm or zoneout.
+            ValueError: reset_after is False, or layer_norm or zoneout is on.
         """
         conversion.check_computes_the_same(self)
         return conversion.copy(self, nn.GRU(*conversion.settings(self), device="meta"))
@@ -341,5 +354,5 @@ class GRU(nn.RNNBase):
         return super().extra_repr() + conversion.beyond_torch_repr(self, GRU)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # A pickle of an older version lacks what came later.
+        # Pickles of older versions lack newer attributes.
         super().__setstate__({**conversion.defaults(GRU), **state})

@@ -1,4 +1,4 @@
-"""replace_gru(): every `torch.nn.GRU` and `torch.nn.GRUCell` inside a model becomes ours."""
+"""replace_gru(): replaces every `torch.nn.GRU` and `torch.nn.GRUCell` of a model by ours."""
 
 import dataclasses
 from typing import Any, cast
@@ -17,25 +17,25 @@ THEIRS = {ours: theirs for theirs, ours in OURS.items()}
 
 @dataclasses.dataclass(frozen=True)
 class Replacement:
-    """What `replace_gru` did to a model; prints as a sentence.
+    """The result of `replace_gru`; prints as a sentence.
 
     Attributes:
-        swapped: The modules that are ours now, by each of their names in the model. The empty name
-            is the model itself.
-        left: GRUs that were left alone, by name, and why; those that were ours before as well.
+        swapped: The replaced modules, by each of their names in the model. The empty name is the
+            model itself.
+        left: The GRUs that were not replaced, by name, with the reason; also those of this package.
     """
 
     swapped: dict[str, nn.Module]
     left: dict[str, str]
 
     def undo(self) -> None:
-        """Makes the swapped modules torch's again, with the parameters that they have by then.
+        """Turns the replaced modules back into torch's, with their current parameters.
 
         Those that are torch's already stay so.
 
         Raises:
-            RuntimeError: A module has got another class since, from `fully_shard` for instance.
-                Nothing is undone then.
+            RuntimeError: The class of a module has changed since, by `fully_shard` for instance.
+                No module is changed then.
         """
         changed = [
             f"{name or 'the model itself'} is a {type(module).__name__}"
@@ -45,7 +45,7 @@ class Replacement:
         if changed:
             raise RuntimeError(
                 f"undo() expects the modules as replace_gru left them, but {', '.join(changed)}; "
-                "undo first what changed that since"
+                "first undo what changed the class"
             )
         for module in self.swapped.values():
             ours = own_type(module)
@@ -70,30 +70,30 @@ class Replacement:
 
 
 def replace_gru(model: nn.Module, *, backend: str = "auto") -> Replacement:
-    """Makes every `torch.nn.GRU` and `torch.nn.GRUCell` inside a model a GRU and GRUCell of ours.
+    """Turns every `torch.nn.GRU` and `torch.nn.GRUCell` of a model into a GRU or GRUCell of ours.
 
-    The modules stay the objects that they are and only change their class, as with torch's own
-    parametrizations and `fully_shard`. Hence everything that refers to them or to their parameters
-    goes on to hold: optimizers, tied weights, modules used in several places, hooks, weight_norm
-    and other parametrizations, requires_grad, the mode, names and `state_dict`.
+    The modules remain the same objects; only their class changes, as with torch's parametrizations
+    and `fully_shard`. So all references to them and to their parameters stay valid: optimizers,
+    tied weights, modules used in several places, hooks, weight_norm and other parametrizations,
+    requires_grad, the mode, names and `state_dict`.
 
-    Left alone and named in the result: subclasses of torch's two, since their forward may be
-    another (with `fully_shard`, swap before it); modules whose forward was replaced on the
-    instance; what TorchScript has compiled; and modules that are ours already, with the backend
-    that they have (set `module.backend` for another).
+    Not replaced, and named in the result: subclasses of torch's two, since their forward may differ
+    (with `fully_shard`, swap before it); modules whose forward was replaced on the instance;
+    modules compiled by TorchScript; and modules of this package, which keep their backend (set
+    `module.backend` for another).
 
-    Code of the model that asks for `isinstance(module, torch.nn.GRU)` no longer finds them, see
-    `GRU`; a swap after initialisation leaves out the usual place of such code.
+    Code of the model that tests `isinstance(module, torch.nn.GRU)` no longer matches them, see
+    `GRU`. Such code usually initialises weights: swap after it.
 
     Args:
         model: Any module, which may be a GRU itself.
         backend: "auto", "triton", "cpu", "torch" or "reference", see `GRU`.
 
     Returns:
-        What was swapped and what was left, which prints, with `undo()` and `explain()`.
+        A `Replacement`: what was replaced and what was not, with `undo()` and `explain()`.
 
     Raises:
-        TypeError: model is no module.
+        TypeError: model is not a module.
         ValueError: The backend is unknown.
 
     Example:
@@ -105,7 +105,7 @@ def replace_gru(model: nn.Module, *, backend: str = "auto") -> Replacement:
         raise TypeError(f"replace_gru expects a torch.nn.Module, got: {type(model).__name__}")
     attributes = {ours: _attributes_beyond_torch(ours, backend) for ours in THEIRS}
     swapped, left = {}, {}
-    # A module in several places is changed once and named in each.
+    # A module in several places is changed once and listed by each name.
     for name, module in list(model.named_modules(remove_duplicate=False)):
         reason = _reason_to_leave(module)
         if reason:
@@ -137,8 +137,8 @@ def _reason_to_leave(module: nn.Module) -> str | None:
 
 def _change_class(module: nn.Module, new: type[nn.Module]) -> None:
     if parametrize.is_parametrized(module):
-        # torch gave the module a class of its own, a subclass of the one before, which holds a
-        # property for each parametrized tensor.
+        # torch gave the module its own class, a subclass of the previous one with a property for
+        # each parametrized tensor.
         members = dict(vars(type(module)))
         for name in ("__dict__", "__weakref__", "__module__", "__doc__"):
             members.pop(name, None)
@@ -147,7 +147,7 @@ def _change_class(module: nn.Module, new: type[nn.Module]) -> None:
 
 
 def _attributes_beyond_torch(ours: type[nn.Module], backend: str = "auto") -> dict[str, Any]:
-    """What a module of ours holds and one of torch's does not: the keywords, at their defaults."""
+    """The attributes of a module of ours that torch's lacks: the keyword-only ones, at defaults."""
     theirs = THEIRS[ours](1, 1, device="meta")
     return {
         name: value

@@ -1,6 +1,6 @@
-"""What torch is doing while a layer is called: autocast, recording, tracing, transforms, exporting.
+"""The state of torch during a call: autocast, grad mode, tracing, torch.func transforms, export.
 
-Asked here alone, because much of it is private to torch and differs between its versions.
+All these queries are in this module, as many use torch's private API, which changes with versions.
 """
 
 import functools
@@ -18,11 +18,11 @@ from torch._C._functorch import (
 from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 from torch.autograd import forward_ad
 
-# Transforms of torch.func that an autograd.Function stands in the way of.
+# Transforms of torch.func that cannot pass an autograd.Function.
 PLAIN_TORCH_ONLY = {TransformType.Vmap, TransformType.Jvp}
 
-# The kinds that torch.amp.is_autocast_available denies, as a list, because Dynamo of torch 2.11
-# does not trace that function. torch.is_autocast_enabled raises for them.
+# Device types for which torch.amp.is_autocast_available is False, as a list, because Dynamo of
+# torch 2.11 does not trace that function. torch.is_autocast_enabled raises for them.
 WITHOUT_AUTOCAST = frozenset(
     ["meta", "lazy", "vulkan", "opengl", "opencl", "ideep", "mkldnn", "hip", "ve", "fpga"]
 )
@@ -35,17 +35,17 @@ def autocasts(x: Tensor) -> bool:
 
 
 def without_autocast(device: torch.device) -> torch.autocast:
-    """Where everything has been cast to one dtype already."""
+    """A context without autocast, for tensors that already have one dtype."""
     return torch.autocast("cpu" if device.type in WITHOUT_AUTOCAST else device.type, enabled=False)
 
 
 def records(*tensors: Tensor | None) -> bool:
-    """Whether autograd will record what is computed from them."""
+    """Whether autograd will record operations on these tensors."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def transformed(cotangent: Tensor | None = None) -> bool:
-    """Whether vmap or a forward-mode derivative is at work, torch.func's or torch.autograd's."""
+    """Whether vmap or a forward-mode derivative is active, torch.func's or torch.autograd's."""
     if torch.compiler.is_compiling():
         return False
     if forward_ad._current_level >= 0:
@@ -59,9 +59,9 @@ def transformed(cotangent: Tensor | None = None) -> bool:
 
 
 def eager() -> bool:
-    """Whether nothing traces, compiles or transforms what is computed: the question of most calls.
+    """Whether nothing traces, compiles or transforms the call, as in most calls.
 
-    One function of the fewest calls, as a short call of a layer is measured in microseconds.
+    One function with few calls inside, as a short call of a layer takes microseconds.
     """
     return (
         not torch.compiler.is_compiling()
@@ -72,10 +72,10 @@ def eager() -> bool:
 
 
 def plain_floats(tensors: Sequence[Tensor]) -> bool:
-    """Whether code that reads their memory computes in float32 what torch's operators would.
+    """Whether code that reads the memory of these tensors computes what torch's operators would.
 
-    Not under autocast, with a subclass of Tensor that brings its own operators (fake, distributed,
-    ExpandedWeights) or in a mode that is to see every operator, as torch's FlopCounterMode.
+    Not under autocast, with a subclass of Tensor that has its own operators (fake, distributed,
+    ExpandedWeights) or in a mode that observes every operator, such as torch's FlopCounterMode.
     """
     return (
         len(tensors) > 0
@@ -92,10 +92,10 @@ def plain_floats(tensors: Sequence[Tensor]) -> bool:
 
 
 def for_any_steps(steps: int | torch.SymInt) -> bool:
-    """Whether a graph is being made that should hold for other numbers of steps as well.
+    """Whether the graph being made must hold for other numbers of steps too.
 
-    torch.compile is to trace once for all. torch.export writes torch's own operators, those of each
-    step, unless the steps vary; its strict mode cannot tell.
+    torch.compile traces once for all of them. torch.export writes torch's own operators, those of
+    each step, unless the number of steps is dynamic; its strict mode does not show whether it is.
     """
     if torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling():
         return not isinstance(steps, int)
@@ -103,18 +103,18 @@ def for_any_steps(steps: int | torch.SymInt) -> bool:
 
 
 def exporting_to_onnx() -> bool:
-    """Whether torch.onnx.export is tracing, by way of torch.export, as it does by default."""
+    """Whether torch.onnx.export is tracing by torch.export, its default."""
     return torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()
 
 
-@functools.cache  # as Triton reads it: once. Reading it again took a tenth of a short call
+@functools.cache  # once, as Triton does; reading it again took a tenth of a short call
 def interpreting() -> bool:
     """Whether Triton's interpreter runs the kernels, on a CPU."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def constant_for_dynamo(function: Callable) -> Callable:
-    """torch.compiler.assume_constant_result, without its import of torch._dynamo, half a second."""
+    """torch.compiler.assume_constant_result without importing torch._dynamo, which takes 0.5 s."""
     marked: Any = function
     marked._dynamo_marked_constant = True  # all that the decorator does, in torch 2.11 to 2.14
     return function

@@ -1,4 +1,4 @@
-"""What a GRU does inside: gates, candidates and states at every step, to be looked at."""
+"""Gates, candidates and states of a GRU at every step."""
 
 from typing import NamedTuple
 
@@ -12,17 +12,17 @@ from triton_gru.validation import check_sequence
 
 
 class Trace(NamedTuple):
-    """The inside of a GRU over a sequence, as the symbols of `equations`.
+    """The gates, candidates and states of a GRU over a sequence, with the symbols of `equations`.
 
     Each tensor is [L, D, *, H] with L layers, D directions, H hidden_size and, for *, the layout of
     the input: [T, B], [B, T] with batch_first, [T] for one row. So `trace.z[layer, direction]` has
-    the shape of the input, H instead of I, and `trace.h[-1]` is what forward returns. Every step
-    stands at its time index, in both directions.
+    the shape of the input, H instead of I, and `trace.h[-1]` is the output of forward. In both
+    directions an element's index is its time step.
 
     Attributes:
         r: The reset gate, within 0 and 1: how much of the past enters the candidate.
         z: The update gate, within 0 and 1: the share of the state that is kept; 1 keeps all of
-            it, 0 puts the candidate in its place.
+            it, 0 replaces it by the candidate.
         n: The candidate, within -1 and 1.
         h: The state after the step, (1 - z) * n + z * (the state before it).
     """
@@ -38,19 +38,18 @@ def trace(
 ) -> Trace:
     """The gates, candidates and states of a GRU at every step, without dropout.
 
-    The states are those that the module's backend computes. The gates come from them by the
-    equations, one product over all steps: what is shown is what explains the backend's own output.
-    Differentiable.
+    The states are computed by the module's backend; the gates are computed from them by the
+    equations, one product over all steps. Differentiable.
 
     Args:
         module: A GRU.
         input: [T, B, I]; [B, T, I] with batch_first; [T, I] for one row.
         hx: The first states, [L * D, B, H], or [L * D, H] for one row. None means zeros.
-        reset_after: Its variant.
-        backend: What computes its states.
+        reset_after: The module's variant.
+        backend: The backend that computes the states.
 
     Raises:
-        TypeError: input is a PackedSequence, whose rows have no common shape: trace them one by
+        TypeError: input is a PackedSequence, whose rows have different lengths: trace them one by
             one.
     """
     if isinstance(input, PackedSequence):

@@ -1,6 +1,6 @@
-"""What gru() and gru_cell() refuse, and in which words.
+"""Argument checks of gru() and gru_cell().
 
-Exception types are those of nn.GRU and nn.GRUCell, and so is the start of a message where they have
+Exception types are those of nn.GRU and nn.GRUCell, and messages begin as theirs where they have
 one, because programs and PyTorch's own samples match on them.
 """
 
@@ -17,7 +17,7 @@ from triton_gru.torch_modes import autocasts
 def check_sequence(
     x: Tensor, hx: Tensor | None, weight_ih: Tensor, packed: bool, batch_first: bool
 ) -> bool:
-    """Whether x is one row without a batch dimension; raises on what does not fit the weights."""
+    """Whether x is one row without a batch dimension; raises if it does not fit the weights."""
     _check_tensors("GRU", x, hx)
     shape, dims = x.shape, x.dim()
     if (
@@ -29,7 +29,7 @@ def check_sequence(
         and x.dtype == weight_ih.dtype
         and x.device == weight_ih.device
     ):
-        return dims == 2  # all that follows asks no more; a short call is measured in microseconds
+        return dims == 2  # the checks below would pass; a short call takes microseconds
     layout = "[batch, steps, input_size]" if batch_first else "[steps, batch, input_size]"
     if packed:
         if dims != 2:
@@ -72,7 +72,7 @@ def check_sequence(
 def check_rows(
     lengths: Tensor | None, resets: Tensor | None, x: Tensor, packed: bool, batch_first: bool
 ) -> Tensor | None:
-    """The lengths as int64; raises on lengths and resets that do not fit x.
+    """The lengths as int64; raises if lengths or resets do not fit x.
 
     x has passed `check_sequence`.
     """
@@ -85,8 +85,8 @@ def check_rows(
             )
         if packed:
             raise ValueError(
-                f"{name} cannot be given for a PackedSequence, which says itself where its rows "
-                "end; give padded rows and lengths= instead"
+                f"{name} cannot be given for a PackedSequence, which has the ends of its rows; "
+                "give padded rows and lengths= instead"
             )
         if value.device != x.device:
             raise RuntimeError(
@@ -124,14 +124,14 @@ def _check_lengths(lengths: Tensor, expected: tuple[int, ...], steps: int) -> Te
             f"Expected lengths of shape {list(expected)}, one for each row, got "
             f"{list(lengths.shape)}"
         )
-    # In their own dtype, one of 8 bits could not be compared with more steps, nor taken 1 from.
+    # As int64: 8-bit lengths cannot be compared with more steps, nor unsigned ones reduced by 1.
     lengths = lengths.to(torch.int64)
     compiling = torch.compiler.is_compiling()
     if not compiling and is_functorch_wrapped_tensor(lengths):
-        return lengths  # under vmap the values of no single call can be looked at
+        return lengths  # under vmap values cannot be read
     wrong = (lengths < 0) | (lengths > steps)
     if compiling or lengths.device.type != "cpu":
-        # Neither a wait for the device nor a graph break: the device itself stops.
+        # Neither synchronizes nor breaks the graph: the device raises the assertion.
         torch._assert_async(~wrong.any(), "lengths should be within 0 and the input's steps")
     elif wrong.any():
         values = lengths[wrong].tolist() if lengths.dim() else [lengths.item()]
@@ -143,7 +143,7 @@ def _check_lengths(lengths: Tensor, expected: tuple[int, ...], steps: int) -> Te
 
 
 def check_cell(x: Tensor, hx: Tensor | None, weight_ih: Tensor, hidden_size: int) -> None:
-    """Raises on what does not fit the weights of a cell."""
+    """Raises if input or state do not fit the weights of a cell."""
     _check_tensors("GRUCell", x, hx)
     size, dtype, device = x.shape, x.dtype, x.device
     dims = len(size)
@@ -161,7 +161,7 @@ def check_cell(x: Tensor, hx: Tensor | None, weight_ih: Tensor, hidden_size: int
             )
         )
     ):
-        return  # all that follows asks no more; a short call is measured in microseconds
+        return  # the checks below would pass; a short call takes microseconds
     for name, tensor in (("input", x),) if hx is None else (("input", x), ("hidden", hx)):
         if tensor.dim() not in (1, 2):
             raise ValueError(
@@ -227,14 +227,14 @@ def _check_dtypes_and_devices(x: Tensor, hx: Tensor | None, weight_ih: Tensor) -
 
 
 def check_probabilities(**given: float) -> list[float]:
-    """The given numbers, of whatever kind, as floats; refuses what is no probability below 1.
+    """The values, any kind of number, as floats; raises unless each is at least 0 and below 1.
 
     Raises:
-        TypeError: A value is no number.
-        ValueError: A value is not within 0 and 1, or is 1, which leaves nothing to learn from.
+        TypeError: A value is not a number.
+        ValueError: A value is below 0 or at least 1.
     """
     for name, value in given.items():
-        # In this order: a call of a layer asks, and its floats need no abstract class.
+        # First the cheap test: every call of a layer makes it, mostly with floats.
         if type(value) is not float and (
             isinstance(value, bool) or not isinstance(value, numbers.Real)
         ):
@@ -245,7 +245,7 @@ def check_probabilities(**given: float) -> list[float]:
 
 
 def count_layers(params: Sequence[Tensor], bias: bool, D: int) -> int:
-    """L, from the parameters of all layers; raises where they make no whole layers."""
+    """L, from the parameters of all layers; raises if their number fits no number of layers."""
     per_layer = D * (4 if bias else 2)
     if not params or len(params) % per_layer:
         raise ValueError(
@@ -256,7 +256,7 @@ def count_layers(params: Sequence[Tensor], bias: bool, D: int) -> int:
 
 
 def check_gains(gains: Sequence[Tensor], directions: int, H: int) -> None:
-    """Raises where there are not two gains [3H] for each of the directions of all layers."""
+    """Raises unless there are two gains [3H] for each direction of every layer."""
     if len(gains) != 2 * directions or any(gain.shape != (3 * H,) for gain in gains):
         raise ValueError(
             f"gains should hold 2 tensors of shape [{3 * H}] for each of the {directions} "

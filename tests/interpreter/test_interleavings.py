@@ -89,7 +89,7 @@ def test_a_wait_in_vain_ends_in_nan_and_in_an_exception_at_the_next_call(protoco
 
     y = impatient(lambda: scan_forward(*case.arguments, **case.options, plan=forward, polls=0))
     assert y[-1].isnan().any()
-    with pytest.raises(KernelTimeout, match="gave up and left NaN"):
+    with pytest.raises(KernelTimeout, match="and its results are NaN"):
         scan_forward(*case.arguments, **case.options, plan=forward)
     with harness.interleaving(0):  # once reported it is over
         y = scan_forward(*case.arguments, **case.options, plan=forward)

@@ -198,7 +198,7 @@ def test_undo_changes_nothing_where_one_module_cannot_be(model):
     replacement = replace_gru(model)
     # What fully_shard does.
     model.encoder.__class__ = type("FSDPGRU", (GRU,), {})
-    with pytest.raises(RuntimeError, match=r"but encoder is a FSDPGRU; undo first"):
+    with pytest.raises(RuntimeError, match=r"but encoder is a FSDPGRU; first undo"):
         replacement.undo()
     assert type(model.cells["refine"]) is GRUCell
 

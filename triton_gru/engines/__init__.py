@@ -1,1 +1,1 @@
-"""What computes a layer: the ways from a layer's tensors to its states."""
+"""The engines: ways to compute the states of a layer from its tensors."""

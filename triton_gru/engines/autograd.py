@@ -1,9 +1,9 @@
 """One layer of the recurrence as one autograd node: the engines "triton" and "reference".
 
 An engine of a layer is a function of x [T, B, I], h0 [D, B, H], its `LayerWeights` and its
-`ScanOptions` that returns every state [T, B, D * H], where a row past its end keeps its state, and
-the last state of each direction [D, B, H]. That of most calls is `Recurrence`, with `last_states`
-of what it returns; `functional.gru` says when `in_plain_torch` or `step` stands in.
+`ScanOptions`. It returns every state [T, B, D * H], where a row past its end keeps its state, and
+the last state of each direction [D, B, H]. Most calls use `Recurrence`, with `last_states` of its
+result; `functional.gru` decides when to use `in_plain_torch` or `step` instead.
 """
 
 import torch
@@ -17,10 +17,10 @@ from triton_gru.torch_modes import for_any_steps, transformed, without_autocast
 
 
 class Recurrence(torch.autograd.Function):
-    """Projection and scan of a layer; keeps x and y, and the gates if asked.
+    """Projection and scan of a layer; saves x and y, and the gates if requested.
 
-    The projection is inside so that gates_x, three times as large as y, need not be kept: the
-    backward computes it again. On two CPU cores at T64 B32 I256 H256 this adds 10 % to forward and
+    The projection is inside so that gates_x, three times as large as y, need not be saved: the
+    backward recomputes it. On two CPU cores at T64 B32 I256 H256 this adds 10 % to forward and
     backward together.
 
     `Recurrence.apply(x, h0, *weights, *options, engine, save_gates)` returns y [T, B, D * H] and,
@@ -48,8 +48,8 @@ class Recurrence(torch.autograd.Function):
                 y, gates_h = equations.scan_forward(*scan, **options._asdict()), None
             else:
                 y, gates_h = operators.scan_forward(*scan, *options, engine, save_gates)
-        # As the layer returns it: users detach and change it in place, which autograd refuses for
-        # a view, and notices for what the backward has kept only if that is the very tensor.
+        # As the layer returns it: users detach and change it in place. Autograd forbids that for a
+        # view, and detects a change of a saved tensor only if it is this very tensor.
         return y.flatten(2).detach(), gates_h if save_gates and engine == "triton" else None
 
     @staticmethod
@@ -65,10 +65,10 @@ class Recurrence(torch.autograd.Function):
         *inputs, lengths, resets, y, gates_h = ctx.saved_tensors
         x, h0, weight_ih, weight_hh, bias_ih, bias_hh = inputs
         options = ScanOptions(ctx.reset_after, lengths, resets)
-        # create_graph=True, or the batch dimension of vmap or is_grads_batched: only plain torch is
-        # differentiable again and takes that dimension.
+        # create_graph=True, or the batch dimension of vmap or is_grads_batched: only plain torch
+        # supports a second derivative and that dimension.
         plain = torch.is_grad_enabled() or transformed(dy)
-        # reshape and not flatten, here and in `equations`: is_grads_batched knows no flatten.
+        # reshape, here and in `equations`, because is_grads_batched does not support flatten.
         by_direction = (*x.shape[:2], *weight_hh.shape[::2])
         states = (dy.reshape(by_direction), y.reshape(by_direction))
         with without_autocast(x.device):
@@ -99,7 +99,7 @@ class Recurrence(torch.autograd.Function):
 def last_states(y: Tensor, h0: Tensor) -> Tensor:
     """The last state of each direction [D, B, H], of y [T, B, D * H].
 
-    A row past its end keeps its state, so the last state stands at the same step in every row.
+    A row past its end keeps its state, so the last state is at the same step in every row.
     """
     D, _, H = h0.shape
     return torch.stack([y[0 if d else -1, :, d * H : (d + 1) * H] for d in range(D)])
@@ -110,8 +110,8 @@ def in_plain_torch(
 ) -> tuple[Tensor, Tensor]:
     """A layer without `Recurrence`, for the transforms of torch.func and for torch.jit.trace.
 
-    Its graph holds the scan as one operator: a Function in it would be a call of Python, which
-    cannot be saved.
+    Its graph holds the scan as one operator; a Function would be a call of Python, which cannot be
+    saved.
     """
     with without_autocast(x.device):
         gates_x = _project(x, weights.weight_ih, weights.bias_ih)
@@ -127,7 +127,7 @@ def in_plain_torch(
 def step(
     x: Tensor, h0: Tensor, weights: LayerWeights, options: ScanOptions
 ) -> tuple[Tensor, Tensor]:
-    """A single step by the kernels that nothing is derived from, as in decoding: x [1, B, I]."""
+    """A single step by the kernels, without gradients, for decoding: x [1, B, I]."""
     with without_autocast(x.device):
         gates_x = _project(x, weights.weight_ih, weights.bias_ih)[0]
         bias_hh = [None] * len(h0) if weights.bias_hh is None else weights.bias_hh

@@ -1,7 +1,8 @@
 """A layer as the ONNX operator GRU, for `torch.onnx.export`, both variants.
 
-ONNX has an operator for either formula: its attribute `linear_before_reset` is our reset_after. Its
-gates are z, r, n, where torch's are r, z, n (https://onnx.ai/onnx/operators/onnx__GRU.html).
+ONNX has one operator for both formulas: its attribute `linear_before_reset` is our reset_after. Its
+gates are in the order z, r, n, torch's are r, z, n
+(https://onnx.ai/onnx/operators/onnx__GRU.html).
 """
 
 import torch
@@ -19,13 +20,13 @@ def layer(
     """A layer in one node, arguments as in `engines.autograd`; past a row's end, y is zero.
 
     Raises:
-        ValueError: There are resets, which the operator does not know.
+        ValueError: There are resets, which the operator does not support.
     """
     weight_ih, weight_hh, bias_ih, bias_hh = weights
     reset_after, lengths, resets = options
     if resets is not None:
         raise ValueError(
-            "resets cannot be exported to ONNX, whose operator GRU knows lengths and no resets; "
+            "resets cannot be exported to ONNX: its operator GRU has lengths and no resets; "
             "give each sequence its own row, with lengths"
         )
     T, B, _ = x.shape

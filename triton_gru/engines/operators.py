@@ -1,12 +1,12 @@
 """The scans of a layer as torch operators: opaque to Dynamo and export, one node in their graphs.
 
 `torch.ops.triton_gru.scan_forward` and `scan_backward` take the name of the engine that computes
-them: "triton" launches the kernels, "reference" runs `triton_gru.equations`, which states shapes
-and results. As an operator the equations are one node for every number of steps; traced as they
-stand they are unrolled, and a graph holds as many steps as the example has. `step` is one step of
-the kernels.
+them: "triton" launches the kernels, "reference" runs `triton_gru.equations`, which documents shapes
+and results. As an operator the equations are one node for every number of steps; traced directly
+they are unrolled, and a graph holds as many steps as the example has. `step` is one step of the
+kernels.
 
-The operators are registered without triton: what launches kernels is imported when one runs.
+The operators are registered without triton: the modules that launch kernels are imported at a run.
 """
 
 from typing import Any
@@ -17,8 +17,8 @@ from torch import Tensor
 from triton_gru import equations
 from triton_gru.plan.plan import padded_size
 
-# An operator's results are all tensors, none of them an argument or another result. What there is
-# not (saved gates, the derivative of a bias) is an empty tensor.
+# An operator's results are tensors, none of them an argument or another result. A result that does
+# not exist (saved gates, the derivative of a bias) is an empty tensor.
 
 
 @torch.library.custom_op("triton_gru::scan_forward", mutates_args=())
@@ -44,8 +44,8 @@ def scan_forward(
 
     found: Any = forward.scan_forward(*scan, **options, save_gates=save_gates)
     y, gates_h = found if save_gates else (found, gates_x.new_empty(0))
-    # To autograd a tensor of its own, in its place within the exchange buffer: a change in place of
-    # a view that a Function returns is refused.
+    # Autograd sees a tensor, not a view, at its place within the exchange buffer: it forbids an
+    # in-place change of a view that a Function returns.
     return y.data, gates_h
 
 
@@ -61,7 +61,7 @@ def _empty_results(
     H = h0.shape[-1]
     if engine == "reference":
         return gates_x.new_empty(T, B, D, H), gates_x.new_empty(0)
-    # y is a view of the exchange buffer: padded rows, a slot more a direction (kernels/forward.py).
+    # y is a view of the exchange buffer: padded rows, one more slot per direction (forward.py).
     y = gates_x.new_empty(T + D, B, D, padded_size(H))[1 : T + 1, ..., :H]
     return y, _whole(gates_x) if save_gates else gates_x.new_empty(0)
 
@@ -80,7 +80,7 @@ def scan_backward(
     engine: str,
     gates_h: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The derivatives by gates_x, h0, weight_hh and bias_hh; gates_h is what the forward saved."""
+    """The derivatives by gates_x, h0, weight_hh and bias_hh; gates_h is saved by the forward."""
     scan = (dy, y, gates_x, h0, weight_hh, bias_hh)
     options: dict[str, Any] = {"reset_after": reset_after, "lengths": lengths, "resets": resets}
     if engine == "reference" or gates_x.shape[1] == 0:

@@ -1,17 +1,17 @@
-"""What regularises a GRU's recurrence: masks drawn once by torch, gates normalised, in plain torch.
+"""Regularisation of a GRU's recurrence, in plain torch: dropout masks and normalised gates.
 
-All of it is off by default. Masks are drawn here, before a backend is at work, so that a seed gives
-the same ones on all of them.
+All of it is off by default. Masks are drawn here by torch, before a backend runs, so that a seed
+gives the same masks with every backend.
 
-- recurrent_dropout (Gal and Ghahramani, arXiv:1512.05287): one mask a row for the whole sequence on
-  the state that enters W_hh; z carries the unmasked state on.
+- recurrent_dropout (Gal and Ghahramani, arXiv:1512.05287): one mask per row for the whole sequence,
+  on the state that enters W_hh; z multiplies the unmasked state.
 - weight_dropout (DropConnect on W_hh, as in AWD-LSTM, Merity et al., arXiv:1708.02182): some
-  elements of W_hh are zero for the whole call. The scan just sees another W_hh: every backend takes
-  it.
-- zoneout (Krueger et al., arXiv:1606.01305): an element of the state stays as it was with this
-  probability at each step, and in evaluation moves by the expected share.
-- layer_norm (Ba et al., arXiv:1607.06450): W_ih x and W_hh h, gate by gate, are brought to mean 0
-  and variance 1 over the units and scaled by a gain; the biases come after that.
+  elements of W_hh are zero for the whole call. To the scan it is another W_hh, so every backend
+  supports it.
+- zoneout (Krueger et al., arXiv:1606.01305): an element of the state keeps its value with this
+  probability at each step; in evaluation the state is the expected value.
+- layer_norm (Ba et al., arXiv:1607.06450): W_ih x and W_hh h, gate by gate, are normalised to mean
+  0 and variance 1 over the units and scaled by a gain; the biases are added after that.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ from triton_gru.torch_modes import without_autocast
 
 
 def inside_a_step(recurrent_dropout: float, zoneout: float, layer_norm: bool) -> tuple[str, ...]:
-    """The names of those at work within a step, as `choose_backend` takes them."""
+    """The names of those that act within a step, as `choose_backend` takes them."""
     if not (recurrent_dropout or zoneout or layer_norm):
         return ()
     given = {
@@ -38,7 +38,7 @@ def inside_a_step(recurrent_dropout: float, zoneout: float, layer_norm: bool) ->
 
 
 def drop_weights(params: Sequence[Tensor], kinds: int, p: float) -> list[Tensor]:
-    """The parameters, `kinds` of them a direction, with elements of every W_hh dropped."""
+    """The parameters, `kinds` of them per direction, with elements of every W_hh dropped."""
     return [F.dropout(w, p) if i % kinds == 1 else w for i, w in enumerate(params)]
 
 
@@ -56,10 +56,10 @@ def layer(
     """A layer with regularisation, recorded by autograd step by step.
 
     Args:
-        x: As in `engines.autograd`.
-        h0: As there.
-        weights: As there.
-        options: As there.
+        x: As in `engines.autograd`, likewise the following three.
+        h0: [D, B, H].
+        weights: The layer's parameters.
+        options: Variant, lengths and resets.
         gains: Of W_ih x and of W_hh h, [D, 3H] each, or None without layer normalisation.
         recurrent_dropout: Probability, applied while training.
         zoneout: Probability.

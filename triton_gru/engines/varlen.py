@@ -1,7 +1,7 @@
 """Sequences of different lengths: conversions between packed data, padded rows, lengths and resets.
 
 The scan takes padded time-major rows [T, B, ...], `lengths`, int64 [B], and `resets`, bool
-[T, B, D], all on one device (see `equations`). Nothing here waits for that device.
+[T, B, D], all on one device (see `equations`). Nothing here synchronizes with that device.
 """
 
 from typing import NamedTuple
@@ -13,14 +13,14 @@ from triton_gru.equations import past_end
 
 
 def resets_of_directions(resets: Tensor, lengths: Tensor | None, directions: int) -> Tensor:
-    """Before which steps the state of each direction is reset, in the order of its steps.
+    """The steps before which the state of each direction is reset, in the order of its steps.
 
-    The first direction does before the first step of a sequence, the second, which comes from the
-    other side, before the last step of one: where the next step is a first one.
+    In the first direction these are the first steps of sequences; in the second, which runs
+    backward, the last steps: those whose next step is a first one.
 
     Args:
-        resets: Whether a sequence begins at a step, bool [T, B].
-        lengths: [B], or None where all rows have T steps. A reset past a row's end is none.
+        resets: Where sequences begin, bool [T, B].
+        lengths: [B], or None if all rows have T steps. A reset past a row's end is ignored.
         directions: D, 1 or 2.
 
     Returns:
@@ -37,16 +37,16 @@ def resets_of_directions(resets: Tensor, lengths: Tensor | None, directions: int
 def indices(
     batch_sizes: Tensor, batch: int, total: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Where the steps of a PackedSequence stand among padded rows.
+    """The indices of the steps of a PackedSequence among padded rows.
 
     Args:
         batch_sizes: Rows at each step, int64 [T] on the CPU, as a PackedSequence has them.
-        batch: The first of them, B; in a trace a tensor.
+        batch: The first of them, B; a tensor in a trace.
         total: Their sum N.
-        device: Where the results are wanted; batch_sizes is all that travels there.
+        device: Device of the results; only batch_sizes is copied to it.
 
     Returns:
-        The lengths of the rows, int64 [B], longest first, and the place t * B + b of each step of
+        The lengths of the rows, int64 [B], longest first, and the index t * B + b of each step of
         the packed data among the rows [T * B, ...], int64 [N].
     """
     sizes = batch_sizes.to(device, non_blocking=True)
@@ -58,15 +58,15 @@ def indices(
     return lengths, step * batch + row
 
 
-def pad(data: Tensor, place: Tensor, steps: int, batch: int) -> Tensor:
+def pad(data: Tensor, index: Tensor, steps: int, batch: int) -> Tensor:
     """Rows [T, B, ...], zero past their ends, out of packed data [N, ...] and its `indices`."""
     rows = data.new_zeros(steps * batch, *data.shape[1:])
-    return rows.index_copy(0, place, data).reshape(steps, batch, *data.shape[1:])
+    return rows.index_copy(0, index, data).reshape(steps, batch, *data.shape[1:])
 
 
-def pack(rows: Tensor, place: Tensor) -> Tensor:
+def pack(rows: Tensor, index: Tensor) -> Tensor:
     """Packed data [N, ...] out of rows [T, B, ...] and its `indices`."""
-    return rows.flatten(0, 1).index_select(0, place)
+    return rows.flatten(0, 1).index_select(0, index)
 
 
 def reversed_indices(lengths: Tensor, steps: int) -> Tensor:
@@ -77,26 +77,26 @@ def reversed_indices(lengths: Tensor, steps: int) -> Tensor:
         steps: T.
 
     Returns:
-        Places t * B + b among the rows [T * B, ...], int64 [T * B]. A step past a row's end stays.
+        Indices t * B + b among the rows [T * B, ...], int64 [T * B]. Steps past a row's end stay.
     """
-    B = lengths.shape[0]  # len() would be a constant in a trace
+    B = lengths.shape[0]  # not len(), which is a constant in a trace
     step = torch.arange(steps, device=lengths.device).unsqueeze(1)
     mirrored = torch.where(step < lengths, lengths - 1 - step, step)
     return (mirrored * B + torch.arange(B, device=lengths.device)).flatten()
 
 
 def reverse(rows: Tensor, indices: Tensor) -> Tensor:
-    """Rows [T, B, ...] reversed by their `reversed_indices`; twice gives them back."""
+    """Rows [T, B, ...] reversed by their `reversed_indices`; twice restores them."""
     return rows.flatten(0, 1).index_select(0, indices).reshape(rows.shape)
 
 
 class PackedRows(NamedTuple):
-    """Rows sorted by length, the longest first, those of one step side by side: packed data [N].
+    """Rows sorted by length, longest first, packed step by step: data [N, ...].
 
     Attributes:
         offsets: Where each step's rows begin, int64 [T + 1] on the CPU.
-        batch_size: B, with the rows that have no step.
-        lengths: int64 [B], longest first, or None where all rows have T steps.
+        batch_size: B, including rows without steps.
+        lengths: int64 [B], longest first, or None if all rows have T steps.
     """
 
     offsets: Tensor
@@ -115,10 +115,10 @@ class PackedRows(NamedTuple):
         return cls(torch.cat([sizes.new_zeros(1), sizes.cumsum(0)]), len(lengths), lengths)
 
     def indices(self, order: Tensor | None = None) -> Tensor:
-        """The place t * B + b of each packed row among padded rows, int64 [N].
+        """The index t * B + b of each packed row among padded rows, int64 [N].
 
         Args:
-            order: Which padded row each packed row is, int64 [B]; None where they are sorted.
+            order: The padded row of each packed row, int64 [B]; None if they are sorted.
         """
         sizes = self.offsets.diff()
         step = torch.arange(len(sizes)).repeat_interleave(sizes)

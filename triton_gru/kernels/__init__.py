@@ -1,1 +1,1 @@
-"""The Triton kernels of the recurrence, and what launches them."""
+"""The Triton kernels of the recurrence and their host launchers."""

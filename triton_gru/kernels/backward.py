@@ -1,11 +1,11 @@
 """The reverse recurrence over all time steps, W_hh resident on chip: kernel and host launcher.
 
-As in `forward.py` a program owns the same columns of the state at every step: here of dh. It
-turns them into the gradients of its gates on its own, but dh of the step before needs the
-gradients of all gates, 3H a row, against its columns of W_hh. So those are what is exchanged, and
-the buffers that carry them are results: `d_gates` (by gates_x) and, with `reset_after`, where the
-hidden part of n has a gradient of its own, `d_c`. What does not depend on the step before is left
-to torch, in products over all steps: the gates before the kernel, the weights' gradients after it.
+As in `forward.py` a program owns the same columns of the state at every step, here of dh. It
+computes the gradients of its gates alone, but dh of the step before is the product of the gradients
+of all gates, 3H per row, with its columns of W_hh. So those are exchanged, in the buffers that hold
+them as results: `d_gates` (by gates_x) and, with `reset_after`, where the hidden part of n has its
+own gradient, `d_c`. What does not depend on the step before is computed by torch, in products over
+all steps: the gates before the kernel, the weights' gradients after it.
 
 reset_after=True   one exchange a step: da_r, da_z, dc.
 reset_after=False  two: da_n (and da_z), from which du = da_n W_hn; then da_r = du h r (1 - r).
@@ -54,7 +54,7 @@ def load_step(
     hidden,
     mask,
 ):
-    """What a step needs and no other program makes: dy, the state before, both parts of a."""
+    """What a step needs from memory and no other program makes: dy, the state before, a's parts."""
     mask = mask & (step >= 0)
     at = time * slot
     dy_t = tl.load(dy + at + own, mask=mask, other=0.0)
@@ -87,14 +87,14 @@ def scan_backward_kernel(
     dh0,  # [D, B, H] float32, result
     lengths,  # [B] int32; read if HAS_LENGTHS
     resets,  # [T, B, D] int32; read if HAS_RESETS
-    counters,  # int32, 32 apart, one a group; used under COUNTER
+    counters,  # int32, 32 apart, one per group; used under COUNTER
     error,  # int32[2]
     steps,  # T
     batch,  # B
     hidden,  # H
     padded,  # HP
     y_row,  # elements from one row of y to the next
-    polls,  # how many repeated looks a wait may cost
+    polls,  # polls after which a wait times out
     first_group,  # number of the launch's first group
     DIRECTIONS: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -200,7 +200,7 @@ def scan_backward_kernel(
         if GROUP > 1:
             da_n = tl.where(failed != 0, float("nan"), da_n)
 
-        # What the group needs, and this program's result in the same stores.
+        # Stores for the group, which are also this program's results.
         out = d_gates + 3 * time * out_slot
         out_c = d_c + time * out_slot
         publish(out + own_out + padded, da_z, stored, PROTOCOL)
@@ -245,7 +245,7 @@ def scan_backward_kernel(
             spent = tl.where(failed != 0, 0, polls)
             # fmt: off
             if BY_BLOCK:
-                # One gate after the other: a third of the registers, two more trips to L2.
+                # One gate after the other: a third of the registers, two more L2 round trips.
                 part, late = receive(
                     out, tile, 0, out, tile, here, words, counter, target, spent,
                     1, 0, BLOCK_K // WORD, K_BLOCKS, TAIL // WORD, WORD, PROTOCOL,
@@ -308,10 +308,10 @@ def scan_backward_kernel(
 
 
 # The backward takes time in pieces of so many steps, from the end: what it holds of a piece (gates,
-# their gradients as exchanged, the states before) is 8 times y of these steps, not of all. A piece
-# costs a launch and the reading of the weights, a few steps' worth.
+# their gradients as exchanged, the states before) is 8 times y of these steps, not of all. Each
+# piece costs a launch and one read of the weights, the time of a few steps.
 PIECE_STEPS = 256
-# Blocks of time that a float32 gradient of the weights is summed in.
+# Blocks of time over which a float32 gradient of the weights is summed.
 FLOAT32_SUMS = 16
 
 
@@ -333,18 +333,18 @@ def scan_backward(
     """The derivative of `scan_forward`.
 
     Args:
-        dy: What the loss passes to y, [T, B, D, H].
-        y: What `scan_forward` returned.
-        gates_x: This and the following up to resets: what `scan_forward` was given.
-        h0: As gates_x.
-        weight_hh: As gates_x.
-        bias_hh: As gates_x.
-        reset_after: As gates_x.
-        lengths: As gates_x.
-        resets: As gates_x.
-        gates_h: What it returned with save_gates; computed again, with one product, if None.
+        dy: The gradient of the loss with respect to y, [T, B, D, H].
+        y: The result of `scan_forward`.
+        gates_x: As given to `scan_forward`, likewise the following up to resets.
+        h0: [D, B, H].
+        weight_hh: [D, 3H, H].
+        bias_hh: [D, 3H] or None.
+        reset_after: The variant.
+        lengths: [B] or None.
+        resets: [T, B, D] or None.
+        gates_h: The result of `scan_forward` with save_gates; None: recomputed by one product.
         plan: How to launch; chosen by `plan_scan` if None.
-        polls: Looks after which a wait gives up.
+        polls: Polls after which a wait times out.
 
     Returns:
         The derivatives by gates_x, h0, weight_hh and bias_hh (None without a bias), each of its
@@ -369,11 +369,11 @@ def scan_backward(
     pieces = _pieces(T, D)
     if len(pieces) > 1:
         d_gates_x = torch.empty_like(gates_x, memory_format=torch.contiguous_format)
-    later = None  # what the piece after this one in time passes back, and the sums so far
+    later = None  # results of the piece after this one in time, and the sums so far
     for piece in pieces:
         begin, dy_piece = piece.start, dy[piece]
         if len(pieces) > 1:
-            dy_piece = dy_piece.to(torch.float32, copy=True)  # dh of a piece arrives in float32
+            dy_piece = dy_piece.to(torch.float32, copy=True)  # dh between pieces is float32
             if later is not None:
                 dy_piece[-1] += later[0].transpose(0, 1)
         first = y[begin - 1].transpose(0, 1).contiguous() if begin else h0_cast
@@ -396,7 +396,7 @@ def scan_backward(
             d_gates_x = by_gates
         else:
             d_gates_x[piece] = by_gates
-        if later is not None:  # sums in float32; dh0 alone is of the first piece
+        if later is not None:  # sums in float32; dh0 is that of the first piece
             found[1:] = [sums.float() + new for sums, new in zip(later[1:], found[1:], strict=True)]
         later = found
     dh0, dweight, dbias = later
@@ -411,7 +411,7 @@ def scan_backward(
 def _pieces(T: int, D: int) -> list[slice]:
     """The pieces of time that the backward takes one by one, the last first.
 
-    The two directions of a layer run through time in opposite senses, and so in one piece.
+    The two directions of a layer run through time in opposite directions, so they are one piece.
     """
     if D > 1 or T <= PIECE_STEPS:
         return [slice(0, T)]
@@ -478,7 +478,7 @@ def _backward_piece(
     with launch.launching(plan, gates_x.device):
         for grid, planned in launch.launches(plan, gates_x.device, polls):
             scan_backward_kernel[grid](**arguments, **planned)
-    del arguments  # copies among them are not to lie in memory beside the products below
+    del arguments  # frees the copies among them before the products below
 
     d_gates = d_gates[..., :H]
     d_gates_x = d_gates.flatten(3)  # a view where H is a multiple of 16, else a copy

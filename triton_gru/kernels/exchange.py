@@ -1,19 +1,19 @@
 """How the programs of a group exchange a vector at every step. One interface, two protocols.
 
-SENTINEL  Every slot of the buffer holds, before the launch, a bit pattern that arithmetic never
+SENTINEL  Before the launch every slot of the buffer holds a bit pattern that arithmetic never
           yields: all ones, a negative quiet NaN. A reader loads its tile, volatile, until no
           element holds the pattern. Each element is its own flag: no counter, no fence, and no
           reuse hazard, because each slot is written once in a launch. `publish` stores NaN
           results as the positive canonical NaN, so a diverged run ends in NaN, never in a wait.
 COUNTER   The writer stores, then adds 1 to its group's counter with release; a reader polls the
-          counter, takes it once with acquire, and loads. The counter only grows: event e is
+          counter, reads it once with acquire, and loads. The counter only grows: event e is
           complete when it reaches GROUP * (e + 1).
 
-Rules both keep:
-* A poll is bounded. When the bound is passed the program marks the error words and waits no more.
-* Nobody relies on reading its own stores back in program order (triton#10924, triton#9887): under
-  SENTINEL an element that has not arrived is read again, whoever wrote it; under COUNTER the
-  barrier and the release/acquire pair stand between.
+Both protocols follow these rules:
+* A poll is bounded. After the bound the program sets the error words and no longer waits.
+* Nothing relies on reading one's own stores back in program order (triton#10924, triton#9887):
+  under SENTINEL an element that has not arrived is read again, whoever wrote it; under COUNTER the
+  barrier and the release/acquire pair are between store and load.
 * Loads under COUNTER go to L2 (`.cg`): an L1 line may have been filled before its neighbour wrote.
 """
 
@@ -59,12 +59,12 @@ def _load(
 ):
     """Every chunk of every block, as one tuple; volatile under SENTINEL, from L2 under COUNTER.
 
-    The chunks stay words until `product` takes them: unpacking there is also what keeps the
-    compiler from staging all of them in shared memory at once, next to the weights.
+    The chunks remain words until `product`: unpacking there also prevents the compiler from staging
+    all of them in shared memory at once, next to the weights.
     """
     tiles = ()
     for i in tl.static_range((BLOCKS + EXTRA) * K_BLOCKS):
-        # One tensor of addresses for all chunks of a shape: what differs is a constant.
+        # One tensor of addresses for all chunks of a shape: they differ by a constant.
         k = tl.arange(0, TAIL if i % K_BLOCKS == K_BLOCKS - 1 else BLOCK_K)[None, :]
         if i < BLOCKS * K_BLOCKS:
             at = as_words(base) + (rows + k) + (i // K_BLOCKS) * block + (i % K_BLOCKS) * BLOCK_K
@@ -94,7 +94,7 @@ def _lacking(tile, WORD: tl.constexpr):
 
 @triton.jit
 def _flags(lacking, WORD: tl.constexpr):
-    """1 where an element, or of a pair of 16-bit elements any, is missing, else 0."""
+    """1 if an element, or either of a pair of 16-bit elements, is missing, else 0."""
     if WORD == 2:
         lacking = (lacking & -0x7FFF8000) != 0
     return lacking.to(tl.int32)
@@ -111,7 +111,7 @@ def _any_missing(
     """Not 0 if any element of any tile is missing; each block's last tile is NARROW times narrower.
 
     One reduction for all, as it costs barriers: the flags of the wide tiles are folded to the size
-    of the narrow ones within each thread, in whatever order they lie there.
+    of the narrow ones within each thread, in any order.
     """
     lacking = _lacking(tiles[0], WORD)
     for i in tl.static_range(1, BLOCKS * K_BLOCKS):
@@ -149,28 +149,28 @@ def receive(
     WORD: tl.constexpr,
     PROTOCOL: tl.constexpr,
 ):
-    """Waits for vectors of K words; returns their chunks of words, and 1 if they were late.
+    """Waits for vectors of K words; returns their chunks of words, and 1 if the wait timed out.
 
-    All chunks are loaded before the first is looked at: their latencies overlap. All lengths and
+    All chunks are loaded before the first is tested, so their latencies overlap. All lengths and
     offsets below are in 32-bit words.
 
     Args:
         base: pointer to the first block in the slot of this step.
         rows: offset of each row from `base`, of the shape of `tile.chunk_rows`.
-        block: from one block to the next.
+        block: distance from one block to the next.
         extra: pointer to one further block, in another buffer; read if EXTRA.
         extra_rows: as `rows`, for `extra`.
-        mask: rows that are wanted at all.
+        mask: rows to load.
         K: words in a block, beyond which a chunk reads 0.
         counter: this group's counter (COUNTER only).
         target: value the counter must have reached (COUNTER only).
-        polls: how many repeated looks to spend at most.
+        polls: polls after which the wait times out.
         BLOCKS: blocks at `base`.
         EXTRA: 1 if there is a block at `extra`, else 0.
-        BLOCK_K: words a chunk.
-        K_BLOCKS: chunks a block.
+        BLOCK_K: words per chunk.
+        K_BLOCKS: chunks per block.
         TAIL: words in the last chunk of a block.
-        WORD: elements a word, 2 for a 16-bit dtype and 1 for float32.
+        WORD: elements per word, 2 for a 16-bit dtype and 1 for float32.
         PROTOCOL: SENTINEL or COUNTER.
     """
     left = polls
@@ -199,7 +199,7 @@ def receive(
 
 @triton.jit
 def publish(pointers, value, mask, PROTOCOL: tl.constexpr):
-    """Stores what this program owns of a vector. Under COUNTER, `announce` must follow."""
+    """Stores this program's part of a vector. Under COUNTER, `announce` must follow."""
     value = value.to(pointers.dtype.element_ty)
     if PROTOCOL == SENTINEL:
         if value.dtype.primitive_bitwidth == 32:
@@ -214,7 +214,7 @@ def publish(pointers, value, mask, PROTOCOL: tl.constexpr):
 
 @triton.jit
 def announce(counter, PROTOCOL: tl.constexpr):
-    """Tells the group that every store of this program before it is done (COUNTER only)."""
+    """Signals the group that all earlier stores of this program are done (COUNTER only)."""
     if PROTOCOL == COUNTER:
         tl.debug_barrier()
         tl.atomic_add(counter, 1, sem="release", scope="gpu")
@@ -222,7 +222,7 @@ def announce(counter, PROTOCOL: tl.constexpr):
 
 @triton.jit
 def report(error, late, member, step):
-    """Marks the error words: 1 + the program that gave up waiting, and the step it was at."""
+    """Sets the error words: 1 + the program that timed out, and its step."""
     if late != 0:
         tl.store(error + 1, step)
         tl.store(error, member + 1)

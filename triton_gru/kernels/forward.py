@@ -1,6 +1,6 @@
 """The forward recurrence over all time steps, W_hh resident on chip: kernel and host launcher.
 
-One kernel, two shapes of a launch (docs/kernels.md has the picture):
+One kernel, two kinds of launch (docs/kernels.md has the picture):
 
 GROUP == 1  "single": a program owns every column, the state never leaves its registers.
 GROUP  > 1  "group": GROUP programs share the columns of one batch tile; each step they exchange
@@ -10,8 +10,8 @@ The output is also the exchange buffer: `states` holds h0 in slot 0 (forward dir
 slot T + 1 (reverse direction), and y of time t in slot t + 1. "The state before step t" is
 therefore always one slot of one buffer.
 
-The product sees the state rounded to the dtype of `states`, as the other programs do; the blend
-z * h sees the float32 state that its owner carries in registers.
+The product reads the state rounded to the dtype of `states`, as the other programs do; the blend
+z * h reads the float32 state that its owner keeps in registers.
 """
 
 import torch
@@ -51,13 +51,13 @@ def scan_forward_kernel(
     gates_h,  # [T, B, D, 3H], hidden part of the pre-activations; written if SAVE_GATES
     lengths,  # [B] int32; read if HAS_LENGTHS
     resets,  # [T, B, D] int32; read if HAS_RESETS
-    counters,  # int32, 32 apart, one a group; used under COUNTER
+    counters,  # int32, 32 apart, one per group; used under COUNTER
     error,  # int32[2]
     steps,  # T
     batch,  # B
     hidden,  # H
     padded,  # HP: H rounded up to a multiple of 16, so that rows of `states` stay aligned
-    polls,  # how many repeated looks a wait may cost
+    polls,  # polls after which a wait times out
     first_group,  # number of the launch's first group; further groups follow in later launches
     DIRECTIONS: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -77,7 +77,7 @@ def scan_forward_kernel(
     PROTOCOL: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Fills slots 1 .. T of `states`, and `gates_h` if asked. Grid: groups * GROUP programs."""
+    """Fills slots 1 .. T of `states`, `gates_h` if SAVE_GATES. Grid: groups * GROUP programs."""
     DTYPE: tl.constexpr = states.dtype.element_ty
     WORD: tl.constexpr = 32 // DTYPE.primitive_bitwidth
     program = tl.program_id(0)
@@ -101,7 +101,7 @@ def scan_forward_kernel(
                       BLOCK_N, BLOCK_K, K_BLOCKS, TAIL, SPLIT_K, REGISTERS)
     # fmt: on
 
-    # Elements this program owns, and where they lie within one slot or one step.
+    # Elements this program owns, and their offsets within one slot or one step.
     row, col = owned(row0, col0, BLOCK_M, BLOCK_N, SPLIT_K)
     real = (row < batch) & (col < hidden)
     stored = (row < batch) & (col < padded)
@@ -144,7 +144,7 @@ def scan_forward_kernel(
                 reset = reset & (time < length)
             h = tl.where(reset, 0.0, h)
         if GROUP > 1:
-            before = time + 2 * direction  # the slot before in the direction's own sense
+            before = time + 2 * direction  # the slot before, in this direction's order
             from_rows = wanted
             if HAS_LENGTHS:
                 from_rows = from_rows & (time < tile_length)
@@ -216,13 +216,13 @@ def scan_forward_kernel(
         if HAS_BIAS:
             h_n += b_n
         n = candidate(x_n.to(tl.float32), r, h_n, RESET_AFTER)
-        # Columns beyond H stay 0: an infinite h makes them NaN, by the zeros of their weights, and
-        # in the next product they would make the whole row so.
+        # Columns beyond H stay 0: an infinite h makes them NaN, as it multiplies the zeros of their
+        # weights, and in the next product they would make the whole row NaN.
         new = tl.where(real, blend(z, n, h), 0.0)
         if GROUP > 1:
             new = tl.where(failed != 0, float("nan"), new)
 
-        # Past its end a row keeps its state; the backward direction comes to its last element so.
+        # Past its end a row keeps its state: so the backward direction starts at its last element.
         h = tl.where(time < length, new, h) if HAS_LENGTHS else new
         publish(states + (time + 1) * slot + own, h, stored, PROTOCOL)
         if GROUP > 1:
@@ -233,8 +233,8 @@ def scan_forward_kernel(
             tl.store(at + hidden, h_z.to(gates_h.dtype.element_ty), mask=real)
             tl.store(at + 2 * hidden, h_n.to(gates_h.dtype.element_ty), mask=real)
 
-        # The gates of the next step are under way while the exchange is. (Loaded after the
-        # products also because the compiler lays out the arithmetic like the last load it meets.)
+        # Loads the gates of the next step during the exchange. (After the products, also because
+        # the compiler lays out the arithmetic like the last load before it.)
         time += forwards
         ahead = real & (step + 1 < steps)
         at = gates_x + time * gate_step + own_gates
@@ -264,19 +264,19 @@ def scan_forward(
         weight_hh: [D, 3H, H].
         bias_hh: [D, 3H] or None.
         reset_after: The variant.
-        lengths: [B], integer, or None. Past its end a row's state stays as it is.
+        lengths: [B], integer, or None. Past its end a row keeps its state.
         resets: [T, B, D], bool, or None. Where true, the state is zero before that step, in the
             order in which the direction takes its steps.
-        save_gates: Whether to return the gates' hidden part too, for `scan_backward` to use.
+        save_gates: Whether to return the gates' hidden part too, for `scan_backward`.
         plan: How to launch; chosen by `plan_scan` if None.
-        polls: Looks after which a wait gives up.
+        polls: Polls after which a wait times out.
 
     Returns:
         y, [T, B, D, H]; with save_gates (y, gates_h) with gates_h [T, B, D, 3H].
 
     Raises:
         DoesNotFit: No kernel takes this shape.
-        KernelTimeout: An earlier launch on this device gave up waiting.
+        KernelTimeout: An earlier launch on this device timed out.
         LaunchRefused: The device does not hold the programs of a group at once.
     """
     check_errors(gates_x.device)

@@ -1,6 +1,6 @@
 """The gates of one GRU step and their derivatives, once, for every kernel.
 
-All of it is float32 on whatever shape the caller holds. `hidden_r`, `hidden_z` and `hidden_n` are
+All of it is float32, for any shape. `hidden_r`, `hidden_z` and `hidden_n` are
 the products of the hidden state (or, for n with `reset_after=False`, of r * h) with the three
 blocks of `weight_hh`, biases included. The formulas are those of `triton_gru/equations.py`.
 """
@@ -35,7 +35,7 @@ def blend(z, n, h):
 
 @triton.jit
 def candidate(x_n, r, hidden_n, RESET_AFTER: tl.constexpr):
-    """The candidate state n. With `reset_after=False` r already sits inside `hidden_n`."""
+    """The candidate state n. With `reset_after=False` r is already part of `hidden_n`."""
     if RESET_AFTER:
         return tanh(x_n + r * hidden_n)
     else:

@@ -1,4 +1,4 @@
-"""What launches share: arguments as kernels take them, buffers to exchange by, what a plan says."""
+"""Common parts of the launches: arguments for the kernels, exchange buffers, grids."""
 
 import contextlib
 from collections.abc import Iterator
@@ -17,12 +17,12 @@ PROTOCOLS = {
 }
 # int32 words between the counters of two groups: one line of L2 each.
 COUNTER_STRIDE = 32
-# How CUDA says that a cooperative launch has more programs than it can keep resident.
+# CUDA's errors if a cooperative launch has more programs than it can keep resident.
 REFUSALS = ("cooperative launch", "operation not supported")
 
 
 def exchange_buffer(shape: tuple[int, ...], like: Tensor, fill: bool) -> Tensor:
-    """Uninitialised, or, for the sentinel protocol, full of the pattern that means "not yet"."""
+    """Uninitialised, or, for the sentinel protocol, filled with its pattern "not yet written"."""
     buffer = torch.empty(shape, dtype=like.dtype, device=like.device)
     if fill:
         buffer.view(torch.int32 if like.dtype == torch.float32 else torch.int16).fill_(-1)
@@ -30,7 +30,7 @@ def exchange_buffer(shape: tuple[int, ...], like: Tensor, fill: bool) -> Tensor:
 
 
 def never_the_sentinel(state: Tensor) -> Tensor:
-    """The same values; a NaN of all ones, which torch's own conversions can make, made positive."""
+    """The same values; NaNs of all ones, which torch's own conversions can make, made positive."""
     bits = state.view(torch.int32 if state.dtype == torch.float32 else torch.int16)
     return bits.masked_fill(bits == -1, torch.iinfo(bits.dtype).max).view(state.dtype)
 
@@ -45,12 +45,12 @@ def padded_weight(weight_hh: Tensor, padded: int, dtype: torch.dtype) -> Tensor:
 
 
 def lengths_argument(lengths: Tensor | None, like: Tensor) -> Tensor:
-    """As the kernels read it; any pointer where there is none to read."""
+    """As the kernels read it; any pointer if lengths is None."""
     return like if lengths is None else lengths.to(like.device, torch.int32).contiguous()
 
 
 def resets_argument(resets: Tensor | None, like: Tensor) -> Tensor:
-    """As `lengths_argument`; `tile.load_flags` demands 32 bits a flag, 3 bytes more each."""
+    """As `lengths_argument`; `tile.load_flags` requires 32 bits per flag, 3 bytes more each."""
     return like if resets is None else resets.to(like.device, torch.int32).contiguous()
 
 
@@ -61,7 +61,7 @@ def current(device: torch.device):
 
 @contextlib.contextmanager
 def launching(plan: Plan, device: torch.device) -> Iterator[None]:
-    """Where the launches of a plan are made: on the device's current stream.
+    """A context for the launches of a plan: on the device's current stream.
 
     Raises:
         LaunchRefused: The device does not hold the programs of a group at once.
@@ -75,8 +75,8 @@ def launching(plan: Plan, device: torch.device) -> Iterator[None]:
         programs = plan.group * plan.groups_a_launch
         raise LaunchRefused(
             f"{device} refused a cooperative launch of {programs} programs, one to a "
-            f"multiprocessor: {error}. Does it share them out (MPS, MIG, green contexts)? "
-            "TRITON_GRU_SM_BUDGET=n lets the kernels count on n of them; backend='torch' does "
+            f"multiprocessor: {error}. Is the device shared (MPS, MIG, green contexts)? "
+            "TRITON_GRU_SM_BUDGET=n limits the kernels to n multiprocessors; backend='torch' does "
             "without"
         ) from error
 

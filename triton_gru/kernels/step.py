@@ -1,9 +1,9 @@
 """One time step, for decoding and reinforcement learning: no loop over time, nothing resident.
 
-A step at small batch is a matter of reading W_hh once, so the weights are streamed through the
-matrix units tile by tile with every multiprocessor taking some columns; rows beyond the batch
-ride along in the 16-row tile that the weights' bytes pay for. With `reset_after=False` the
-candidate needs all of r * h, so the step is two launches (PHASE 1 and 2) instead of one.
+At small batch a step takes the time of one read of W_hh, so the weights are streamed through the
+matrix units tile by tile, with some columns for every multiprocessor; a tile has 16 rows, so up to
+16 rows of batch cost no further weight traffic. With `reset_after=False` the candidate needs all of
+r * h, so the step is two launches (PHASE 1 and 2) instead of one.
 """
 
 import torch
@@ -18,8 +18,8 @@ from triton_gru.plan.plan import step_tiles
 from triton_gru.plan.selection import DTYPES, matrix_precision
 
 WHOLE_STEP = tl.constexpr(0)  # reset_after: everything from h
-GATES = tl.constexpr(1)  # not reset_after: r and z from h; leaves r * h and z
-CANDIDATE = tl.constexpr(2)  # not reset_after: n from r * h; takes z
+GATES = tl.constexpr(1)  # not reset_after: r and z from h; writes r * h and z
+CANDIDATE = tl.constexpr(2)  # not reset_after: n from r * h; reads z
 
 
 @triton.jit

@@ -2,13 +2,13 @@
 
 A program owns BLOCK_M batch rows x BLOCK_N columns of the state. Its product sums over K columns,
 in K_BLOCKS chunks of BLOCK_K. With SPLIT_K > 1 a chunk is held as [SPLIT_K, ., BLOCK_K / SPLIT_K]:
-one slice of K for each warp. A tile of 16 rows and 16 or 32 columns is too small to share out among
+one slice of K for each warp. A tile of 16 rows and 16 or 32 columns is too small to divide among
 4 or 8 warps (they would repeat each other's work and each read the whole vector from shared
-memory: 288 against 36 matrix instructions per warp at H = 768, 16 columns), but K is long. The
-partial sums meet in one reduction over the warps.
+memory: 288 against 36 matrix instructions per warp at H = 768, 16 columns), but K is long. One
+reduction over the warps adds the partial sums.
 
 No integer narrower than 32 bits may reach an operand of `tl.dot`, not even in a mask or a condition
-of `tl.where`: `load_flags` below has the reason, and is how a mask is read from memory.
+of `tl.where`: `load_flags` below explains why, and reads masks from memory.
 """
 
 import triton
@@ -22,7 +22,7 @@ def owned(row0, col0, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SPLIT_K: tl.
     """Row and column of each element a program owns.
 
     One dimension when warps split K: the sum over warps is then laid out one element per thread
-    instead of repeated in every warp, which spares 7/8 of the exponentials.
+    instead of repeated in every warp, which avoids 7/8 of the exponentials.
     """
     if SPLIT_K > 1:
         e = tl.arange(0, BLOCK_M * BLOCK_N)
@@ -45,12 +45,12 @@ def load_flags(pointers, mask):
     """Where an int32 in memory is not 0, as booleans for a mask or for `tl.where`.
 
     Triton takes the narrowest load among all that lead to an operand of `tl.dot`, masks and
-    conditions included, for the width of the operand's elements. By int8 flags a 16-bit operand
-    became kWidth 8, for which 16 columns of K per warp are too few: half of them reached no matrix
+    conditions included, as the width of the operand's elements. With int8 flags a 16-bit operand
+    got kWidth 8, for which 16 columns of K per warp are too few: half of them reached no matrix
     instruction, and the result was silently off by 0.1 to 0.35 (Triton 3.7.1 on sm_80, 90 and
-    100; triton#11691 bounds kWidth by K in later ones). Behind a loop that carries the operand, as
-    a polling loop does, the compiler does not look; nothing else protects. `benchmarks/static.py`
-    refuses a kernel with this fault.
+    100; triton#11691 bounds kWidth by K in later versions). The compiler does not follow loads past
+    a loop that carries the operand, as a polling loop does; nothing else prevents the fault.
+    `benchmarks/static.py` rejects a kernel with this fault.
     """
     tl.static_assert(
         pointers.dtype.scalar.element_ty.primitive_bitwidth >= 32,
@@ -72,9 +72,9 @@ def _load_chunk(
     """A chunk of the weights, [SPLIT_K, WIDTH / SPLIT_K, BLOCK_N] or [WIDTH, BLOCK_N].
 
     Loaded in two dimensions, so that a thread's registers run over columns before they run over
-    the slices of K: the compiler orders shared memory by them and swizzles what comes second.
+    the slices of K: the compiler orders shared memory by them and swizzles the second.
     (Loaded in three, and summed by `tl.reduce`, a step at H = 768 took 5128 wavefronts of shared
-    memory where 1480 would do; now 1168, the least. `python -m benchmarks.counts`)
+    memory, where 1480 are possible. Now it takes 1168, the least. `python -m benchmarks.counts`)
     """
     k = k0 + tl.arange(0, WIDTH)[:, None]
     col = col0 + tl.arange(0, BLOCK_N)[None, :]
@@ -113,8 +113,8 @@ def _load_chunk_to_registers(
     """As `_load_chunk`, in two halves of the columns and three dimensions.
 
     A half is so small that the compiler lets each warp load its own slice of K. From there to the
-    operand of the product no data crosses warps, so it takes no shared memory for it, and the
-    operand stays in registers for all steps.
+    operand of the product no data crosses warps, so it needs no shared memory, and the operand
+    stays in registers for all steps.
     """
     half: tl.constexpr = BLOCK_N // 2
     a = _load_half_chunk(matrix, k0, col0, size, half, WIDTH, SPLIT_K)
@@ -138,7 +138,7 @@ def load_weight(
     """A [K, BLOCK_N] slice of one square block of the weights, [column, K], as a tuple of chunks.
 
     Called before the time loop: the compiler places the tiles in shared memory once, for all
-    steps. Chunks, the last one of TAIL, let K be no power of two without padding it to one
+    steps. Chunks, the last one of TAIL, avoid padding K to a power of two
     (768 = 3 x 256, 650 within 5 x 128 + 64). The last REGISTERS chunks stay in registers.
     """
     tiles = ()
@@ -185,8 +185,8 @@ def unpacked(
 ):
     """The chunks of a received vector from FIRST on, as elements if STAGE_ALL, else as words.
 
-    A chunk goes through shared memory on its way into the matrix units, as soon as it is unpacked.
-    All at once is fewer barriers; one by one, in the products below, is less shared memory.
+    A chunk goes through shared memory into the matrix units as soon as it is unpacked. All at once
+    needs fewer barriers; one by one, in the products below, less shared memory.
     """
     chunks = ()
     for i in tl.static_range(K_BLOCKS):
@@ -279,10 +279,10 @@ def total(
 ):
     """One accumulator summed over the warps, in the shape of `owned`.
 
-    The first split moves the data, once, so that a thread has all slices of its elements: for that
-    the compiler finds a layout of shared memory without bank conflicts, as it does not for
-    `tl.sum`. (Products without matrix units leave accumulators in a layout for which the splits
-    spill: 12 to 48 B a step at H = 256 to 768 on sm_90.)
+    The first split moves the data, once, so that a thread has all slices of its elements: for a
+    split the compiler finds a layout of shared memory without bank conflicts, for `tl.sum` it does
+    not. (Products without matrix units leave accumulators in a layout for which the splits
+    spill: 12 to 48 B per step at H = 256 to 768 on sm_90.)
     """
     if SPLIT_K > 1 and PRECISION == "ieee":
         acc = tl.sum(tl.reshape(acc, [SPLIT_K, BLOCK_M * BLOCK_N]), 0)

@@ -1,1 +1,1 @@
-"""How the kernels are launched for a shape on a device. Pure Python but for `selection`."""
+"""Plans: how the kernels are launched for a shape on a device. No torch but in `selection`."""

@@ -1,36 +1,36 @@
-"""The time a step of a plan cannot be shorter than, and the estimate that plans are compared by.
+"""The lower bound of the time of a step of a plan, and the estimate by which plans are compared.
 
-A program keeps its slice of W_hh on chip for all steps, so a step of it costs
+A program keeps its slice of W_hh on chip for all steps, so one of its steps takes at least
 
     lower_bound = (exchanges * latency
                    + max(weight bytes / (128 B / clock), exchanged bytes / L2 rate))
 
 where `weight bytes` are those of one program's slice in shared memory, read once per step, and
-`exchanged bytes` what all programs together read of each other's results. What the lower bound
-leaves out and the choice between plans must see (matrix instructions on tiles padded to 16 x 8,
-staging of the vector, partial sums of the warps) is in `estimate_us`. Neither is a measurement.
+`exchanged bytes` what all programs together read of each other's results. `estimate_us` adds what
+the lower bound leaves out and the choice between plans depends on: matrix instructions on tiles
+padded to 16 x 8, staging of the vector, partial sums of the warps. Neither is a measurement.
 """
 
 from triton_gru.plan.devices import Device
 from triton_gru.plan.plan import COUNTER, ELEMENT_BYTES, Plan, Problem, padded_size
 
-# Bytes a streaming multiprocessor reads from its shared memory a clock, on every part of the table.
+# Bytes per clock that a multiprocessor reads from its shared memory, on every GPU of the table.
 SHARED_BYTES_PER_CLOCK = 128
 # One exchange between programs: a store to L2, a load from it, and the check. To be measured.
 EXCHANGE_LATENCY_US = 1.0
-# Multiply-adds a clock and multiprocessor that mma.sync reaches on 16-bit operands (on sm_90 and
-# sm_100 that is half of what their asynchronous instructions do; a 16-row tile cannot use those).
+# Multiply-adds per clock and multiprocessor of mma.sync on 16-bit operands (on sm_90 and sm_100
+# half of what their asynchronous instructions do; a 16-row tile cannot use those).
 MATRIX_RATE = {80: 1024, 86: 512, 89: 512, 90: 1024, 100: 1024}
-# The counter costs the drain of the stores and one more trip to L2 than the sentinel.
+# The counter costs more than the sentinel: the stores must drain, and one more L2 round trip.
 COUNTER_EXTRA_US = 0.7
-# A further block of the vector is there when it is asked for, but has to come from L2.
+# A further block of the vector has arrived when it is loaded, but must be read from L2.
 BLOCK_EXTRA_US = 0.4
 # Gates, barriers and addresses of a step, from the instruction counts of the static report.
 FIXED_CLOCKS = 300
 
 
 def priced(problem: Problem, device: Device, held: int = 0, **plan) -> Plan:
-    """Completes a plan by what it costs; `held` bytes of its weights are in registers."""
+    """Completes a plan by its costs; `held` bytes of its weights are in registers."""
     forward = problem.direction == "forward"
     element = ELEMENT_BYTES[problem.dtype]
     block_m, block_n = plan["block_m"], plan["block_n"]
@@ -47,8 +47,8 @@ def priced(problem: Problem, device: Device, held: int = 0, **plan) -> Plan:
     over_l2 = exchanged / device.l2_bytes_per_clock
     lower_bound = exchanges * EXCHANGE_LATENCY_US + max(weights, over_l2) / clocks_us
 
-    # Beyond the lower bound: the vector is written to shared memory and read from it again; the
-    # warps' partial sums likewise; the matrix units see whole 16 x 8 tiles, float32 at half the
+    # Beyond the lower bound: the vector is written to shared memory and read from it again; so are
+    # the warps' partial sums; the matrix units compute whole 16 x 8 tiles, float32 at half the
     # rate.
     multiplied = 3 * block_m * block_n * span
     if problem.dtype == "float32" and not problem.tensor_cores:
@@ -67,7 +67,7 @@ def priced(problem: Problem, device: Device, held: int = 0, **plan) -> Plan:
     busy = max(weights + staged, arithmetic, over_l2) + summed + FIXED_CLOCKS
     waves = plan["launches"]
     if plan["kernel"] == "single":
-        # No exchange, so nothing has to be resident together: programs queue for a place.
+        # No exchange, so programs need not be resident together: they run one after the other.
         waves = -(-plan["groups"] // device.multiprocessors)
     return Plan(
         **plan,

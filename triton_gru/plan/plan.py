@@ -1,6 +1,6 @@
-"""One scan to be planned, and the plan that says how it is launched.
+"""A scan to be planned, and the plan of its launch.
 
-`planner.py` finds the plans of a problem, `costs.py` says what a step of each takes. Like
+`planner.py` finds the plans of a problem, `costs.py` computes the time of their steps. Like
 `devices.py` they are pure Python: no torch, no triton, no device.
 """
 
@@ -8,11 +8,11 @@ import dataclasses
 
 # Rows of `states` and of the weights are padded to this many elements, so that rows stay aligned.
 ALIGNMENT = 16
-# Registers a thread may have. Said to the compiler, which otherwise rounds down to 128 or 168 for
-# programs to share a multiprocessor, and spills a little: these have it to themselves.
+# Registers a thread may have. Passed to the compiler, which otherwise rounds down to 128 or 168, so
+# that programs could share a multiprocessor, and spills a little: these never share one.
 MAX_REGISTERS = 255
-# Repeated looks before a wait gives up: with L2 answering in half a microsecond or more, about a
-# second, far beyond any healthy step.
+# Polls before a wait times out: with L2 answering in half a microsecond or more, about a second,
+# far longer than any step.
 POLLS = 1 << 20
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 SENTINEL, COUNTER = "sentinel", "counter"
@@ -58,7 +58,7 @@ class Plan:
         warps: warps per program.
         group: programs that share the columns of one batch tile.
         groups: batch tiles x directions.
-        launches: how many launches it takes when not all groups are resident together.
+        launches: number of launches, if not all groups are resident together.
         groups_a_launch: groups of each launch but the last.
         stage_all: whether the whole vector is staged in shared memory at once, not chunk by chunk.
         by_block: whether the backward receives one gate's gradients after the other, not at once.
@@ -66,8 +66,8 @@ class Plan:
         weight_bytes: of one program's slice.
         shared_bytes: estimate of what the compiler allocates.
         exchanged_bytes: read from L2 per step by all programs of a launch.
-        lower_bound_us: a step cannot be shorter, see costs.py.
-        estimate_us: with everything counted; what plans are compared by.
+        lower_bound_us: lower bound of the time of a step, see costs.py.
+        estimate_us: estimate of the time of a step, by which plans are compared.
     """
 
     kernel: str
@@ -95,12 +95,12 @@ class Plan:
 
     @property
     def span(self) -> int:
-        """Columns of the vector that the pieces cover together: hidden_size and what is padded."""
+        """Columns of the vector that the pieces cover together: hidden_size and padding."""
         return self.block_k * (self.k_blocks - 1) + self.tail
 
     @property
     def shared_weight_bytes(self) -> int:
-        """Of one program's slice, what lies in shared memory and is read from it every step."""
+        """Bytes of one program's slice in shared memory, which every step reads."""
         if not self.in_registers:
             return self.weight_bytes
         held = self.block_k * (self.in_registers - 1) + self.tail
@@ -123,13 +123,13 @@ class Plan:
 
 
 def padded_size(hidden: int) -> int:
-    """hidden_size as the kernels store it."""
+    """hidden_size padded for the kernels."""
     return -(-hidden // ALIGNMENT) * ALIGNMENT
 
 
 @dataclasses.dataclass(frozen=True)
 class StepTiles:
-    """How `kernels/step.py` is launched; the same for every shape."""
+    """The tiles of `kernels/step.py`, the same for every shape."""
 
     block_m: int
     block_n: int

@@ -1,7 +1,7 @@
 """From a shape and a device to the plans that fit, best first, or to the reason why none does.
 
-What fits is decided tile by tile: by shared memory, by the programs that are resident together and
-by registers. docs/kernels.md shows what rows, columns, chunks and groups are.
+Each tile is tested against shared memory, the number of resident programs and registers.
+docs/kernels.md shows what rows, columns, chunks and groups are.
 """
 
 import dataclasses
@@ -11,12 +11,12 @@ from triton_gru.plan.costs import priced
 from triton_gru.plan.devices import KIB, MOST_IN_REGISTERS, TRITON_OF_REGISTERS, Device
 from triton_gru.plan.plan import COUNTER, ELEMENT_BYTES, SENTINEL, Plan, Problem, padded_size
 
-# The least sum a matrix instruction of Triton runs over.
+# The smallest sum of one of Triton's matrix instructions, in columns.
 MATRIX_DEPTH = 16
 
 
 class DoesNotFit(ValueError):
-    """No plan fits; the message says what is too large for what."""
+    """No plan fits; the message names the limit."""
 
 
 def best_plan(problem: Problem, device: Device) -> Plan:
@@ -31,7 +31,7 @@ def best_plan(problem: Problem, device: Device) -> Plan:
     raise DoesNotFit(_why_not(problem, device))
 
 
-@functools.lru_cache(maxsize=1024)  # asked at every launch
+@functools.lru_cache(maxsize=1024)  # called at every launch
 def all_plans(problem: Problem, device: Device) -> tuple[Plan, ...]:
     """Every plan that fits, best first."""
     if problem.dtype not in ELEMENT_BYTES or problem.batch < 1 or problem.hidden < 1:
@@ -46,7 +46,7 @@ def all_plans(problem: Problem, device: Device) -> tuple[Plan, ...]:
     ]
     fitting = [plan for plan in plans if plan is not None]
 
-    # Ties go to fewer programs, then to sentinel (one trip to L2 less, see kernels/exchange.py).
+    # Ties go to fewer programs, then to sentinel (one L2 round trip less, see kernels/exchange.py).
     def order(plan: Plan) -> tuple:
         return round(plan.estimate_us, 3), plan.group * plan.groups, plan.protocol != SENTINEL
 
@@ -54,7 +54,7 @@ def all_plans(problem: Problem, device: Device) -> tuple[Plan, ...]:
 
 
 def _exchanges(direction: str) -> tuple[tuple[str, bool], ...]:
-    """Protocols, and whether the backward takes its vectors one by one."""
+    """Protocols, and whether the backward receives its vectors one by one."""
     if direction == "forward":
         return (SENTINEL, False), (COUNTER, False)
     return (SENTINEL, False), (SENTINEL, True), (COUNTER, False), (COUNTER, True)
@@ -77,7 +77,7 @@ def _why_not(problem: Problem, device: Device) -> str:
 
 
 def _what_helps(problem: Problem, device: Device) -> str:
-    """What would let the matrix units hold part of the weights in registers, if that is enough."""
+    """The settings with which part of the weights fits in registers, if they make it fit; or ""."""
     capable = dataclasses.replace(device, most_in_registers=MOST_IN_REGISTERS)
     if not all_plans(dataclasses.replace(problem, tensor_cores=True), capable):
         return ""
@@ -91,9 +91,9 @@ def _what_helps(problem: Problem, device: Device) -> str:
 
 # -- the two shapes of a launch ---------------------------------------------------------------
 
-# A thread has 255 registers. What decides about spills is what lives through the wait for the
-# vector, the vector itself, and then the accumulators, which weigh half as much again. In a sweep
-# of 120 tiles on sm_90 (rows 16 and 32, columns 8 to 64, H 256 to 2048) these were the largest
+# A thread has 255 registers. Spills depend on what lives through the wait for the vector, on the
+# vector itself, and on the accumulators, which count 1.5 times. In a sweep of 120 tiles on sm_90
+# (rows 16 and 32, columns 8 to 64, H 256 to 2048) these were the largest values of
 # words + 1.5 accumulators per thread below which none spilled in the time loop. float32 operands,
 # on their way through registers, take a tenth more. Without matrix units (float32, no tf32) a
 # product takes more registers than this counts: all tiles but 16 x 16 spilled, 4 to 460 bytes.
@@ -107,7 +107,7 @@ REGISTER_LOAD = {  # by direction, protocol and warps
     ("backward", COUNTER, 4): 160,
     ("backward", COUNTER, 8): 168,
 }
-# The same where the backward takes its vectors one by one: three waits in a loop are worse. (H 1100
+# The same if the backward receives its vectors one by one: three waits per loop take more. (H 1100
 # in bfloat16 with 32 columns and 4 warps, 96, spilled 56 bytes per step.)
 REGISTER_LOAD_BY_BLOCK = {  # by protocol and warps
     (SENTINEL, 4): 90,
@@ -115,21 +115,21 @@ REGISTER_LOAD_BY_BLOCK = {  # by protocol and warps
     (COUNTER, 4): 90,
     (COUNTER, 8): 138,
 }
-# The same where part of the weights is in registers too, which then counts (sm_90, H 1152 to 1536
-# in float32, H 1024 to 1280 in bfloat16 on sm_86 and sm_89). Where nothing stands here, all spill.
+# The same if part of the weights is in registers too, which then counts (sm_90, H 1152 to 1536
+# in float32, H 1024 to 1280 in bfloat16 on sm_86 and sm_89). Combinations without an entry spill.
 REGISTER_LOAD_WITH_WEIGHTS = {  # by direction, protocol and whether by block
     ("forward", SENTINEL, False): 172,
     ("backward", SENTINEL, True): 116,
     ("backward", COUNTER, True): 150,
 }
-# On sm_100 the compiler spills a little earlier, where a wait ends in products of the larger sizes:
-# by how much less of the limits above those plans have to load.
+# On sm_100 the compiler spills a little earlier, if a wait is followed by products of the larger
+# sizes: the limits above are lower by this much.
 SPARED_ON_100 = 30
-# Before sm_90 it spills with 4 warps where the load is at the limit itself, in the forward (28 to
+# Before sm_90 it spills with 4 warps if the load is at the limit itself, in the forward (28 to
 # 164 B per step: bfloat16 H 256 B 256 on sm_80, H 650 B 64 on sm_86) and in float32 (8 B); and from
-# 100 on in a backward with weights in registers (20 B, bfloat16 H 1000). There these limits hold.
-# (A forward with weights in registers and 32 rows spills 8 to 16 B on sm_86 and sm_89, but what is
-# left without it takes 21 to 64 % longer by the estimate.)
+# 100 on in a backward with weights in registers (20 B, bfloat16 H 1000). There these limits apply.
+# (A forward with weights in registers and 32 rows spills 8 to 16 B on sm_86 and sm_89, but the
+# other tiles take 21 to 64 % longer by the estimate.)
 SPARED_BEFORE_90 = 1
 BACKWARD_LOAD_WITH_WEIGHTS_BEFORE_90 = 99
 
@@ -217,12 +217,12 @@ def _group(
     vector = vectors * block_m * span * element / 4 / (32 * warps)
     load = vector + 1.5 * sums * block_m * block_n / 32
     if in_registers:
-        # The operand is found in registers only as tile.py loads it, and only by matrix units.
+        # Only tile.py's way of loading and matrix units find the operand in registers.
         if block_n != 16 or not with_matrix_units:
             return None
         load += held / 4 / (32 * warps)
         limit = REGISTER_LOAD_WITH_WEIGHTS.get((problem.direction, protocol, by_block), 0)
-        if forward and warps == 4:  # 48 and 68 B a step at H 1696 in bfloat16 on sm_80
+        if forward and warps == 4:  # 48 and 68 B per step at H 1696 in bfloat16 on sm_80
             limit = min(limit, REGISTER_LOAD[problem.direction, protocol, warps])
     else:
         load *= 1.1 if element == 4 else 1
@@ -269,12 +269,12 @@ def _group(
 def _chunks(size: int, warps: int, element: int, parts: tuple[int, ...]) -> tuple[int, int, int]:
     """The chunks that cover `size` with the least waste, and of these the fewest.
 
-    A warp takes so many bytes of each column of a chunk as `parts` offers. With 32 bytes of 16-bit
-    weights the compiler moves them to registers before the loop, which one chunk of such, the last,
-    may do but not all; chunks beyond 512 bytes of a column cost registers too.
+    `parts` lists how many bytes of each column of a chunk a warp may take. With 32 bytes of 16-bit
+    weights the compiler moves them to registers before the loop, which is possible for one such
+    chunk, the last, not for all; chunks beyond 512 bytes of a column cost registers too.
 
     Returns:
-        Columns a chunk, number of chunks, columns of the last.
+        Columns per chunk, number of chunks, columns of the last.
     """
     widths = [warps * part // element for part in parts]
     widths = [width for width in widths if width * element <= 512] or widths[:1]

@@ -1,4 +1,4 @@
-"""What the kernels run here, and by which plan: the planner, asked about tensors and devices."""
+"""Whether the kernels can run here, and the plan for tensors on a device."""
 
 import dataclasses
 import functools
@@ -30,7 +30,7 @@ def obstacle(
     if dtype not in DTYPES:
         return f"the kernels compute float32, bfloat16 and float16, not {dtype}"
     if device.type == "cuda" and torch.version.hip is not None:
-        # A volatile load may be hoisted out of its loop there (triton#11223): a wait without end.
+        # A volatile load may be hoisted out of its loop there (triton#11223): an infinite wait.
         return "the kernels are not enabled on AMD GPUs"
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
         return "the kernels need compute capability 8.0 or newer"
@@ -54,13 +54,13 @@ def obstacle(
 def device_limits(device: torch.device) -> Device:
     """The plan's description of a device; the reference GPU for a CPU (the interpreter).
 
-    Its multiprocessors are those that the kernels may count on, see `_budget`.
+    Its multiprocessors are those that the kernels may use, see `_budget`.
     """
     limits = _whole_device(device)
     return dataclasses.replace(limits, multiprocessors=_budget(limits.multiprocessors, device))
 
 
-# What NCCL takes unless NCCL_MAX_CTAS says otherwise: a program a channel, 32 at most (its manual).
+# The SMs of NCCL unless NCCL_MAX_CTAS is set: a program per channel, 32 at most (its manual).
 NCCL_PROGRAMS = 32
 
 
@@ -68,12 +68,12 @@ def _budget(multiprocessors: int, device: torch.device) -> int:
     """How many multiprocessors a launch may fill.
 
     The programs of a group wait for each other, so all must be resident, and a launch waits until
-    they are: for ever, if kernels hold a multiprocessor that themselves wait for this process, as
-    NCCL's may. TRITON_GRU_SM_BUDGET is the number to count on; without it all, but with NCCL
-    initialised those that it may take are left to it.
+    they are. It waits for ever if kernels that occupy a multiprocessor wait for this process
+    themselves, as NCCL's may. TRITON_GRU_SM_BUDGET is the number to use; without it all, except
+    that with NCCL initialised those that it may use are left to it.
 
     Raises:
-        ValueError: The variable holds no number from 1 on.
+        ValueError: The variable is not a number from 1 on.
     """
     asked = os.environ.get("TRITON_GRU_SM_BUDGET")
     if asked is not None:
@@ -111,7 +111,7 @@ def _whole_device(device: torch.device) -> Device:
 def plan_scan(
     gates_x: Tensor, h0: Tensor, *, reset_after: bool, direction: str, precision: str = "tf32"
 ) -> Plan:
-    """The plan that `scan_forward` or `scan_backward` follows unless it is given one.
+    """The plan for `scan_forward` or `scan_backward`, used if none is given.
 
     Raises:
         DoesNotFit: No kernel takes this shape.

@@ -1,7 +1,7 @@
 """The plan for a scan: the one measured fastest on this device, if `tune` has run, else the best.
 
-`tune` writes the fastest plan to a file; `planned` is what every launch asks. A choice is kept by
-device, versions and shape class, never by the exact batch or sequence length.
+`tune` writes the fastest plan to a file; every launch calls `planned`. A choice is stored by
+device, versions and shape class, never by the exact batch size or sequence length.
 """
 
 import functools
@@ -17,8 +17,8 @@ from triton_gru.plan.planner import all_plans, best_plan
 
 log = logging.getLogger(__name__)
 
-# What tells one plan for a shape from another; the rest of a plan follows from these.
-# plans.json holds their values in this order and no names, so a field may be renamed.
+# The fields that distinguish plans for a shape; the rest of a plan follows from them.
+# plans.json holds their values in this order without names, so a field may be renamed.
 CHOICE = ("kernel", "block_m", "block_n", "warps", "protocol", "by_block")
 
 
@@ -36,7 +36,7 @@ def planned(problem: Problem, device: Device) -> Plan:
 
 
 def shape_class(problem: Problem) -> str:
-    """What of a problem a remembered choice depends on: the batch only to a power of two."""
+    """The part of a problem that a stored choice depends on: the batch only to a power of two."""
     tiles = -(-problem.batch // 16)
     rows = 16 << (tiles - 1).bit_length()
     variant = "reset_after" if problem.reset_after else "reset_before"
@@ -74,7 +74,7 @@ def _file() -> Path:
 
 @functools.lru_cache
 def _read(path: Path) -> dict[str, list]:
-    """Everything remembered. Read once a process: a launch must not wait for a disk."""
+    """All stored choices. Read once per process: a launch must not wait for a disk."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         return found if isinstance(found, dict) else {}
@@ -90,9 +90,9 @@ def _remembered(path: Path, key: str) -> list | None:
 
 
 def remember(problem: Problem, device: Device, plan: Plan) -> None:
-    """Writes a plan down as the one that `planned` returns for this shape class and device."""
+    """Stores a plan as the one that `planned` returns for this shape class and device."""
     path = _file()
-    _read.cache_clear()  # what another process has added since
+    _read.cache_clear()  # another process may have added some
     plans = {**_read(path), _key(problem, device): _choice(plan)}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(plans, indent=1).encode())

@@ -282,7 +282,7 @@ def test_explain_says_which_backend_takes_it_and_why(kind):
 def test_steps_in_evaluation_equal_the_sequence():
     layer = make_layer("all")
     x, hx = make_input(layer)
-    with pytest.raises(RuntimeError, match="step draws no mask for a whole sequence"):
+    with pytest.raises(RuntimeError, match="draw one mask for a whole sequence"):
         layer.step(x[0], hx)
     layer.eval()
     y, h_n = layer(x, hx)

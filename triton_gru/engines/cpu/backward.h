@@ -8,7 +8,7 @@ INLINE int64_t piece_row(const Part *p, int64_t t, int64_t b) { /* in the buffer
   return offset(l, t) - offset(l, p->reverse ? l->steps - p->last : p->first) + b;
 }
 
-/* The gates' derivatives of one row as far as no product is needed; dh becomes dh' z. */
+/* The gates' derivatives of one row that need no product; dh becomes dh' z. */
 INLINE void derive(const Part *p, int64_t t, int64_t b) {
   const Layer *l = p->layer;
   const Direction *d = p->d;
@@ -130,7 +130,7 @@ typedef struct { /* out [M, N] (+)= a^T b over R rows, a [R, M], b [R, N]; sums 
   int add;
 } Outer;
 
-/* Rows m0 to m1 of `out`. Returns whether there was no memory. */
+/* Rows m0 to m1 of `out`. Returns whether an allocation failed. */
 static int outer(const Outer *o, int64_t m0, int64_t m1) {
   const int64_t M = o->M, N = o->N, rows = m1 - m0, deep = MIN(DEEP, MAX(1, o->R));
   if (rows <= 0) return 0;

@@ -9,10 +9,10 @@ from torch import Tensor
 from triton_gru.engines.cpu.library import library
 from triton_gru.engines.varlen import PackedRows
 
-# Rows whose gate derivatives are formed before they go into the weights' gradients: what they fill,
-# 7H floats a row, is then read from a cache.
+# Rows whose gate derivatives are computed before they enter the weights' gradients: their 7H floats
+# per row are then read from a cache.
 ROWS_A_PIECE = 1024
-# Layer in layer.h: numbers, pointers, and the parameters and gradients of two directions.
+# struct Layer of layer.h: numbers, pointers, and the parameters and gradients of two directions.
 _LAYER = struct.Struct("@10q10q16q")
 
 
@@ -29,18 +29,18 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """All states of a layer (N rows in all, D directions, B rows, I input_size, H hidden_size).
 
-    Args:
         x: [N, I] with `rows`, else [T, B, I], or [B, T, I] with rows_first; contiguous float32, as
+            all other arguments.
             all that follows.
         h0: [D, B, H].
         params: weight_ih [3H, I], weight_hh [3H, H] and, with biases, bias_ih and bias_hh [3H], of
             each direction.
-        rows: Which rows belong to which step; None where all rows have all steps.
-        resets: Before which steps the state of each direction is reset, bool, as x but for its last
-            dimension, which is D; or None.
+        rows: The rows of each step; None if all rows have all steps.
+        resets: Before which steps the state of each direction is reset, bool, the shape of x with D
+            as the last dimension; or None.
         rows_first: Whether rows come before steps.
         reset_after: The variant, see `equations`.
-        save_gates: Whether the gates are returned, which `backward` needs.
+        save_gates: Whether to return the gates, which `backward` needs.
 
     Returns:
         y, [..., D * H] as x; the last states [D, B, H]; and r, z, n and with reset_after c,
@@ -76,23 +76,23 @@ def backward(
     """The derivative of `forward` by x, h0 and params.
 
     Args:
-        dy: What the loss passes to y, contiguous, or None.
-        dlast: What it passes to the last states, or None.
-        y: What `forward` returned, as gates; and what it was given.
-        gates: As above.
-        x: As above.
-        h0: As above.
-        params: As above.
-        rows: As above.
-        resets: As above.
-        rows_first: As above.
-        reset_after: As above.
-        input_needed: Whether the derivative by x is wanted, which is None otherwise.
-        params_needed: Whether those by params are.
+        dy: The gradient of the loss with respect to y, contiguous, or None.
+        dlast: That with respect to the last states, or None.
+        y: As returned by `forward`.
+        gates: As returned by `forward`.
+        x: As given to `forward`, likewise the following.
+        h0: [D, B, H].
+        params: The parameters of each direction.
+        rows: The rows of each step, or None.
+        resets: Bool, or None.
+        rows_first: Whether rows come before steps.
+        reset_after: The variant.
+        input_needed: Whether to compute the derivative by x; else None is returned for it.
+        params_needed: Whether to compute those by params.
     """
     D = len(h0)
     dx = x.new_empty(D, *x.shape) if input_needed else None
-    # A row's derivative stays as it is until the row's last step has its turn.
+    # A row's derivative is kept until the step that is the row's last one.
     if dlast is None:
         dh0 = torch.zeros_like(h0)
     else:

@@ -1,8 +1,8 @@
-/* The forward of the rows and units that one thread has. */
+/* The forward of one thread's rows and units. */
 #pragma once
 #include "layer.h"
 
-/* Rows whose projected gates a thread makes ahead; one step's at least. */
+/* Rows whose projected gates a thread computes at a time; at least one step's. */
 INLINE int64_t rows_ahead(const Part *p) {
   return MAX(p->hi - p->lo, AHEAD / (3 * whole_tiles(p->u1 - p->u0)));
 }
@@ -93,7 +93,7 @@ INLINE void forward_tile(int m, const Part *p, int64_t t, int64_t b, int64_t u, 
   }
 }
 
-/* reset_after=0, first half of a step: r and z, and u = r h. z waits in y, where n replaces it. */
+/* reset_after=0, first half of a step: r and z, and u = r h. z is kept in y until n replaces it. */
 INLINE void forward_tile_rz(int m, const Part *p, int64_t t, int64_t b, int64_t u, const float *gx,
                             int64_t units) {
   const int64_t H = p->layer->hidden;

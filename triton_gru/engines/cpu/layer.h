@@ -1,4 +1,4 @@
-/* What Python hands over (engine.py packs it, field by field), and what one thread does of it. */
+/* The arguments from Python (engine.py packs them, field by field), and one thread's part of them. */
 #pragma once
 #include <sched.h>
 #include <stdatomic.h>
@@ -6,10 +6,10 @@
 
 #include "products.h"
 
-/* Floats of projected gates that a thread makes ahead of its scan: half of a second-level cache. */
+/* Floats of projected gates that a thread computes before its scan: half of a second-level cache. */
 enum { AHEAD = 128 * 1024 };
-/* With so few steps the forward uses a weight too seldom to pack it: measured with 1 to 128 rows.
-   Not by the number of rows, on which the bits of a row must not depend. */
+/* With fewer steps packing a weight costs more than it saves: measured with 1 to 128 rows.
+   Independent of the number of rows, on which the bits of a row must not depend. */
 #define FEW(steps, hidden) ((steps) == 1 || ((steps) <= 4 && 64 * (steps) <= (hidden)))
 
 typedef struct { /* the parameters of one direction; biases may be NULL */
@@ -22,8 +22,8 @@ typedef struct { /* the parameters of one direction; biases may be NULL */
    in x, y, dy, dx, gates and resets alike. */
 typedef struct {
   int64_t steps, batch, inputs, hidden, directions, reset_after, threads;
-  int64_t piece;           /* backward: rows whose derivatives are formed before the weights' take them */
-  int64_t to_step, to_row; /* where rows are whole: from one step, or row, to the next */
+  int64_t piece;           /* backward: rows whose derivatives are computed before the weights' sum them */
+  int64_t to_step, to_row; /* if all rows have all steps: from one step, or row, to the next */
   const int64_t *offsets;  /* else [steps + 1]: the rows of step t are offsets[t] to offsets[t + 1],
                               sorted by length, longest first, as in a PackedSequence */
   const float *x;          /* [N, I] */
@@ -31,14 +31,14 @@ typedef struct {
   const float *h0;         /* [D, B, H] */
   float *y;                /* [N, D * H] */
   float *last;             /* [D, B, H]: each row's state after its last step */
-  float *gates;            /* [D, N, 3 or 4, H]: r, z, n, c; NULL where they are not kept */
+  float *gates;            /* [D, N, 3 or 4, H]: r, z, n, c; NULL if they are not saved */
   const float *dy;         /* [N, D * H], or NULL */
   float *dx;               /* [D, N, I], or NULL */
-  float *dh;               /* [D, B, H]: the last states' derivative comes in, that of h0 goes out */
+  float *dh;               /* [D, B, H]: in, the last states' derivative; out, that of h0 */
   Parameters parameters[2];
 } Layer;
 
-typedef struct { /* one direction in C's own form */
+typedef struct { /* one direction, packed */
   float *weight_ih, *weight_hh;  /* panels: forward of each gate's W^T, NULL with few steps; backward of W */
   float *bias_x;                 /* [3H]: of both products, but for n with reset_after */
   const float *bias_h;           /* [H]: of c, with reset_after alone, or NULL */
@@ -49,12 +49,12 @@ typedef struct { /* one direction in C's own form */
   const float **x_rows;          /* [rows of the piece] */
 } Direction;
 
-typedef struct { /* what one thread does: rows lo to hi, units u0 to u1 (both with whole tiles) */
+typedef struct { /* one thread's part: rows lo to hi, units u0 to u1 (both with whole tiles) */
   const Layer *layer;
   const Direction *d;
   int64_t reverse;                /* which direction: 0 or 1 */
   int64_t lo, hi, u0, u1, i0, i1; /* i0, i1: of dx, the columns */
-  int64_t first, last;            /* backward: the steps of the piece, in the direction's own order */
+  int64_t first, last;            /* backward: the steps of the piece, in the order of the direction */
   int64_t members, round;
   atomic_long *count;
   float *ahead;                   /* [most][3][units] */
@@ -103,5 +103,5 @@ static void meet(Part *p) {
   long goal = ++p->round * p->members;
   atomic_fetch_add_explicit(p->count, 1, memory_order_acq_rel);
   for (int i = 0; atomic_load_explicit(p->count, memory_order_acquire) < goal; i++)
-    if (i > 2000) sched_yield(); /* another program may have the other thread's core */
+    if (i > 2000) sched_yield(); /* another process may run on the other thread's core */
 }

@@ -43,7 +43,7 @@ def _forward(x, h0, params, layout, *, save_gates):
 
 
 class _Layer(torch.autograd.Function):
-    """Keeps x, y and the gates, four times y, as torch's own GRU does on a CPU."""
+    """Saves x, y and the gates (four times y), as torch's own GRU does on a CPU."""
 
     @staticmethod
     def forward(ctx, x, h0, layout, *params):
@@ -59,8 +59,8 @@ class _Layer(torch.autograd.Function):
         y, gates, *inputs = ctx.saved_tensors
         if dy is None and dlast is None:
             return None, None, None, *[None] * (len(inputs) - 2)
-        # With grad mode on, this derivative is to be differentiated; nor does C know the further
-        # dimension of is_grads_batched. Plain torch does both.
+        # create_graph=True, or the further dimension of is_grads_batched, which C does not support:
+        # plain torch does both.
         given = dlast if dy is None else dy
         if torch.is_grad_enabled() or torch._C._functorch.is_legacy_batchedtensor(given):
             dx, dh0, *dparams = _in_plain_torch(dy, dlast, inputs, ctx.layout)
@@ -96,17 +96,17 @@ def _in_plain_torch(dy, dlast, inputs, layout):
     x, h0, *params = inputs
     rows, resets, rows_first, reset_after = layout
     kinds = len(params) // len(h0)
-    places = None if rows is None else rows.indices()
+    indices = None if rows is None else rows.indices()
 
     def to_padded(t):
         if rows is None:
             return t.transpose(0, 1) if rows_first else t
-        return varlen.pad(t, places, len(rows.offsets) - 1, rows.batch_size)
+        return varlen.pad(t, indices, len(rows.offsets) - 1, rows.batch_size)
 
     def from_padded(t):
         if rows is None:
             return t.transpose(0, 1) if rows_first else t
-        return varlen.pack(t, places)
+        return varlen.pack(t, indices)
 
     with torch.enable_grad():
         weights = [*(stack(params[kind::kinds]) for kind in range(kinds)), *[None] * (4 - kinds)]

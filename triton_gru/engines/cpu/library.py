@@ -1,8 +1,8 @@
 """scan.c as a library of this machine: built by its C compiler at first use, then kept.
 
-The wheel carries the source, as Triton's carries its launcher's: the library takes the machine's
-own vector instructions, and there is no binary to ship for each of them. The build takes about five
-seconds. It lies in a directory that only its owner can write to.
+The wheel contains the source, as Triton's contains its launcher's: the library then uses the vector
+instructions of this machine, and no binary is shipped for each of them. The build takes about five
+seconds. The library is in a directory that only its owner can write to.
 """
 
 import contextlib
@@ -24,8 +24,8 @@ log = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("scan.c")
 HEADERS = ("vectors.h", "products.h", "layer.h", "forward.h", "backward.h")
-# No -ffast-math: NaN and infinity count, and a sum keeps its order. Multiply-add is one rounding in
-# every tile alike, so that a row's bits do not depend on its neighbours.
+# No -ffast-math: NaN and infinity must be preserved, and the order of a sum. Multiply-add rounds
+# once in every tile, so that a row's bits do not depend on its neighbours.
 FLAGS = (
     *("-std=gnu11", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC"),
     *("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
@@ -52,7 +52,7 @@ def library() -> ctypes.CDLL:
     """The loaded library.
 
     Raises:
-        Unavailable: No compiler, no vector instructions to win with, or no place to build.
+        Unavailable: No compiler, no AVX2 or NEON, or no directory to build in.
     """
     if os.environ.get("TRITON_GRU_CPU") == "0":
         raise Unavailable("TRITON_GRU_CPU=0 turns the CPU engine off")
@@ -66,14 +66,14 @@ def library() -> ctypes.CDLL:
     except OSError as error:
         raise Unavailable(f"the CPU engine cannot be built or loaded: {error}") from error
     for function in (lib.scan_forward, lib.scan_backward):
-        function.argtypes = [ctypes.c_char_p]  # the bytes of a Layer
+        function.argtypes = [ctypes.c_char_p]  # the bytes of a struct Layer
     return lib
 
 
 def _built(compiler: str) -> Path:
     directory = _private(cache_directory() / "cpu")
     path = directory / f"scan-{_key(compiler)}.so"
-    with _locked(directory / "lock"):  # one process builds, the others wait for it
+    with _locked(directory / "lock"):  # one process builds, the others wait
         if path.exists():
             return path
         log.info("building %s once with %s", path, compiler)
@@ -90,18 +90,18 @@ def _built(compiler: str) -> Path:
                     check=False,
                 )
             except subprocess.TimeoutExpired as error:
-                raise Unavailable(f"{compiler} did not end in {BUILD_SECONDS} s") from error
+                raise Unavailable(f"{compiler} did not finish within {BUILD_SECONDS} s") from error
             if done.returncode:
-                # What the source itself refuses is said in its #error.
+                # The message of an #error in the source, if there is one.
                 lines = [line for line in done.stderr.splitlines() if "error" in line]
-                why = (lines or done.stderr.splitlines() or ["it said nothing"])[0]
+                why = (lines or done.stderr.splitlines() or ["no message"])[0]
                 raise Unavailable(f"{compiler} cannot build the CPU engine: {why.strip()}")
             write_atomically(path, made.read_bytes())
     return path
 
 
 def _private(directory: Path) -> Path:
-    """The directory, made; refused where another user could put a library in it."""
+    """The directory, created; refused if another user could put a library in it."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     found = directory.stat()
     if found.st_uid != os.geteuid() or found.st_mode & 0o022:
@@ -113,7 +113,7 @@ def _private(directory: Path) -> Path:
 
 
 def _key(compiler: str) -> str:
-    """Changes with all that the library is made of and for."""
+    """A hash of everything that the library depends on."""
     found = os.stat(compiler)
     parts = (
         *(SOURCE.with_name(name).read_bytes() for name in (SOURCE.name, *HEADERS)),
@@ -126,7 +126,7 @@ def _key(compiler: str) -> str:
 
 
 def _cpu_features() -> str:
-    """What -march=native depends on: a home directory may be shared by unlike machines."""
+    """What -march=native depends on: machines that share a home directory may differ."""
     try:
         lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
     except OSError:

@@ -1,5 +1,5 @@
-/* Matrix products, row by row and tile by tile. An element is summed over k in one order whatever the
-   tile, so that a row's numbers depend neither on the rows beside it nor on the number of threads. */
+/* Matrix products, row by row and tile by tile. An element is summed over k in the same order in
+   every tile, so that a row's values depend neither on the other rows nor on the number of threads. */
 #pragma once
 #include "vectors.h"
 
@@ -47,8 +47,8 @@ INLINE void multiply(int m, int g, const float *const *a, const float *w, int64_
       for (int v = 0; v < NV; v++) sums[p][i][v] = s[p][i][v];
 }
 
-/* Up to three panels: together where the registers hold their sums (few rows would wait for the
-   latency of each sum otherwise), else one after another. */
+/* Up to three panels: together if the registers hold their sums (otherwise few rows would wait for
+   the latency of each sum), else one after another. */
 INLINE void multiply_panels(int m, int g, const float *const *a, const float *w, int64_t stride,
                             int64_t K, vf sums[][MR][NV]) {
   if (g * m * NV <= ACC) {
@@ -59,7 +59,7 @@ INLINE void multiply_panels(int m, int g, const float *const *a, const float *w,
 }
 
 /* out[i][j] = row a[i] [K] times row j of w [units, K], for m rows and TW units (those past the last
-   one repeat it): no packing, and worth it where a weight meets few rows. m is 1, 2 or 4. */
+   one repeat it): no packing, faster if a weight multiplies few rows. m is 1, 2 or 4. */
 INLINE void dots_of(int m, const float *const *a, const float *w, int64_t units, int64_t K,
                     float out[][TW]) {
   const int n = VL / m;
@@ -144,7 +144,7 @@ static void product(const float *const *from, float *const *to, int64_t rows, in
           store(to[b + i] + n + p * TW + v * VL, N - n - p * TW - v * VL, s[p][i][v]); \
   }
 #define ROWS_1(m) ROWS(m, 1)
-  const int many = rows > 2 * MR; /* few rows do not use a panel's part often enough to keep it */
+  const int many = rows > 2 * MR; /* few rows reuse a panel's part too seldom */
   const int64_t width = many ? TW : N, most = many ? DEPTH : MAX(1, K);
   for (int64_t n0 = 0; n0 < N; n0 += width)
     for (int64_t k0 = 0; k0 == 0 || k0 < K; k0 += most) {

@@ -1,9 +1,9 @@
-/* A GRU layer on a CPU in float32: products and gates of a step together, tile by tile, so that what
-   a product gives never leaves the registers and the first cache.
+/* A GRU layer on a CPU in float32: products and gates of a step together, tile by tile, so that the
+   results of a product stay in registers and the first-level cache.
 
-   Threads divide the rows among them, and each runs all steps of its own rows without waiting for
-   another one. Where there are fewer rows than threads, the threads of a group share the units of its
-   rows and wait for each other once a step. Formulas: triton_gru/equations.py. */
+   The rows are divided among the threads, and each thread runs all steps of its rows without waiting.
+   With fewer rows than threads, the threads of a group divide the units of its rows and wait for each
+   other once per step. Formulas: triton_gru/equations.py. */
 #include <pthread.h>
 #include <sys/mman.h>
 #ifdef _OPENMP
@@ -13,7 +13,7 @@
 #include "backward.h"
 #include "forward.h"
 
-/* Operations that are worth one more thread: about 50 us of work. */
+/* Operations for which one more thread pays: about 50 us of work. */
 enum { WORK = 4 * 1000 * 1000 };
 
 /* ---- memory ----------------------------------------------------------------------------------- */
@@ -26,7 +26,7 @@ static void *take(Memory *m, int64_t bytes) { /* aligned to a cache line */
   const int64_t huge = 2 << 20, all = sizeof(Block) + MAX(bytes, 0);
   if (posix_memalign((void **)&block, all < huge ? 64 : huge, all)) m->failed = 1;
   if (m->failed) return NULL;
-#ifdef MADV_HUGEPAGE /* else the system clears it 4 KiB at a time, at each of which we wait */
+#ifdef MADV_HUGEPAGE /* else the system clears it in pages of 4 KiB, with a page fault each */
   if (all >= huge) madvise(block, all / huge * huge, MADV_HUGEPAGE);
 #endif
   block->next = m->blocks, m->blocks = block;
@@ -39,7 +39,7 @@ static void release(Memory *m) {
 
 /* ---- preparation ------------------------------------------------------------------------------ */
 
-/* A child of fork() has none of the threads that its parent's OpenMP still counts on. */
+/* A child of fork() lacks the threads that its copy of OpenMP still lists. */
 static int forked;
 static void in_child(void) { forked = 1; }
 __attribute__((constructor)) static void watch_forks(void) { pthread_atfork(NULL, NULL, in_child); }
@@ -138,7 +138,7 @@ static int outers(const Layer *l, const Direction *directions, int64_t first, in
 
 /* ---- threads ---------------------------------------------------------------------------------- */
 
-/* Runs every part of the layer. Returns 0, or 1 where there is no memory. */
+/* Runs every part of the layer. Returns 0, or 1 if an allocation failed. */
 static int run(const Layer *l, int backward, int64_t threads) {
   Memory memory = {0}, *m = &memory;
   const int64_t D = l->directions, H = l->hidden, I = l->inputs, tiles = whole_tiles(H) / TW;
@@ -183,7 +183,7 @@ static int run(const Layer *l, int backward, int64_t threads) {
 #ifdef _OPENMP
       here = omp_get_thread_num(), all = omp_get_num_threads();
 #endif
-      if (members > 1 && all < items) { /* members wait for one another: all must run */
+      if (members > 1 && all < items) { /* members wait for each other: all must run */
         if (here == 0) too_few = 1;
       } else {
         for (int64_t i = here; i < D * panels; i += all)

@@ -7,8 +7,8 @@
 #error needs AVX2 with FMA, or NEON: with less it is slower than torch
 #endif
 
-/* VL floats a vector, NV vectors a tile's width, MR rows a tile, ACC vectors of sums that the
-   registers hold beside the operands (32 registers, 16 with AVX2). */
+/* VL floats per vector, NV vectors per tile width, MR rows per tile, ACC vectors of sums that fit in
+   registers next to the operands (32 registers, 16 with AVX2). */
 #if defined(__AVX512F__)
 enum { VL = 16, NV = 2, MR = 8, ACC = 24 };
 #elif defined(__AVX2__)
@@ -57,7 +57,7 @@ INLINE void store(float *p, int64_t n, vf v) {
 
 /* Lanes of a and b, side by side, by constants. */
 INLINE vf shuffle(vf a, vf b, vi lanes) {
-#ifdef __clang__ /* has no shuffle by a vector */
+#ifdef __clang__ /* has no __builtin_shuffle */
   float both[2 * VL];
   vf out;
   *(vf *)both = a, *(vf *)(both + VL) = b;
@@ -83,7 +83,7 @@ INLINE void halve_all(vf *v, int width) {
   for (int i = 0; i < width / 2; i++) v[i] = halve(v[2 * i], v[2 * i + 1], width);
 }
 /* v[0] = the sum over the lanes of each of v[0] to v[VL - 1], all in the same order. Widths are
-   constants, for the compiler to know the shuffles. */
+   constants, so that the shuffles are known at compile time. */
 INLINE void sum_lanes(vf *v) {
   if (VL >= 16) halve_all(v, 16);
   if (VL >= 8) halve_all(v, 8);
