@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.scaling import GRADIENT_BYTES, Cluster, Model, step
+from benchmarks.scaling import GRADIENT_BYTES, Cluster, Model, main, step
 
 PAGE = Path(__file__).parents[2] / "docs" / "scaling.md"
 MODEL = Model(vocab=1000, embedding=96, hidden=256, layers=3)
@@ -81,10 +81,11 @@ def test_the_page_shows_what_its_commands_print():
         assert "arithmetic, not a measurement" in shown
 
 
-def test_bad_sizes_are_refused():
-    for bad in (["--batch-size", "0"], ["--total-batch-size", "100"], ["--device", "70"]):
-        done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.scaling", *bad], capture_output=True, text=True
-        )
-        assert done.returncode == 2
-        assert "error: " in done.stderr
+@pytest.mark.parametrize(
+    "bad", [["--batch-size", "0"], ["--total-batch-size", "100"], ["--device", "70"]]
+)
+def test_bad_sizes_are_refused(bad, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["scaling", *bad])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "error: " in capsys.readouterr().err

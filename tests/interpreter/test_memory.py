@@ -42,7 +42,7 @@ def test_memory_of_the_backward_is_bounded_by_pieces(reset_after, monkeypatch):
         gc.collect()  # the interpreter leaves its copies of a launch's arguments in a circle
 
     monkeypatch.setattr(launch, "launches", collected)
-    case = make_case(32, 64, 32, reset_after=reset_after, dtype=torch.bfloat16, bias=False)
+    case = make_case(16, 32, 32, reset_after=reset_after, dtype=torch.bfloat16, bias=False)
     plan = make_plan(case, "forward", "single")
     y = scan_forward(*case.arguments, **case.options, plan=plan)
     plan = make_plan(case, "backward", "single")
@@ -55,7 +55,7 @@ def test_memory_of_the_backward_is_bounded_by_pieces(reset_after, monkeypatch):
         return (peak_bytes(call) - results) / y.nbytes
 
     whole = beyond_results()
-    monkeypatch.setattr(backward, "PIECE_STEPS", 4)
+    monkeypatch.setattr(backward, "PIECE_STEPS", 2)
     pieces = beyond_results()
     print(f"temporaries of the backward, in units of y: {whole:.1f} whole, {pieces:.1f} in pieces")
     assert whole > 4

@@ -38,7 +38,7 @@ def test_compiles_whole_with_gradients_and_changing_sizes(reset_after, bidirecti
     compiled = torch.compile(
         module, fullgraph=True, dynamic=True, backend=aot_autograd(fw_compiler=count)
     )
-    for T, B in ((3, 2), (4, 3), (5, 6)):
+    for T, B in ((3, 2), (5, 6)):
         x = torch.randn(T, B, 5)
         for mine, eager in zip(gradients(compiled, x), gradients(module, x), strict=True):
             torch.testing.assert_close(mine, eager)

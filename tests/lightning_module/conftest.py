@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from lightning_module.run_files import BEST, CHECKPOINTS
+from tests.lightning_module.forking import TIMEOUT, Forks
 
 # A busy machine is no failure: what is slow shows in the durations.
 hypothesis.settings.register_profile("no deadline", deadline=None)
@@ -40,27 +41,38 @@ def made_text(characters: int, seed: int = 0) -> str:
 
 @pytest.fixture(scope="session")
 def command(tmp_path_factory):
-    """Runs the real commands, each in a process of its own, with a cache of their own."""
+    """Runs the commands, each in a process, with a cache of their own.
+
+    With environment variables of its own it is a new process, as some are read at the start of
+    one; without, it is a fork of one that has torch imported.
+    """
     home = tmp_path_factory.mktemp("home")
+    forks = Forks() if hasattr(os, "fork") else None
 
     def run(name, *arguments, cwd=home, stdin="", **environment):
+        arguments = list(map(str, arguments))
+        variables = {**os.environ, "TRITON_GRU_CACHE": str(home / "cache"), **environment}
+        if forks and not environment:
+            return forks.run(name, arguments, cwd, stdin, variables)
         return subprocess.run(
             [
                 sys.executable,
                 *("-c", f"from lightning_module.commands import {name}; {name}()"),
-                *map(str, arguments),
+                *arguments,
             ],
             cwd=cwd,
             input=stdin,
             capture_output=True,
             text=True,
             errors="surrogateescape",  # "\udcff" in stdin is the byte 0xff
-            timeout=240,
-            env={**os.environ, "TRITON_GRU_CACHE": str(home / "cache"), **environment},
+            timeout=TIMEOUT,
+            env=variables,
         )
 
     run.home = home
-    return run
+    yield run
+    if forks:
+        forks.close()
 
 
 @pytest.fixture

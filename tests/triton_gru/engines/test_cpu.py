@@ -236,10 +236,10 @@ def test_processes_at_once_build_it_once(fresh):
     )
     runs = [
         subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-        for _ in range(3)
+        for _ in range(2)
     ]
     said = [run.communicate(timeout=240)[0] for run in runs]
-    assert [run.returncode for run in runs] == [0, 0, 0]
+    assert [run.returncode for run in runs] == [0, 0]
     assert "".join(said).count("building") == 1
     assert stat.S_IMODE((fresh / "cpu").stat().st_mode) == 0o700
     assert len(list((fresh / "cpu").glob("*.so"))) == 1
