@@ -21,8 +21,8 @@ find_former_modules()
 
 
 def __getattr__(name: str) -> Any:
-    # Imported when they are asked for: they import torch, which the commands do after they have
-    # read their arguments (see commands.py).
+    # Imported on first use: they import torch, and the commands read their arguments before that
+    # (see commands.py).
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module

@@ -1,8 +1,8 @@
 """Atomic writes, and the errors of a disk that is full or read-only.
 
-All files of the training project that must be whole are written here. It imports no torch, so a
-command can use it before torch is there; to import `triton_gru.cache`, which the layer uses,
-imports it. A folder of several files that are valid together is renamed instead: `TokenCache`.
+All files of the training project that must never be partly written are written here. It imports no
+torch, so a command can use it before torch is imported; `triton_gru.cache`, which the layer uses,
+imports it. A folder of files that are valid only together is renamed as a whole: `TokenCache`.
 """
 
 import errno
@@ -11,33 +11,33 @@ import re
 import uuid
 from pathlib import Path
 
-# Errors of a disk that is full, or not to be written to.
+# Errors of a disk that is full or not writable.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
 
 _BESIDE = re.compile(r"\..+\.[0-9a-f]{12}")
 
 
 def beside(path: Path) -> Path:
-    """A hidden name that no other process uses, in the folder of `path`.
+    """A hidden name in the folder of `path` that no other process uses.
 
-    What is made there by `open` and `mkdir` has the mode that the umask and the folder give; the
-    names of `tempfile` are made for their user alone.
+    `open` and `mkdir` create it with the mode that the umask and the folder give; what `tempfile`
+    creates is accessible to its user alone.
     """
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
 
 
 def remove_left_over(folder: Path) -> None:
-    """Removes what `write_atomically` leaves in a folder when its process is killed."""
+    """Removes the temporary files of `write_atomically` whose process was killed."""
     for path in folder.iterdir():
         if _BESIDE.fullmatch(path.name):
             path.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
-    """Writes a file whole or not at all, whatever ends the process meanwhile.
+    """Replaces a file atomically, even if the process ends meanwhile.
 
     Raises:
-        OSError: the disk refused it; what stood at `path` before is untouched.
+        OSError: the write failed; the previous content of `path` is unchanged.
     """
     temporary = beside(path)
     try:

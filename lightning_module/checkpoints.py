@@ -1,4 +1,4 @@
-"""Checkpoints on disk: written whole or not at all, found by name, read with clear errors."""
+"""Checkpoints on disk: atomic writing, finding by name, reading with clear errors."""
 
 import io
 import os
@@ -20,7 +20,7 @@ from lightning_module.model import SentencePredictor
 from lightning_module.run_files import BEST, CHECKPOINTS, LAST, TOKENIZER
 
 _NEEDED = ("state_dict", "hyper_parameters")
-# What tensors, and what Lightning keeps of a run, are pickled with.
+# Classes of tensors and of Lightning's state that a checkpoint may contain.
 _DATA = re.compile(
     r"collections\.OrderedDict|torch\._utils\._rebuild_\w+|torch\.(storage\.)?\w+Storage"
     r"|torch\.(Size|device|Tensor|bool|(b?float|u?int|complex)\d+\w*)|torch\.nn\.parameter\.Parameter"
@@ -28,10 +28,10 @@ _DATA = re.compile(
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target, then renames: a crash or a full disk leaves what was there.
+    """Writes a temporary file, then renames it: a crash or a full disk leaves the previous file.
 
-    (Lightning's own writer goes through the system's temporary directory, from where a move to
-    another file system is a copy, and a copy can stop half way.)
+    (Lightning's own writer uses the system's temporary directory; a move from there to another file
+    system is a copy, which can stop half way.)
     """
 
     def save_checkpoint(
@@ -40,7 +40,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Write `checkpoint` to `path`.
 
         Raises:
-            CheckpointError: the disk refused it; what stood at `path` before is untouched.
+            CheckpointError: the write failed; the previous content of `path` is unchanged.
         """
         path = Path(path)
         buffer = io.BytesIO()
@@ -60,7 +60,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read a checkpoint without running code that it may hold (`weights_only` is always on)."""
+        """Read a checkpoint without running code that it contains (`weights_only` is always on)."""
         return read_checkpoint(path, map_location)
 
 
@@ -68,15 +68,14 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     """Read one of our checkpoints.
 
     Raises:
-        CheckpointError: no such file, a truncated or damaged one, or one that another program
-            wrote.
+            CheckpointError: no such file, a truncated or damaged one, or one of another program.
     """
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}")
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Detected pickle protocol")  # refused or not
+            warnings.filterwarnings("ignore", "Detected pickle protocol")  # for accepted files too
             checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except (
         RuntimeError,
@@ -92,7 +91,7 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     ) as error:
         named = _code_in(path)
         if named:
-            # Without torch's own message, which advises to load it all the same.
+            # Without torch's own message, which advises loading the file anyway.
             raise CheckpointError(
                 f"{path} holds code objects ({', '.join(named)}), which run when they are loaded: "
                 "it was not loaded. A checkpoint of this project holds numbers and text alone"
@@ -113,17 +112,17 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
 
 
 def tokenizer_fingerprint(checkpoint: dict[str, Any]) -> str | None:
-    """`Tokenizer.fingerprint` of the one that a checkpoint was trained with, where it says so."""
-    # Lightning keeps the state of the data module under its name.
+    """`Tokenizer.fingerprint` of the tokenizer that a checkpoint was trained with, if it has it."""
+    # Lightning stores the state of the data module under its name.
     return checkpoint.get("SentenceDataModule", {}).get("tokenizer")
 
 
 def find_checkpoint(where: str, runs: str | Path = "runs") -> Path:
-    """The file behind `checkpoint=`: `latest`, a run directory (its best or last), or a file.
+    """The file for `checkpoint=`: `latest`, a run directory (its best or last), or a file.
 
     Args:
-        where: what the user wrote.
-        runs: directory below which `latest` looks for the newest checkpoint of any run.
+        where: the value of `checkpoint=`.
+        runs: directory below which `latest` searches for the newest checkpoint of any run.
 
     Raises:
         CheckpointError: there is none.
@@ -141,7 +140,7 @@ def find_checkpoint(where: str, runs: str | Path = "runs") -> Path:
             )
         where = str(max(found, key=lambda path: path.stat().st_mtime).parent.parent)
     path = Path(where)
-    if os.path.isfile(path):  # Path.is_file raises at a name that is too long
+    if os.path.isfile(path):  # Path.is_file raises if the name is too long
         return path
     for name in (BEST, LAST):
         if os.path.isfile(path / CHECKPOINTS / name):
@@ -157,8 +156,7 @@ def load_predictor(path: str | Path) -> tuple[SentencePredictor, Tokenizer]:
 
     Raises:
         CheckpointError: the file cannot be read, its settings fit no model of this version, or the
-            tokenizer is
-            missing or another one.
+            tokenizer is missing or another run's.
     """
     path = Path(path)
     checkpoint = read_checkpoint(path)
@@ -190,7 +188,7 @@ def load_predictor(path: str | Path) -> tuple[SentencePredictor, Tokenizer]:
 
 
 def _code_in(path: Path) -> list[str]:
-    """What a checkpoint names beside torch's own data, at most three; found without running it."""
+    """Names of code objects in a checkpoint, at most three; found without running them."""
     named: dict[str, None] = {}
     texts: list[str] = []
     try:
@@ -198,7 +196,7 @@ def _code_in(path: Path) -> list[str]:
             with zipfile.ZipFile(path) as archive:
                 names = [name for name in archive.namelist() if name.endswith("data.pkl")]
                 content = b"".join(map(archive.read, names))
-        else:  # as of torch before 1.6: several pickles, one after the other
+        else:  # torch before 1.6 wrote several pickles, one after the other
             content = path.read_bytes()
         file = io.BytesIO(content)
         while file.tell() < len(content):
@@ -210,7 +208,7 @@ def _code_in(path: Path) -> list[str]:
                 elif isinstance(argument, str):
                     texts.append(argument)
     except (OSError, ValueError, IndexError, RuntimeError, zipfile.BadZipFile):
-        pass  # damaged, or no pickle any more: what was named so far counts
+        pass  # damaged, or the end of the pickles
     return [name for name in named if not _DATA.fullmatch(name)][:3]
 
 

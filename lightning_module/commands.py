@@ -1,8 +1,8 @@
-"""The commands' entry points, and what they do before torch is imported.
+"""The entry points of the commands, and what they do before torch is imported.
 
-`triton-gru-train` and `python -m lightning_module.train` both begin here. To import torch and
-Lightning takes about four seconds of CPU time. So --help and --version are answered, the arguments
-read and typing errors in them refused before; a test checks that torch is not imported by then.
+`triton-gru-train` and `python -m lightning_module.train` both begin here. Importing torch and
+Lightning takes about four seconds of CPU time. So --help and --version are answered, and arguments
+read and checked, before that; a test checks that torch is not imported by then.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from lightning_module.terminal.standard_streams import (
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-# The modules that each extra of pyproject.toml brings.
+# The modules that each extra of pyproject.toml installs.
 EXTRAS = {
     "train": (
         *("lightning", "hydra", "omegaconf", "torchmetrics", "tokenizers", "rich", "matplotlib"),
@@ -45,15 +45,16 @@ EXTRAS = {
     "ray": ("ray",),
 }
 
-# How a thread of OpenMP waits for the others: asleep, without spinning before. By default it spins
-# for milliseconds, and beside another process that computes, what the spinning threads wait for has
-# no processor to run on. libgomp (in torch's wheels for Linux) reads the first, LLVM's and Intel's
-# OpenMP (macOS, conda) the second. Figures: python -m benchmarks.contention
+# How an OpenMP thread waits for the others: asleep, without spinning. By default it spins for
+# milliseconds; beside another process that computes, the spinning threads then occupy the processor
+# that the thread they wait for needs. libgomp (in torch's wheels for Linux) reads the first
+# variable, LLVM's and Intel's OpenMP (macOS, conda) the second. Figures: python -m
+# benchmarks.contention
 WAITING = {"GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
-# With one of these set, the user has decided.
+# If one of these is set, the user's choice applies.
 _WAITING_OF_THE_USER = (*WAITING, "OMP_WAIT_POLICY", "KMP_LIBRARY")
 
-# What runs a config; imported after the arguments were read.
+# A function that runs a config; imported after the arguments were read.
 Run = Callable[["DictConfig"], Any]
 
 
@@ -90,7 +91,7 @@ def predict() -> None:
         from lightning_module.settings.overrides import quote_arguments, take_argument
 
         prompt = take_argument("prompt")
-        # Hydra has no flags of a program's own; this one is short for a setting.
+        # Hydra does not allow flags of a program; this one stands for a setting.
         sys.argv = ["format=web" if argument == "--serve" else argument for argument in sys.argv]
         quote_arguments()
 
@@ -178,8 +179,8 @@ def rank() -> None:
 
 
 def _end_with_launcher() -> None:
-    # Standard input is a pipe from the process that started this one, and ends when that one does.
-    # (Read as a file descriptor: a thread in sys.stdin.read would hold a lock that exiting needs.)
+    # Standard input is a pipe from the process that started this one, and is closed when that ends.
+    # (Read as a file descriptor: a thread in sys.stdin.read would hold a lock that the exit needs.)
     os.read(0, 1)
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -194,8 +195,8 @@ def version() -> str:
 
 @contextmanager
 def _command(program: str) -> Iterator[None]:
-    """What holds for every command, from its first line to its last."""
-    sys.argv = [program, *sys.argv[1:]]  # python -m gives the name of a file
+    """The common part of all commands, around their body."""
+    sys.argv = [program, *sys.argv[1:]]  # python -m sets a file name
     open_standard_streams()
     _let_waiting_threads_sleep()
     try:
@@ -207,16 +208,16 @@ def _command(program: str) -> Iterator[None]:
                 yield
             finally:
                 if sys.stdout is not None:
-                    sys.stdout.flush()  # a disk that is full may say so only now
+                    sys.stdout.flush()  # a full disk may fail only here
     except SystemExit as ended:
         if ended.code in map(exit_code, SIGNALS):
-            for number in SIGNALS:  # a further Ctrl-C shall not change how the process ends
+            for number in SIGNALS:  # a further Ctrl-C must not change the exit code
                 signal.signal(number, signal.SIG_IGN)
         raise
 
 
 def _compose_and_run(config_name: str, load: Callable[[], Run]) -> None:
-    """Have Hydra read the arguments, and only then `load` and call what does the work."""
+    """Have Hydra read the arguments, then `load` and call the function that does the work."""
     import hydra
     from hydra.core.config_store import ConfigStore
     from hydra.errors import HydraException
@@ -225,8 +226,8 @@ def _compose_and_run(config_name: str, load: Callable[[], Run]) -> None:
     from lightning_module.settings.hydra_errors import in_one_line
     from lightning_module.settings.table import check
 
-    # For each group that --help lists, Hydra copies its sources and with them all that is
-    # registered here, though nothing changes that: 0.4 s of CPU time of 1.4.
+    # For each group that --help lists, Hydra copies its sources and everything registered here,
+    # although nothing changes it: 0.4 s of CPU time of 1.4.
     store = ConfigStore.instance()
     store.__deepcopy__ = lambda memo: store
     composed = False
@@ -256,10 +257,10 @@ def _compose_and_run(config_name: str, load: Callable[[], Run]) -> None:
 
 @contextmanager
 def _nothing_collected() -> Iterator[None]:
-    """Where modules are imported: their objects stay.
+    """No garbage collection during imports, whose objects stay alive.
 
-    To look through all of them for garbage, again and again while they become more, took 1 s of the
-    7.5 s of CPU time that importing torch and Lightning takes.
+    Repeated collections over the growing number of objects took 1 s of the 7.5 s of CPU time of
+    importing torch and Lightning.
     """
     gc.disable()
     try:
@@ -275,7 +276,7 @@ def _refuse(error: object) -> NoReturn:
 
 @contextmanager
 def _lasting_output() -> Iterator[None]:
-    """A training is worth more than what it prints."""
+    """Lets a training continue if its output cannot be written."""
     stream = sys.stdout
     if stream is None:
         yield
@@ -291,16 +292,16 @@ def _lasting_output() -> Iterator[None]:
 
 
 def _let_waiting_threads_sleep() -> None:
-    """Sets `WAITING` for this process and those it starts; OpenMP reads it when torch loads it."""
+    """Sets `WAITING` for this process and its children; OpenMP reads it when torch loads it."""
     if not any(variable in os.environ for variable in _WAITING_OF_THE_USER):
         os.environ.update(WAITING)
 
 
 def _exit_at_once(number: int, frame: Any) -> None:
-    """The signal handler for as long as modules are imported, when there is nothing to save.
+    """The signal handler while modules are imported, when there is nothing to save.
 
-    An exception would not do: code that imports a module where it can (NumPy's, for one) takes it
-    for a failed import.
+    It raises no exception: code that imports optional modules (NumPy's, for one) would take it for
+    a failed import.
     """
     os.write(2, f"\n{Interrupted(number)}\n".encode())
     os._exit(exit_code(number))
@@ -308,7 +309,7 @@ def _exit_at_once(number: int, frame: Any) -> None:
 
 @contextmanager
 def _errors_in_one_line() -> Iterator[None]:
-    """Turns what is no fault of the program into one line and an exit code."""
+    """Turns errors that are not faults of the program into one line and an exit code."""
     try:
         yield
     except Interrupted as interrupted:
@@ -323,7 +324,7 @@ def _errors_in_one_line() -> Iterator[None]:
         if error.errno not in UNWRITABLE:
             raise
         stop_printing()
-        if error.errno == errno.EPIPE:  # the reader, such as head, has seen enough
+        if error.errno == errno.EPIPE:  # the reader, such as head, has ended
             raise SystemExit(0) from None
         where = error.filename or "the output"
         print(f"error: {where} cannot be written: {error.strerror}", file=sys.stderr)
@@ -331,11 +332,11 @@ def _errors_in_one_line() -> Iterator[None]:
 
 
 def _how_to_install(error: ModuleNotFoundError) -> str | None:
-    """Which package is missing and the command that brings it; None if none is missing."""
+    """The missing package and the command that installs it; None if none is missing."""
     name = (error.name or "").partition(".")[0]
     try:
         if not name or find_spec(name) is not None:
-            return None  # a module that is missing in a package that is there
+            return None  # a missing module of an installed package
     except (ImportError, ValueError):
         pass
     for extra, modules in EXTRAS.items():

@@ -95,7 +95,7 @@ def _read_files(data: SentenceDataModule, tokenizer: Tokenizer, paths: Any, fold
     if not about["tokens"]:
         raise DataError("data.paths holds no text")
     (folder / "about.json").write_text(json.dumps({"val": about}))
-    data.val = data.held_out(read_split(folder, "val", tokenizer.doc_id))
+    data.val = data.validation_chunks(read_split(folder, "val", tokenizer.doc_id))
 
 
 def run(config: DictConfig) -> None:

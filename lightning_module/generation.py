@@ -13,7 +13,7 @@ from lightning_module.model import SentencePredictor, map_state
 SENTENCE_END = frozenset(".!?…‼⁇⁈⁉‽。！？．｡﹒﹖﹗؟۔।॥։።፧။៕⸮")
 # Tokens sampled on an accelerator between two looks at them: each look waits for the device. On a
 # CPU there is nothing to wait for, and a look at every token stops at once.
-LOOK_EVERY = 16
+CHECK_EVERY = 16
 # Quotes that open and close alike; see `_belongs_to_end`.
 _QUOTES = frozenset("\"'＂＇")
 _INCOMPLETE = "\ufffd"  # what bytes decode to that make no character, or not yet
@@ -59,7 +59,7 @@ def continue_prompt(
     """Sample continuations of `prompt`, each to the end of its sentence.
 
     All continuations are sampled side by side, a token each at a step. Tokens stay on the model's
-    device until the host looks whether all sentences have ended, see `LOOK_EVERY`.
+    device until the host looks whether all sentences have ended, see `CHECK_EVERY`.
 
     Args:
         model: in evaluation mode.
@@ -88,12 +88,12 @@ def continue_prompt(
     sentences = [_Sentence(tokenizer) for _ in range(num_sentences)]
     never = [i for i in (tokenizer.doc_id, tokenizer.unk_id) if i is not None]
     never = torch.tensor(never, device=first.device, dtype=torch.int64)
-    look_every = 1 if _looks_at_once(first.device) else LOOK_EVERY
+    check_every = 1 if _check_is_free(first.device) else CHECK_EVERY
     unread: list[Tensor] = []
     for number in range(1, max_tokens + 1):
         tokens = _sample(logits.index_fill(1, never, -torch.inf), temperature, top_p, generator)
         unread.append(tokens)
-        if number % look_every == 0 or number == max_tokens:
+        if number % check_every == 0 or number == max_tokens:
             for sentence, ids in zip(sentences, torch.stack(unread, 1).tolist(), strict=True):
                 sentence.add(ids)
             unread = []
@@ -149,7 +149,7 @@ def _read(model: SentencePredictor, tokenizer: Tokenizer, prompt: str) -> tuple[
     return logits[-1].float(), state
 
 
-def _looks_at_once(device: torch.device) -> bool:
+def _check_is_free(device: torch.device) -> bool:
     return device.type == "cpu"
 
 

@@ -263,21 +263,21 @@ class SentencePredictor(L.LightningModule):
         self.carried["val"] = None
 
     def validation_step(self, batch: Chunk, batch_idx: int) -> None:
-        self._judge("val", batch)
+        self._evaluate("val", batch)
 
     def on_validation_epoch_end(self) -> None:
-        self._log_judged("val")
+        self._log_metrics("val")
 
     def on_test_epoch_start(self) -> None:
         self.carried["test"] = None
 
     def test_step(self, batch: Chunk, batch_idx: int) -> None:
-        self._judge("test", batch)
+        self._evaluate("test", batch)
 
     def on_test_epoch_end(self) -> None:
-        self._log_judged("test")
+        self._log_metrics("test")
 
-    def _judge(self, stage: str, batch: Chunk) -> None:
+    def _evaluate(self, stage: str, batch: Chunk) -> None:
         logits = self._scores(stage, batch)
         real = batch.targets != IGNORE
         logits, targets = logits[real].float(), batch.targets[real]
@@ -291,7 +291,7 @@ class SentencePredictor(L.LightningModule):
         self.val_top1.update((rank <= 1).float())
         self.val_top5.update((rank <= 5).float())
 
-    def _log_judged(self, stage: str) -> None:
+    def _log_metrics(self, stage: str) -> None:
         loss = self.val_nll.compute()
         self.log_dict(
             {

@@ -48,7 +48,7 @@ def check_run_dir(run_dir: Path) -> None:
 
 
 def _refuse_used(run_dir: Path) -> None:
-    if all(map(_came_to_nothing, run_dir.iterdir())):
+    if all(map(_is_left_over, run_dir.iterdir())):
         return
     resumable = (run_dir / CONFIG).is_file()
     raise RunError(
@@ -57,7 +57,7 @@ def _refuse_used(run_dir: Path) -> None:
     )
 
 
-def _came_to_nothing(path: Path) -> bool:
+def _is_left_over(path: Path) -> bool:
     """Whether it is what a start leaves that was killed before it wrote the config."""
     if path.name == CHECKPOINTS and path.is_dir() and not path.is_symlink():
         return all(p.name == TOKENIZER or p.name.startswith(_BEING_WRITTEN) for p in path.iterdir())

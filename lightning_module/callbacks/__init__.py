@@ -1,1 +1,1 @@
-"""Callbacks of a run: what is shown, saved and reported, and what ends it early."""
+"""Callbacks of a run: progress, checkpoints, reports, early ends."""

@@ -11,12 +11,12 @@ from lightning_module.training_progress import progress
 class StochasticWeightAveraging(WeightAveraging):
     """The mean of the weights after every step of the last part of a run (Izmailov et al. 2018).
 
-    Lightning's callback of this name counts epochs and sets the learning rate; this one goes by the
-    share of the budget, which may be steps or time, and leaves the rate to the scheduler. Before
-    the mean begins, it is the current weights.
+    Lightning's callback of this name counts epochs and sets the learning rate; this one follows the
+    progress of the run, in steps or time, and leaves the rate to the scheduler. Before the mean
+    begins, it is the current weights.
 
     Args:
-        start: share of the budget after which the mean begins, 0 to 1.
+        start: progress at which the mean begins, 0 to 1.
     """
 
     def __init__(self, start: float = 0.75) -> None:
@@ -28,7 +28,7 @@ class StochasticWeightAveraging(WeightAveraging):
         self._trainer: L.Trainer | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Makes the model that holds the mean."""
+        """Creates the model that holds the mean."""
         self._trainer = trainer
         super().setup(trainer, pl_module, stage)
 
@@ -37,7 +37,7 @@ class StochasticWeightAveraging(WeightAveraging):
         if step_idx is None:
             return False
         if not self._begun:
-            self._average_model.n_averaged.zero_()  # what comes next replaces what is there
+            self._average_model.n_averaged.zero_()  # the next weights replace the current mean
             self._begun = progress(self._trainer) >= self.start
         return True
 
@@ -46,6 +46,6 @@ class StochasticWeightAveraging(WeightAveraging):
         return super().state_dict() | {"begun": self._begun}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on with the mean that was begun."""
+        """Continues the mean."""
         super().load_state_dict(state_dict)
         self._begun = state_dict["begun"]

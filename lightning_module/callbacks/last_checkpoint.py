@@ -17,11 +17,11 @@ from lightning_module.training_progress import progress
 class LastCheckpoint(Checkpoint):
     """Saves `last.ckpt` after each validation, every few minutes, and at the end of a run.
 
-    A `Checkpoint`, which Lightning calls after all other callbacks: what they know is in the file.
+    A `Checkpoint`, which Lightning calls after all other callbacks: so the file has their state.
 
     Args:
-        checkpoint_dir: where the file goes.
-        every_minutes: how much training a killed run loses at most. Looked at every
+        checkpoint_dir: folder of the file.
+        every_minutes: the longest training time that a killed run loses. Checked every
             `log_every_n_steps`.
     """
 
@@ -36,8 +36,8 @@ class LastCheckpoint(Checkpoint):
         self._saved_at = time.monotonic()
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        # What Lightning numbers logged steps by is one too low in a run that goes on from the last
-        # checkpoint of one that had ended.
+        # Lightning's count of logged steps is one too low in a run resumed from the last checkpoint
+        # of a finished run.
         trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
@@ -52,7 +52,7 @@ class LastCheckpoint(Checkpoint):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.sanity_checking:
             return
-        self._due = True  # within a step: when the step is over
+        self._due = True  # within a step: after the step
         if between_steps(trainer):
             self._save(trainer)
 
@@ -66,16 +66,16 @@ class LastCheckpoint(Checkpoint):
         checkpoint[UNLOGGED] = unlogged_row(trainer)
 
     def _save(self, trainer: L.Trainer) -> None:
-        for logger in trainer.loggers:  # first: what was logged before the checkpoint is kept
+        for logger in trainer.loggers:  # first, so that the rows before the checkpoint are on disk
             logger.save()
         trainer.save_checkpoint(self.path)
         self._saved_step, self._saved_at, self._due = trainer.global_step, time.monotonic(), False
 
 
 def may_save(trainer: L.Trainer) -> bool:
-    """Whether a run that goes on from after this batch is the same run.
+    """Whether a run resumed from after this batch equals this run.
 
-    It would not make up for a validation that follows the batch: that is saved after.
+    It would not repeat a validation that follows the batch: the checkpoint is saved after it.
     """
     loop = trainer.fit_loop
     validation_follows = (
@@ -86,9 +86,9 @@ def may_save(trainer: L.Trainer) -> bool:
 
 
 def between_steps(trainer: L.Trainer) -> bool:
-    """Whether no gradient waits for its step, as with `accumulate_grad_batches`.
+    """Whether no gradient is pending, as with `accumulate_grad_batches`.
 
-    Gradients are not saved: a run that goes on from within a step would not be the same run.
+    Gradients are not saved: a run resumed from within a step would differ.
     """
     batches = trainer.fit_loop.epoch_loop.batch_idx + 1
     return batches % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch

@@ -1,4 +1,4 @@
-"""How far a run is and how fast it goes: a bar in a terminal, plain lines anywhere else."""
+"""Progress and speed of a run: a bar in a terminal, plain lines anywhere else."""
 
 import sys
 import time
@@ -43,7 +43,7 @@ class Throughput(L.Callback):
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._read(pl_module)
-        self._since = None  # the next training batch starts the clock again
+        self._since = None  # the next training batch restarts the clock
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._read(pl_module)
@@ -74,10 +74,10 @@ class Throughput(L.Callback):
 
 
 class RunProgress(L.Callback):
-    """Share of the budget done, loss, speed and time left of the whole run.
+    """Shows progress, loss, speed and remaining time of the run.
 
     Args:
-        every_seconds: how often a plain line appears where there is no terminal.
+        every_seconds: interval of the plain lines if there is no terminal.
     """
 
     def __init__(self, every_seconds: float = 10.0) -> None:
@@ -105,7 +105,7 @@ class RunProgress(L.Callback):
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.sanity_checking or self._bars is None:
             return
-        # The run's own bar stands still meanwhile, and says why.
+        # The run's own bar stops meanwhile and shows why.
         self._show(trainer, progress(trainer), f"step {trainer.global_step}  validating")
         self._validation = self._bars.add_task("validation", total=sum(trainer.num_val_batches))
 
@@ -147,7 +147,7 @@ class RunProgress(L.Callback):
         early = trainer.early_stopping_callback
         if early is not None and early.wait_count >= early.patience:
             self._say(trainer, f"ended early: no lower loss in {early.wait_count} validations")
-        # The whole run, also where something else than its budget ended it.
+        # The whole run, also if something other than its limits ended it.
         self._next_line = 0.0
         self._show(trainer, 1.0, self._status(trainer, 1.0))
 

@@ -1,4 +1,4 @@
-"""What a run leaves for people to read: samples.txt, curves.png, summary.json."""
+"""Human-readable outputs of a run: samples.txt, curves.png, summary.json."""
 
 import json
 import platform
@@ -19,12 +19,12 @@ LEARNING_RATE = "lr"
 
 
 class SampleWriter(L.Callback):
-    """Appends to `samples.txt`, after each validation, how the model continues the same prompts.
+    """Appends to `samples.txt`, after each validation, how the model continues fixed prompts.
 
     Args:
-        run_dir: where the file goes.
-        prompts: what to continue; empty for the first words of the validation text.
-        num_sentences: continuations of each prompt.
+        run_dir: folder of the file.
+        prompts: texts to continue; empty: the first words of the validation text.
+        num_sentences: continuations per prompt.
         temperature: see `continue_prompt`.
         top_p: see `continue_prompt`.
         max_tokens: see `continue_prompt`.
@@ -50,7 +50,7 @@ class SampleWriter(L.Callback):
         }
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        for prompt in self.prompts:  # one with an unknown character fails now, not after an hour
+        for prompt in self.prompts:  # an unknown character fails here, not after an hour
             trainer.datamodule.tokenizer.encode(prompt)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -67,7 +67,7 @@ class SampleWriter(L.Callback):
 
     @staticmethod
     def _opening(trainer: L.Trainer, tokenizer: Tokenizer) -> str:
-        """The first line of the validation text, or as much of it as the tokenizer knows."""
+        """The first line of the validation text, as far as the tokenizer has its characters."""
         ids = next(iter(trainer.val_dataloaders)).inputs[:40, 0].tolist()
         if ids[0] == tokenizer.doc_id:
             del ids[0]
@@ -79,7 +79,7 @@ class SampleWriter(L.Callback):
 class RunReport(L.Callback):
     """Draws `curves.png` after each validation and writes `summary.json` at the end of the run.
 
-    Both are made from `metrics.csv`, which the CSV logger writes: what they show can be recomputed.
+    Both are computed from `metrics.csv`, which the CSV logger writes, so they can be recomputed.
     """
 
     def __init__(self, run_dir: str | Path) -> None:
@@ -137,7 +137,7 @@ def draw_curves(rows: list[dict[str, float]], path: Path) -> None:
     """
     from matplotlib.figure import (
         Figure,
-    )  # half a second to import, which no other command should pay
+    )  # takes 0.5 s to import
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     loss, rate = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
@@ -160,7 +160,7 @@ def draw_curves(rows: list[dict[str, float]], path: Path) -> None:
             ha="right",
             color="tab:blue",
         )
-        # The first steps' loss would flatten everything after them.
+        # The loss of the first steps would flatten the rest of the curve.
         loss.set_ylim(top=1.15 * max(row["val_loss"] for row in validated))
     loss.set_ylabel("nats per token")
     loss.legend(frameon=False)

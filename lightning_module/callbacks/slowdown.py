@@ -1,4 +1,4 @@
-"""Says when a run has become much slower than it was."""
+"""Reports when a run has become much slower."""
 
 import time
 from typing import Any
@@ -7,21 +7,21 @@ import lightning as L
 
 from lightning_module.data.chunks import Chunk
 
-# Two windows one after the other: a single one is slow when the process was stopped for a while, or
-# when torch.compile meets a new shape.
+# Two consecutive windows: a single one is slow if the process was stopped for a while, or if
+# torch.compile compiles for a new shape.
 WINDOWS = 2
 
 
 class NoteSlowdown(L.Callback):
-    """Prints a line when the speed falls under a share of the best that this process has reached.
+    """Prints a line when the speed falls below a share of the best speed of this process.
 
-    The speed is measured over windows of training time, in which validations and the writing of
-    checkpoints do not count.
+    The speed is measured over windows of training time, without validations and the writing of
+    checkpoints.
 
     Args:
-        share: of the best speed.
-        window_seconds: what is averaged over.
-        every_minutes: the least time between two such lines.
+        share: share of the best speed.
+        window_seconds: length of a window.
+        every_minutes: minimum time between two such lines.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class NoteSlowdown(L.Callback):
         self._said_at = float("-inf")
 
     def on_train_batch_start(self, *_: Any) -> None:
-        """Start the clock where it stands."""
+        """Start the clock."""
         if self._since is None:
             self._since = time.monotonic()
 

@@ -1,4 +1,4 @@
-"""What ends a run early, and how: a diverged loss, Ctrl-C, a terminated process."""
+"""Early ends of a run: a diverged loss, Ctrl-C, a terminated process."""
 
 import math
 import os
@@ -30,9 +30,9 @@ _UNTIL_SAVED = (
 class StopWhenDiverged(L.Callback):
     """Ends the run with `Diverged`, naming the first step whose loss was NaN or infinite.
 
-    On a GPU the first bad step is kept on the device and read every `log_every_n_steps` and before
-    each validation (hence before each checkpoint), so that no step waits for the host. Several
-    ranks ask each other as often, and end with the same error.
+    On a GPU the first such step is kept on the device and read every `log_every_n_steps` and before
+    each validation (hence before each checkpoint), so that no step synchronizes. Several ranks
+    exchange it as often, and raise the same error.
     """
 
     def __init__(self) -> None:
@@ -89,13 +89,13 @@ class EndWhenTakenOver(L.Callback):
 class StopOnSignal(Checkpoint):
     """On SIGINT or SIGTERM: finish the step, save `last.ckpt`, end the run with `Stopped`.
 
-    A signal during a validation or just before one waits for its end, because a run that goes on
-    does not make up for a validation. Several ranks ask each other after each and every
-    `log_every_n_steps` whether a signal came, and stop after the same step. A SIGINT after another
-    signal raises `Interrupted` at once.
+    A signal during a validation or just before one takes effect after it, because a resumed run
+    does not repeat a validation. Several ranks exchange after each validation and every
+    `log_every_n_steps` whether a signal arrived, and stop after the same step. A SIGINT after
+    another signal raises `Interrupted` at once.
 
-    A `Checkpoint`, as `LastCheckpoint` is: all other callbacks have seen the step or the validation
-    that it ends the run after.
+    A `Checkpoint`, as `LastCheckpoint` is: all other callbacks have processed the step or the
+    validation after which it ends the run.
     """
 
     def __init__(self, checkpoint_dir: str | Path) -> None:
@@ -113,7 +113,7 @@ class StopOnSignal(Checkpoint):
             self._stop_if_asked_to(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        over = progress(trainer) >= 1  # nothing is left to stop
+        over = progress(trainer) >= 1  # the run ends anyway
         if not trainer.sanity_checking and not over and between_steps(trainer):
             self._stop_if_asked_to(trainer)
 
@@ -139,13 +139,13 @@ class StopOnSignal(Checkpoint):
             raise Interrupted(number)
         if self._received is None and ranks.rank() == 0:
             name = signal.Signals(number).name
-            # print could find its buffer in use by what the signal interrupted.
+            # print might find its buffer locked by the code that the signal interrupted.
             os.write(2, f"\n{name}: {_UNTIL_SAVED}\n".encode())
         self._received = number
 
 
 class ValidateAtEnd(L.Callback):
-    """Validates after the last step too, wherever the run's limits put it."""
+    """Validates after the last step too, whichever limit ends the run."""
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         if progress(trainer) >= 1:
@@ -155,11 +155,11 @@ class ValidateAtEnd(L.Callback):
 class EarlyStopping(LightningEarlyStopping):
     """Ends a run whose validation loss no longer falls; see `callbacks=early_stopping`.
 
-    What it has seen is in the checkpoints: a run that goes on from one ends where it would have.
+    Its state is in the checkpoints: a resumed run ends at the same validation.
 
     Args:
-        patience: validations one after the other without a new lowest `val_loss` that end the run.
-        min_delta: by how many nats per token lower a loss must be to count as lower.
+        patience: consecutive validations without a new lowest `val_loss` that end the run.
+        min_delta: minimum decrease in nats per token that counts as lower.
 
     Raises:
         ValueError: one of them is out of range.
@@ -170,11 +170,11 @@ class EarlyStopping(LightningEarlyStopping):
             raise ValueError(f"patience must be a whole number of at least 1; got {patience!r}")
         if isinstance(min_delta, bool) or not isinstance(min_delta, (int, float)) or min_delta < 0:
             raise ValueError(f"min_delta must be a number of at least 0; got {min_delta!r}")
-        # After each validation, wherever it comes: before the checkpoint that follows it.
+        # After every validation, and before the checkpoint that follows it.
         super().__init__(
             "val_loss", min_delta, patience, check_finite=False, check_on_train_epoch_end=False
         )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        # The patience is today's setting, which may be another one, and not the checkpoint's.
+        # The patience is the current setting, not the checkpoint's.
         super().load_state_dict({**state_dict, "patience": self.patience})

@@ -8,23 +8,23 @@ from triton_gru.replace import Replacement
 
 
 class UseTritonGRU(L.Callback):
-    """Makes every `torch.nn.GRU` and `GRUCell` of a LightningModule one of ours, before it runs.
+    """Replaces every `torch.nn.GRU` and `GRUCell` of a LightningModule by ours, before it runs.
 
-    The parameters, their names and hence checkpoints stay as they are: a run can resume
-    from a checkpoint made without the callback, and the other way round. See
-    `triton_gru.replace_gru` for what is left alone.
+    Parameters, their names and checkpoints stay as they are: a run can resume from a checkpoint
+    made without the callback, and vice versa. `triton_gru.replace_gru` documents what is not
+    replaced.
 
     Lightning calls `setup` before the strategy moves, shards or wraps the module, and before it
-    makes optimizers. What the module itself builds later, in its own `setup` or `configure_model`,
-    is swapped when the stage starts; a module that shards a GRU there with `fully_shard` should
+    creates optimizers. GRUs that the module builds later, in its own `setup` or `configure_model`,
+    are replaced when the stage starts; a module that shards a GRU there with `fully_shard` should
     call `replace_gru` itself, before that.
 
     Args:
         backend: "auto", "triton", "torch" or "reference", see `triton_gru.GRU`.
 
     Attributes:
-        replacements: What was swapped and left, with `undo()` for afterwards, in the order in which
-            it came about.
+        replacements: What was replaced and what was not, with `undo()`, in the order of the
+            replacements.
 
     Example:
         >>> trainer = L.Trainer(callbacks=[UseTritonGRU()], logger=False)
@@ -63,7 +63,7 @@ class UseTritonGRU(L.Callback):
             rank_zero_warn(
                 f"UseTritonGRU found nothing to swap in {type(pl_module).__name__}. {replacement}"
             )
-        # Only now are the parameters on their device, which decides on the backend.
+        # Only now are the parameters on their device, on which the backend depends.
         with trainer.precision_plugin.forward_context():
             for replacement in self._unexplained:
                 rank_zero_info(f"UseTritonGRU: {replacement} {_reasons(replacement)}")

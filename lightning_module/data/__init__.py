@@ -1,4 +1,4 @@
-"""Text to chunks of tokens: corpora, tokenizers, the cache of tokens, the data module."""
+"""From text to chunks of tokens: corpora, tokenizers, the token cache, the data module."""
 
 from typing import Any
 

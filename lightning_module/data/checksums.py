@@ -1,9 +1,9 @@
-"""Whether the files of a folder still hold what was written to them.
+"""Checksums that detect changes of a folder's files.
 
-Checksums are CRC-32: they find what a disk, a copy or an editor changed, at about a second per
-gigabyte, and are no defence against someone who means it. Files that were found right are not read
-again while their size, times and inode stay the same. The time of change (ctime) is among these,
-which no program can set: who writes to a file and puts its modification time back is noticed too.
+They are CRC-32: they detect damage by a disk, a copy or an editor, at about a second per gigabyte,
+and do not protect against intent. Files that passed are not read again while their size, times and
+inode stay the same. These include the time of change (ctime), which no program can set: a write
+that restores the modification time is detected too.
 """
 
 import contextlib
@@ -17,17 +17,17 @@ from lightning_module.atomic_files import write_atomically
 log = logging.getLogger(__name__)
 
 SUMS = "checksums.json"  # of every other file, by name
-CHECKED = "checked.json"  # how the files looked when they were last read and found right
+CHECKED = "checked.json"  # stat of the files when they last passed
 
 _BLOCK = 2**22
-_LARGE = 2**30  # bytes to read that are worth a line
-# A file that changes twice within one tick of its file system's clock looks the same after the
-# second change: two seconds on the coarsest (FAT), a few milliseconds on most.
+_LARGE = 2**30  # bytes from which reading is logged
+# A file that changes twice within one tick of its file system's clock has the same times after the
+# second change: the tick is two seconds on the coarsest (FAT), a few milliseconds on most.
 _TICK_NS = 2 * 10**9
 
 
 def write_checksums(folder: Path) -> None:
-    """Writes down the checksums of all files of the folder."""
+    """Writes the checksums of all files of the folder."""
     files = sorted(path for path in folder.iterdir() if path.name not in (SUMS, CHECKED))
     looks = {path.name: _look(path) for path in files}
     sums = {path.name: _crc32(path) for path in files}
@@ -36,11 +36,11 @@ def write_checksums(folder: Path) -> None:
 
 
 def verify(folder: Path) -> None:
-    """Reads the files that may have changed since they were last found right.
+    """Reads the files that may have changed since they last passed.
 
     Raises:
-        ValueError: One holds other bytes than were written to it, or the checksums are damaged.
-        OSError: One is not there.
+        ValueError: The content of a file has changed, or the checksums are damaged.
+        OSError: A file is missing.
     """
     sums = json.loads((folder / SUMS).read_bytes())
     if not isinstance(sums, dict):
@@ -59,7 +59,7 @@ def verify(folder: Path) -> None:
         if _crc32(folder / name) != sums[name]:
             raise ValueError(f"{name} holds other bytes than were written to it")
     if unread:
-        with contextlib.suppress(OSError):  # a folder that is only to be read: read every time
+        with contextlib.suppress(OSError):  # a read-only folder: read every time
             write_atomically(folder / CHECKED, json.dumps(looks, indent=1).encode())
 
 
@@ -69,7 +69,7 @@ def _look(path: Path) -> list[int]:
 
 
 def _known(folder: Path) -> dict[str, list[int]]:
-    """How files looked that were found right, where that tells them from what they are now."""
+    """The stat of files that passed, where it is old enough to show later changes."""
     try:
         known = json.loads((folder / CHECKED).read_bytes())
         until = (folder / CHECKED).stat().st_mtime_ns - _TICK_NS

@@ -1,4 +1,4 @@
-"""What the model reads, chunk by chunk: rows of consecutive text, or of sentences.
+"""Chunks of tokens for the model: rows of consecutive text, or of sentences.
 
 `StreamChunks`, the continuous stream. A document becomes the stream `<doc>` + its tokens. Inputs
 are the stream without its last token, targets without its first, so every token of the text is
@@ -9,11 +9,11 @@ chunk k of every row: a row that is not `fresh` continues where it stopped, so t
 recurrent layer is carried over.
 
 `PackedChunks`, independent sentences. A line of the text, its line end included, is a sentence: it
-is read from `<doc>` and a state of zero, and its line end is the last thing predicted in it. The
-sentences stand one after the other without any padding; where the next one begins inside a chunk,
-`resets` says so. A sentence that a chunk's end cuts goes on in the next chunk.
+starts with `<doc>` and a state of zero, and its line end is the last token predicted in it. The
+sentences follow each other without padding; `resets` marks where one begins inside a chunk. A
+sentence that the end of a chunk cuts continues in the next chunk.
 
-Several ranks take a block of rows each; which text a row holds does not depend on them.
+Each rank reads a block of rows; the text of a row does not depend on the number of ranks.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ IGNORE = -100  # torch's default ignore_index of cross entropy
 
 
 class Chunk(NamedTuple):
-    """T tokens of B rows, time first; B are this rank's.
+    """T tokens of B rows, time first; the rows are those of this rank.
 
     Attributes:
         inputs: Token ids, int64 [T, B].
         targets: The tokens that follow, int64 [T, B]; `IGNORE` where there is nothing to predict.
-        fresh: bool [B]: the row begins a document, or the pass, with this chunk, so that its
-            state is zero; else it goes on from the chunk before.
-        tokens: Targets that are not `IGNORE`, in the rows of all ranks; None: these rows are all.
-        resets: bool [T, B]: a sentence begins with this step, so that the state before it is zero;
+        fresh: bool [B]: a document, or the pass, begins with this chunk of the row, so its state
+            starts from zero; otherwise it continues from the chunk before.
+        tokens: Targets that are not `IGNORE`, in the rows of all ranks; None: only these rows.
+        resets: bool [T, B]: a sentence begins with this step, so the state before it is zero;
             None: none begins inside the chunk.
     """
 
@@ -62,14 +62,14 @@ class StreamChunks:
     """Item k is chunk k of every row (see the module's docstring).
 
     Row b holds the chunks from `b * chunks // batch_size` up to where row b + 1 begins. The last
-    item has no chunk left for some of the rows: theirs is empty, its targets all `IGNORE`.
+    item has no chunk for some of the rows: theirs is empty, with all targets `IGNORE`.
 
     Args:
         tokens: The split.
         batch_size: B, number of rows.
-        seq_len: T, tokens a chunk.
-        setting: What the user calls `batch_size`, for the error.
-        own: Those of the rows that are this rank's; None: all.
+        seq_len: T, tokens per chunk.
+        setting: The user's name of `batch_size`, for the error.
+        own: The rows of this rank; None: all.
 
     Raises:
         DataError: There are more rows than chunks.
@@ -85,7 +85,7 @@ class StreamChunks:
     ):
         self.tokens, self.batch_size, self.seq_len = tokens, batch_size, seq_len
         self._own = own or slice(None)
-        # Chunks before each document, and at last of all.
+        # Chunks before each document, and the total.
         counts = chunks_of(tokens, seq_len)
         self._chunks_before = np.concatenate([[0], np.cumsum(counts)])
         self.chunks = int(self._chunks_before[-1])
@@ -140,9 +140,9 @@ class PackedChunks:
         tokens: The split.
         ends_line: bool [vocab_size]: the token is a line end.
         batch_size: B, number of rows.
-        seq_len: T, tokens a chunk.
-        setting: What the user calls `batch_size`, for the error.
-        own: Those of the rows that are this rank's; None: all.
+        seq_len: T, tokens per chunk.
+        setting: The user's name of `batch_size`, for the error.
+        own: The rows of this rank; None: all.
 
     Raises:
         DataError: There are more rows than tokens.
@@ -164,7 +164,7 @@ class PackedChunks:
                 f"The text has {tokens.tokens:,} tokens, too few for {batch_size} rows. Set "
                 f"{setting} to {tokens.tokens} or less, or give more text."
             )
-        # Tokens before each document, its <doc> and those before not counted.
+        # Tokens before each document, without <doc>.
         self._tokens_before = tokens.begins - np.arange(len(tokens.begins))
         borders = np.arange(batch_size + 1) * tokens.tokens // batch_size
         self._first, self._end = borders[:-1], borders[1:]
@@ -182,8 +182,8 @@ class PackedChunks:
         there = token < end
         token = np.minimum(token, end - 1)
         document = np.searchsorted(self._tokens_before, token, side="right") - 1
-        place = token + document + 1
-        current, before = self.tokens.take(place), self.tokens.take(place - 1)
+        index = token + document + 1
+        current, before = self.tokens.take(index), self.tokens.take(index - 1)
         begins = sentence_begins(before, current, self.tokens.doc_id, self._ends_line)
         return Chunk(
             inputs=torch.from_numpy(np.where(begins | ~there, self.tokens.doc_id, before)),
@@ -209,8 +209,8 @@ def padded_share(
     Args:
         tokens: The split.
         ends_line: As for `PackedChunks`.
-        batch_size: Lines a batch.
-        first: Judge by this many tokens from the beginning; None: by all.
+        batch_size: Lines per batch.
+        first: Use this many tokens from the beginning; None: all.
     """
     stream = np.asarray(tokens.stream[: first and first + 1])
     before, current = stream[:-1], stream[1:]

@@ -1,7 +1,7 @@
-"""A corpus as chunks to train on and to validate with (see `data/chunks.py`).
+"""A corpus as chunks for training and validation (see `data/chunks.py`).
 
-Tokens lie in files that are mapped into memory (`token_cache.py`): neither starting nor training
-reads more of them than it uses.
+Tokens are in memory-mapped files (`token_cache.py`): neither starting nor training reads more of
+them than it uses.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from lightning_module.distributed import ranks
 from lightning_module.errors import DataError
 
 BATCHING = ("stream", "packed")
-_LOOKED_AT = 2**20  # tokens by which padded batches are judged: no more are read at the start
+_SAMPLE = 2**20  # tokens from which the share of padding is estimated: the start reads no more
 
 
 class ChunkLoader:
-    """Passes over chunks in order, and remembers where it stands.
+    """Iterates over chunks in order, and saves its position.
 
     Lightning saves `state_dict` in checkpoints and resumes in the middle of a pass with
-    `load_state_dict`. A plain iterable does here: an item is a batch already, and gathering it
-    takes a thousandth of a training step, so worker processes would only cost.
+    `load_state_dict`. A plain iterable suffices: an item is already a batch, and gathering it takes
+    a thousandth of a training step, so worker processes would only add overhead.
     """
 
     def __init__(self, chunks: StreamChunks | PackedChunks, limit: int | float | None = None):
         self.chunks = chunks
-        # Lightning's limit_train_batches: a pass that stops there is over, not interrupted.
+        # Lightning's limit_train_batches: a pass that stops there is finished, not interrupted.
         if limit is None:
             limit = 1.0
         self.pass_length = min(
@@ -57,12 +57,12 @@ class ChunkLoader:
             yield self.chunks[k]
 
     def state_dict(self) -> dict[str, int]:
-        """The chunk that comes next, 0 when the pass is over; and the shape of the data."""
+        """The next chunk, 0 at the end of a pass; and the shape of the data."""
         next_chunk = 0 if self._next >= self.pass_length else self._next
         return {"next_chunk": next_chunk, "batch_size": self.chunks.batch_size, "chunks": len(self)}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Lets the next iteration begin at the chunk that came next when the state was saved."""
+        """Starts the next iteration at the chunk that was next when the state was saved."""
         next_chunk = state["next_chunk"]
         here = (self.chunks.batch_size, len(self))
         # Checkpoints of earlier versions call the rows of a batch lanes.
@@ -77,28 +77,28 @@ class ChunkLoader:
 
 
 class SentenceDataModule(lightning.LightningDataModule):
-    """A corpus in rows of text, to train on and to validate with.
+    """A corpus in rows of text, for training and validation.
 
-    Constructing it reads nothing. `prepare_data` fetches the corpus and makes its tokens, once a
-    machine and corpus; `setup` opens them. Bad arguments show in either, as `DataError`.
+    The constructor reads nothing. `prepare_data` fetches the corpus and makes its tokens, once per
+    machine and corpus; `setup` opens them. Both raise `DataError` for bad arguments.
 
     Args:
         corpus: A function of `lightning_module.data.corpora`, or any that returns a `Corpus`.
-        tokenizer: What kind of tokenizer to train on the documents that are trained on.
+        tokenizer: The kind of tokenizer, trained on the training documents.
         batching: `stream`, consecutive text with the state carried through documents, or `packed`,
             independent lines one after the other.
-        batch_size: B, streams read side by side; the batch size.
-        seq_len: T, tokens a chunk, through which gradients flow.
-        val_batch_size: B of the validation text. None: as `batch_size`, or fewer rows where the
-            text is too short for them. Every row begins without context, so fewer rows give a
-            slightly lower loss: compare runs of equal `val_batch_size`.
-        max_chars: Use the beginning of the corpus alone, this many characters in all
+        batch_size: B, parallel streams.
+        seq_len: T, tokens per chunk, through which gradients flow.
+        val_batch_size: B of the validation text. None: as `batch_size`, or fewer rows if the text
+            is too short. Every row begins without context, so fewer rows give a slightly lower
+            loss: compare runs of equal `val_batch_size`.
+        max_chars: Use only the beginning of the corpus, this many characters in all
             (`Corpus.shortened`).
         corpus_arguments: All other arguments go to `corpus`.
 
     Attributes:
         tokenizer: The `Tokenizer`, after `setup`.
-        train: `StreamChunks` or `PackedChunks` to train on, after `setup`.
+        train: `StreamChunks` or `PackedChunks` of the training text, after `setup`.
         val: The same for validation, after `setup`.
         ends_line: Which tokens are line ends, bool [vocab_size], after `setup`; packed only.
 
@@ -140,7 +140,11 @@ class SentenceDataModule(lightning.LightningDataModule):
         return TokenCache(corpus, self.tokenizer_settings)
 
     def prepare_data(self) -> None:
-        """Fetches the corpus and makes its tokens unless they are there already."""
+        """Fetches the corpus and makes its tokens unless they exist.
+
+        Raises:
+            DataError: An argument is out of range, or the corpus cannot be fetched or read.
+        """
         if self.batching not in BATCHING:
             raise DataError(
                 f"data.batching must be one of {', '.join(BATCHING)}, got {self.batching!r}."
@@ -174,10 +178,10 @@ class SentenceDataModule(lightning.LightningDataModule):
                 f"divisor of {self.batch_size}."
             )
         self.train = self._chunks(train, self.batch_size, "data.batch_size")
-        self.val = self.held_out(val)
+        self.val = self.validation_chunks(val)
 
-    def held_out(self, tokens: SplitTokens) -> StreamChunks | PackedChunks:
-        """Tokens of `tokenizer` as validation reads them: this rank's rows of `val_batch_size`.
+    def validation_chunks(self, tokens: SplitTokens) -> StreamChunks | PackedChunks:
+        """Chunks of `tokens` as for validation: this rank's rows of `val_batch_size`.
 
         Raises:
             DataError: They are too few.
@@ -191,7 +195,7 @@ class SentenceDataModule(lightning.LightningDataModule):
                 "more text, or set data.val_batch_size larger, data.seq_len smaller or "
                 "trainer.devices smaller."
             )
-        # No gradient comes of these, so that ranks may have unequal numbers of rows.
+        # They have no gradient, so ranks may have unequal numbers of rows.
         return self._chunks(tokens, batch_size, "data.val_batch_size")
 
     def _chunks(
@@ -211,18 +215,18 @@ class SentenceDataModule(lightning.LightningDataModule):
 
     @property
     def chars_per_token(self) -> float:
-        """Characters of the validation text a predicted token, after `setup`.
+        """Characters of the validation text per predicted token, after `setup`.
 
         Nats per token / (chars_per_token * ln 2) are bits per character.
         """
         return self.val.tokens.characters / self.val.tokens.tokens
 
     def state_dict(self) -> dict[str, str]:
-        """Which tokenizer made the tokens: a checkpoint means nothing with another."""
+        """The fingerprint of the tokenizer: a checkpoint is only valid with it."""
         return {"tokenizer": self.tokenizer.fingerprint}
 
     def describe(self) -> str:
-        """The data in a few lines for people, after `setup`."""
+        """The data in a few lines for users, after `setup`."""
         lines = []
         for name, split in (("to train on", self.train), ("to validate on", self.val)):
             tokens = split.tokens
@@ -233,15 +237,15 @@ class SentenceDataModule(lightning.LightningDataModule):
                 f" {len(split):,} chunks of {split.seq_len} a row, {useful:.1%} filled"
             )
         if self.batching == "packed":
-            share = padded_share(self.train.tokens, self.ends_line, self.batch_size, _LOOKED_AT)
+            share = padded_share(self.train.tokens, self.ends_line, self.batch_size, _SAMPLE)
             lines.append(
                 f"batches of {self.batch_size} lines padded to their longest would be {share:.1%}"
-                f" filled (first {min(_LOOKED_AT, self.train.tokens.tokens):,} tokens)"
+                f" filled (first {min(_SAMPLE, self.train.tokens.tokens):,} tokens)"
             )
         return "\n".join(lines)
 
     def train_dataloader(self) -> ChunkLoader:
-        """A pass over the text to train on; resumes in its middle from a checkpoint."""
+        """A pass over the training text; resumes in its middle from a checkpoint."""
         limit = self.trainer.limit_train_batches if self.trainer is not None else None
         return ChunkLoader(self.train, limit)
 
@@ -254,11 +258,11 @@ class SentenceDataModule(lightning.LightningDataModule):
         return self.val_dataloader()
 
     def predict_dataloader(self) -> ChunkLoader:
-        """The same: `SentencePredictor` says of each of its tokens how likely it was."""
+        """The same: `SentencePredictor` returns the probability of each of its tokens."""
         return self.val_dataloader()
 
 
 def _ends_line(tokenizer: Tokenizer) -> np.ndarray:
-    """Which tokens are line ends, bool [vocab_size]; no token holds one beside other text."""
+    """Which tokens are line ends, bool [vocab_size]; no token contains one and other text."""
     texts = (tokenizer.decode([id]) for id in range(tokenizer.vocab_size))
     return np.array([text != "" and not text.strip("\n") for text in texts])

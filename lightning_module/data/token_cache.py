@@ -1,4 +1,4 @@
-"""Tokens in files that are mapped into memory: made once a corpus and tokenizer, then opened."""
+"""Tokens in memory-mapped files: made once per corpus and tokenizer, then opened."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from triton_gru.cache import cache_directory
 
 log = logging.getLogger(__name__)
 
-CACHE_FORMAT = 2  # to be raised when the files or the tokens of the same settings change
-NOT_WHOLE = (OSError, ValueError, KeyError, TypeError)  # what opening a damaged folder raises
+CACHE_FORMAT = 2  # raise it when the files, or the tokens of the same settings, change
+NOT_WHOLE = (OSError, ValueError, KeyError, TypeError)  # errors of opening a damaged folder
 
-# What a disk that cannot be written to reports.
+# Errors of a disk that cannot be written to.
 _NO_ROOM = (*NO_ROOM, errno.ENOTDIR, errno.EEXIST)
 
 
-# What a process has read of a mapped file counts as its memory until it gives it back, as it does
-# after each so many bytes. The system keeps the file's pages as long as it has room for them.
+# Pages that a process has read of a mapped file count as its memory until it releases them, as it
+# does after this many bytes. The system caches the file's pages as long as memory is free.
 _HELD = 2**26
 
 
@@ -48,12 +48,12 @@ class SplitTokens:
     Attributes:
         stream: Token ids [tokens + documents], mapped from a file; each document begins with
             `<doc>`.
-        begins: Where each document begins in `stream`, and at last its length, int64
+        begins: Where each document begins in `stream`, and its length, int64
             [documents + 1].
         doc_id: Id of `<doc>`.
         characters: Characters of the text.
-        tokens: Tokens to be predicted: all but `<doc>`.
-        unknown: Those of them that are `<unk>`.
+        tokens: Tokens to predict: all but `<doc>`.
+        unknown: How many of them are `<unk>`.
     """
 
     stream: np.ndarray
@@ -66,15 +66,15 @@ class SplitTokens:
     def __post_init__(self) -> None:
         self._read = 0
 
-    def take(self, places: np.ndarray) -> np.ndarray:
-        """The tokens at these places of `stream`, int64."""
-        self._read += places.size * self.stream.itemsize
+    def take(self, indices: np.ndarray) -> np.ndarray:
+        """The tokens at these indices of `stream`, int64."""
+        self._read += indices.size * self.stream.itemsize
         if self._read >= _HELD and isinstance(self.stream, np.memmap):
             self._read = 0
-            if hasattr(mmap, "MADV_DONTNEED"):  # not on every system
+            if hasattr(mmap, "MADV_DONTNEED"):  # not on all systems
                 mapped: Any = self.stream
                 mapped._mmap.madvise(mmap.MADV_DONTNEED)
-        return self.stream[places].astype(np.int64)
+        return self.stream[indices].astype(np.int64)
 
 
 def write_split(
@@ -84,17 +84,17 @@ def write_split(
     tokenizer: Tokenizer,
     advance: Callable[[int], None] = lambda characters: None,
 ) -> dict[str, Any]:
-    """Writes the tokens of documents to `folder`, never holding more than a part of them.
+    """Writes the tokens of documents to `folder`, with only a part of them in memory.
 
     Args:
-        folder: Where the files go.
-        split: Their names.
-        documents: What to write.
-        tokenizer: Makes the tokens.
+        folder: Folder of the files.
+        split: Prefix of their names.
+        documents: The documents.
+        tokenizer: Encodes them.
         advance: Called with the number of characters of each piece that was written.
 
     Returns:
-        What `read_split` needs to know of the files.
+        Sizes and counts for `read_split`.
     """
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
     begins, written, characters, unknown = [0], 0, 0, 0
@@ -134,8 +134,8 @@ def write_split(
 
 
 def _flush(file: IO[Any]) -> None:
-    # On the disk before the folder gets its final name, so that not even a power cut leaves a
-    # folder of that name with less in it.
+    # On the disk before the folder gets its final name, so that even after a power cut a folder of
+    # that name is complete.
     file.flush()
     os.fsync(file.fileno())
 
@@ -144,7 +144,7 @@ def read_split(folder: Path, split: str, doc_id: int) -> SplitTokens:
     """Maps the files that `write_split` wrote.
 
     Raises:
-        NOT_WHOLE: They are not there or not whole.
+        NOT_WHOLE: They are missing or incomplete.
     """
     about = json.loads((folder / "about.json").read_text(encoding="utf-8"))[split]
     arrays = {}
@@ -156,7 +156,7 @@ def read_split(folder: Path, split: str, doc_id: int) -> SplitTokens:
         size = length * np.dtype(dtype).itemsize
         if path.stat().st_size != size:
             raise ValueError(f"{path} has {path.stat().st_size} bytes in place of {size}")
-        # A file of no bytes cannot be mapped.
+        # An empty file cannot be mapped.
         arrays[name] = np.memmap(path, dtype, mode="r") if length else np.empty(0, dtype)
     return SplitTokens(
         stream=arrays["tokens"],
@@ -169,12 +169,12 @@ def read_split(folder: Path, split: str, doc_id: int) -> SplitTokens:
 
 
 class TokenCache:
-    """A folder that holds a corpus as tokens: made once, whole or not at all.
+    """A folder with the tokens of a corpus, made once and atomically.
 
-    Its name holds a digest of the text's fingerprint and the tokenizer's settings. It is written
-    under another name and renamed when whole, so runs that write it at once do not disturb each
-    other, and what is cut short by a kill or a full disk is never taken for the tokens. Checksums
-    tell whether its bytes are those that were written (`data/checksums.py`).
+    Its name contains a digest of the text's fingerprint and the tokenizer's settings. It is written
+    under another name and renamed when complete, so concurrent runs do not disturb each other, and
+    what a kill or a full disk leaves is never used. Checksums detect changes of its bytes
+    (`data/checksums.py`).
     """
 
     def __init__(self, corpus: Corpus, settings: TokenizerSettings):
@@ -184,17 +184,17 @@ class TokenCache:
         self.folder = cache_directory() / "tokens" / f"{corpus.name}-{settings.kind}-{digest}"
 
     def open(self) -> tuple[Tokenizer, SplitTokens, SplitTokens]:
-        """The tokenizer, the tokens to train on, the tokens to validate on.
+        """The tokenizer, the training tokens, the validation tokens.
 
         Raises:
-            NOT_WHOLE: The folder is not there or not whole.
+            NOT_WHOLE: The folder is missing or incomplete.
         """
         tokenizer = Tokenizer.load(self.folder / "tokenizer.json")
         train, val = (read_split(self.folder, s, tokenizer.doc_id) for s in ("train", "val"))
         return tokenizer, train, val
 
     def make(self) -> None:
-        """Makes the folder unless it is there and whole.
+        """Makes the folder unless it exists and is complete.
 
         Raises:
             DataError: The corpus or the settings cannot be used, or the disk is full.
@@ -266,14 +266,14 @@ class TokenCache:
 
     def _replace_with(self, new: Path) -> None:
         try:
-            os.rename(new, self.folder)  # refused where a folder lies that is not empty
+            os.rename(new, self.folder)  # fails if a folder exists that is not empty
             return
         except OSError:
             pass
-        # One at a time looks and replaces: between a look at a damaged folder and its rename a
-        # further run may have replaced it, whose folder, whole and being read, would be moved away.
+        # One process at a time checks and replaces: between a check that finds a damaged folder and
+        # the rename, another run may have replaced it, and its complete folder would be moved away.
         with FileLock(self.folder.parent.with_suffix(".lock")):
-            if self._is_whole():  # another run was first
+            if self._is_whole():  # another run has replaced it
                 return
             damaged = new.with_name(new.name + "-damaged")
             with contextlib.suppress(FileNotFoundError):
@@ -281,12 +281,12 @@ class TokenCache:
             shutil.rmtree(damaged, ignore_errors=True)
             try:
                 os.rename(new, self.folder)
-            except OSError:  # a run that found no folder was between the two
+            except OSError:  # a run that found no folder made one between the two
                 if not self._is_whole():
                     raise
 
     def _sweep(self) -> None:
-        """Removes what runs that were killed a day ago or earlier left behind."""
+        """Removes the temporary folders of runs that were killed a day ago or earlier."""
         for left in self.folder.parent.glob(".*"):
             if left.is_dir() and time.time() - left.stat().st_mtime > 86_400:
                 shutil.rmtree(left, ignore_errors=True)

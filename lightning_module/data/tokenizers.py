@@ -1,13 +1,13 @@
 """Text to token ids and back: characters, byte pairs or words.
 
-Every kind is a `tokenizers.Tokenizer` of Hugging Face underneath, and `tokenizer.json` is its
-format. Decoding gives back exactly the text that was encoded, as long as every token is known.
+Every kind is a `tokenizers.Tokenizer` of Hugging Face, and `tokenizer.json` is its format. Decoding
+returns exactly the encoded text if every token is known.
 
-Two tokens are no text. `<doc>` stands at the beginning of each document and is never predicted.
-`<unk>` stands for what the training documents do not hold (char, word). In validation text it
-counts as a token to be predicted like any other: with `char` the model has never seen it, so the
-loss is high; with `word` it stands for every rare word at once, so that figures per character are
-too low for a word model, the more the larger the share of `<unk>` that `datamodule.py` reports.
+Two tokens are not text. `<doc>` is at the beginning of each document and is never predicted.
+`<unk>` replaces what the training documents do not contain (char, word). In validation text it is
+predicted as any other token: with `char` the model has never seen it, so the loss is high; with
+`word` it replaces all rare words, so figures per character are too low for a word model, the more
+the larger the share of `<unk>` that `datamodule.py` reports.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ UNK = "<unk>"
 BYTES = 256
 _CODE_POINTS = 0x110000
 
-# Scripts that set no spaces between words: a character is a word.
+# Scripts without spaces between words: a character is a word.
 _UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}"
-# Nothing is longer than this: byte pairs of a run of 100,000 letters, as files that are no prose
-# hold them, would take minutes.
+# Maximum length of a run of letters: byte pairs of a run of 100,000 letters, as in files that are
+# not prose, would take minutes.
 _RUN = "{1,32}"
-# A space belongs to what follows it, so that joining tokens restores the text. Newlines are kept
-# apart from all else: text can be divided after them without changing its tokens (see `pieces`).
+# A space belongs to the token after it, so that joining tokens restores the text. Newlines are
+# separate from everything else: text can be divided after them with the same tokens (`pieces`).
 _WHITESPACE = rf"\n{_RUN}|[^\S\n]{_RUN}(?!\S)|[^\S\n]{_RUN}"
 _SPLITS = {
     "char": r"[\s\S]",
@@ -52,8 +52,8 @@ _SPLITS = {
         rf"| ?[^\s\p{{L}}\p{{M}}\p{{N}}]{_RUN}|{_WHITESPACE}"
     ),
 }
-# A word that occurs once is `<unk>` in training too: else `<unk>` would come up in validation text
-# alone and never be learned. Characters keep theirs, so that training text decodes to itself.
+# A word that occurs once is `<unk>` in training too: otherwise `<unk>` would occur in validation
+# text alone and never be learnt. All characters are kept, so that training text decodes to itself.
 _MIN_FREQUENCY = {"char": 1, "word": 2, "bpe": 2}
 
 _LOOKALIKES = {"‘": "'", "’": "'", "“": '"', "”": '"', "–": "-", "—": "--", "…": "...", "\t": " "}
@@ -62,20 +62,20 @@ _LOOKALIKES |= {'"': "“", "'": "’", ".": "。", "-": "—", ",": "，", "\u0
 
 @dataclass(frozen=True)
 class TokenizerSettings:
-    """What kind of tokenizer to train.
+    """The settings of a tokenizer.
 
     Attributes:
         kind: `char`: Unicode characters. `bpe`: byte pairs; no text is unknown. `word`:
-            words with the space before them, punctuation marks, Han characters one by one.
-        vocab_size: Tokens at most, `<doc>` and `<unk>` included; the rarest are left out. None:
-            as many as there are (char, word).
+            words with the space before them, punctuation marks, single Han characters.
+        vocab_size: Maximum number of tokens, with `<doc>` and `<unk>`; the rarest are left out.
+            None: no maximum (char, word).
     """
 
     kind: str = "char"
     vocab_size: int | None = None
 
     def check(self) -> None:
-        """Refuses settings that make no tokenizer."""
+        """Raises DataError if no tokenizer can have these settings."""
         if self.kind not in _SPLITS:
             raise DataError(f"tokenizer.kind must be one of {', '.join(_SPLITS)}, got {self.kind}.")
         least = BYTES + 1 if self.kind == "bpe" else 3
@@ -90,12 +90,12 @@ class TokenizerSettings:
 
 
 class Tokenizer:
-    """Token ids of text, and text of token ids.
+    """Encodes text as token ids, and decodes it.
 
     Attributes:
         vocab_size: Number of ids.
         doc_id: Id of `<doc>`.
-        unk_id: Id of `<unk>`; None where no text is unknown (bpe).
+        unk_id: Id of `<unk>`; None if no text is unknown (bpe).
     """
 
     def __init__(self, tokenizer: huggingface.Tokenizer):
@@ -106,7 +106,7 @@ class Tokenizer:
         self.vocab_size: int = tokenizer.get_vocab_size()
         self.doc_id: int = doc_id
         self.unk_id: int | None = tokenizer.token_to_id(UNK)
-        # For characters a table, which is a hundred times as fast as looking for tokens in text.
+        # For characters a table, a hundred times as fast as searching for tokens in text.
         self._id_of_code_point: np.ndarray | None = None
         split = json.loads(tokenizer.to_str())["pre_tokenizer"]
         ids = {t: id for t, id in tokenizer.get_vocab().items() if t not in (DOC, UNK)}
@@ -118,14 +118,14 @@ class Tokenizer:
 
     @classmethod
     def train(cls, settings: TokenizerSettings, texts: Iterable[str]) -> Tokenizer:
-        """A tokenizer for texts; the same for the same texts.
+        """A tokenizer trained on texts; the same for the same texts.
 
         Raises:
-            DataError: The settings make no tokenizer.
+            DataError: No tokenizer can have these settings.
         """
         settings.check()
-        # DOC and UNK get their ids here and not from the trainers, which would also make the
-        # tokenizer look for them in the text: "<doc>" in a document is five characters.
+        # DOC and UNK get their ids here and not from the trainers, with which the tokenizer would
+        # also find them in the text: "<doc>" in a document is five characters.
         splitter = huggingface.Tokenizer(models.BPE())
         splitter.pre_tokenizer = _pre_tokenizer(settings.kind)
         min_frequency = _MIN_FREQUENCY[settings.kind]
@@ -151,7 +151,7 @@ class Tokenizer:
                 for text in texts:
                     found = np.bincount(_code_points(text))
                     counts[: len(found)] += found
-                # The most frequent, of equally frequent ones those that come first in Unicode.
+                # The most frequent; equally frequent ones in the order of Unicode.
                 codes = np.flatnonzero(counts)
                 codes = codes[np.argsort(-counts[codes], kind="stable")][:most]
                 frequent = [chr(code) for code in codes]
@@ -162,7 +162,7 @@ class Tokenizer:
                 )
                 splitter.train_from_iterator(pieces(texts), trainer)
                 frequent = splitter.get_vocab()
-            # In order of the code points: the same whatever order the text came in.
+            # In the order of the code points: independent of the order of the text.
             vocab = {token: id for id, token in enumerate([DOC, UNK, *sorted(frequent)])}
             tokenizer = huggingface.Tokenizer(models.WordLevel(vocab, unk_token=UNK))
             tokenizer.decoder = decoders.Fuse()
@@ -179,7 +179,7 @@ class Tokenizer:
         """The tokenizer that `save` wrote.
 
         Raises:
-            DataError: There is no such file, or it is no tokenizer of this project.
+            DataError: There is no such file, or it is not a tokenizer of this project.
         """
         if not Path(path).is_file():
             raise DataError(f"There is no tokenizer {path}.")
@@ -189,14 +189,14 @@ class Tokenizer:
             raise DataError(f"{path} is damaged or of another kind: {error}") from error
 
     def save(self, path: str | Path) -> None:
-        """Writes `tokenizer.json`, which `tokenizers.Tokenizer.from_file` reads too."""
+        """Writes `tokenizer.json`, which `tokenizers.Tokenizer.from_file` also reads."""
         write_atomically(Path(path), self._tokenizer.to_str(pretty=True).encode())
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text whose every token must be known, such as a prompt.
+        """The ids of a text without unknown tokens, such as a prompt.
 
         Raises:
-            DataError: Characters or words are unknown; names them and what might be meant.
+            DataError: Characters or words are unknown; the message names them and similar ones.
         """
         stray = [character for character in text if "\ud800" <= character <= "\udfff"]
         if stray:
@@ -211,8 +211,8 @@ class Tokenizer:
     def encode_corpus(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
         """The ids of texts, piece by piece, with `<unk>` for what is unknown.
 
-        Every piece is an array of int64; together they are the ids of all texts, one after the
-        other. The pieces keep the memory needed small, and the processor's cores busy.
+        Every piece is an int64 array; concatenated they are the ids of all texts. Pieces limit the
+        memory and use all cores.
         """
         batch: list[str] = []
         if self._id_of_code_point is not None:
@@ -232,16 +232,16 @@ class Tokenizer:
         return np.concatenate([np.array(encoding.ids, dtype=np.int64) for encoding in encodings])
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids, without `<doc>`; `<unk>` stands as it is.
+        """The text of ids, without `<doc>`; `<unk>` is left in it.
 
-        Bytes that make no character, as at the end of a cut sequence (bpe), become U+FFFD.
+        Bytes that are not a character, as at the end of a cut sequence (bpe), become U+FFFD.
         """
         return self._tokenizer.decode(
             [int(id) for id in ids if id != self.doc_id], skip_special_tokens=False
         )
 
     def token(self, id: int) -> str:
-        """Display text of a token: its own, `<doc>`, `<unk>`, or `<0xE4>` for part of a character.
+        """Display text of a token: its text, `<doc>`, `<unk>`, or `<0xE4>` for part of a character.
 
         Raises:
             DataError: There is no such id.
@@ -297,7 +297,7 @@ def _pre_tokenizer(kind: str) -> pre_tokenizers.PreTokenizer:
 
 
 def pieces(texts: Iterable[str], size: int = 2**14) -> Iterator[str]:
-    """Texts in pieces of at least `size` characters that have the tokens of the whole.
+    """Texts in pieces of at least `size` characters, with the same tokens as the whole.
 
     A piece ends after a newline that no newline follows: there every kind of tokenizer begins a
     new token (`_SPLITS`).
@@ -322,8 +322,8 @@ def _show(tokens: list[str], most: int = 10) -> str:
 
 
 def _byte_of_character() -> dict[str, int]:
-    # The byte-level alphabet (GPT-2): printable Latin-1 bytes are themselves, the others follow
-    # from U+0100 on, in order.
+    # The byte-level alphabet (GPT-2): printable Latin-1 bytes map to themselves, the others to
+    # U+0100 and following, in order.
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(BYTES) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {

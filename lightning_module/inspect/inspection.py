@@ -107,7 +107,7 @@ class Inspection:
         return (self.forgotten[1:].argsort(descending=True)[:count] + 1).tolist()
 
 
-def check_core(model: SentencePredictor) -> None:
+def check_gates(model: SentencePredictor) -> None:
     """Refuses a model without a GRU's gates.
 
     Raises:
@@ -138,7 +138,7 @@ def inspect_text(
         InspectionError: the layers are no GRU, there is no such layer, or the text is too long.
         DataError: the text holds characters that the tokenizer does not know.
     """
-    check_core(model)
+    check_gates(model)
     layers = model.core.num_layers
     if not 1 <= layer <= layers:
         raise InspectionError(f"layer must be from 1 to {layers}, as the model has; got {layer}")

@@ -29,10 +29,10 @@ from lightning_module.schedules import constant, cosine
 SOLVED = 0.99  # share of right answers that ends the training on a delay
 LEARNED = 0.9  # and with which the next delay starts from these weights
 CHECK_EVERY = 25  # training steps
-CHECK_LANES = 128  # sequences that a check asks, all new to the model
-GRADIENT_LANES = 32  # sequences over which the median of the gradient's norm is taken
+CHECK_ROWS = 128  # sequences that a check asks, all new to the model
+GRADIENT_ROWS = 32  # sequences over which the median of the gradient's norm is taken
 POINTS = 60  # of a curve of norms, spaced evenly on a logarithmic axis
-CONTEXT_LANES = 512  # places of the validation text
+CONTEXT_ROWS = 512  # indices of the validation text
 CONTEXT_TARGETS = 16  # characters judged at each
 
 # What a study tells while it runs: share done, and a line for people.
@@ -82,7 +82,7 @@ def remember(study: Study, report: Report, keep: Callable[[dict[str, Any]], None
     model = _predictor(study, TASKS[study.task].vocab_size, constant)
     longest = max(study.steps)
     kept, learned = copy.deepcopy(model.state_dict()), False
-    probe = next(iter(Sequences(study.task, longest, GRADIENT_LANES, study.seed + 2)))
+    probe = next(iter(Sequences(study.task, longest, GRADIENT_ROWS, study.seed + 2)))
     results = {
         "parameters": sum(p.numel() for p in model.parameters()),
         "success": {},
@@ -94,7 +94,7 @@ def remember(study: Study, report: Report, keep: Callable[[dict[str, Any]], None
     for delay, most in sorted(study.steps.items()):
         model.load_state_dict(kept)
         begun = time.process_time()
-        check = Sequences(study.task, delay, CHECK_LANES, study.seed + 1, batches=1)
+        check = Sequences(study.task, delay, CHECK_ROWS, study.seed + 1, batches=1)
         whole = sum(work.values())
         progress = _Progress(report, done / whole, work[delay] / whole, f"delay {delay}")
         solved = EarlyStopping(
@@ -145,8 +145,8 @@ def read_text(
     stream = torch.from_numpy(data.val.tokens.stream[:].astype("int64"))
     generator = torch.Generator().manual_seed(study.seed)
     last = len(stream) - CONTEXT_TARGETS
-    places = torch.randint(longest, last, (CONTEXT_LANES,), generator=generator)
-    probe = stream[places[:GRADIENT_LANES] - torch.arange(longest, -1, -1)[:, None]]
+    indices = torch.randint(longest, last, (CONTEXT_ROWS,), generator=generator)
+    probe = stream[indices[:GRADIENT_ROWS] - torch.arange(longest, -1, -1)[:, None]]
     results = {
         "parameters": sum(p.numel() for p in model.parameters()),
         "success": {},
@@ -159,7 +159,7 @@ def read_text(
     results["gradient"]["end"] = gradient_norms(model, probe[:-1], probe[-1])
     for context in sorted(study.steps):
         results["success"][context] = {
-            "bits_per_char": context_loss(model, stream, places, context) / data.chars_per_token
+            "bits_per_char": context_loss(model, stream, indices, context) / data.chars_per_token
         }
         keep(results)
     return "bits per character after " + ", ".join(
@@ -203,18 +203,18 @@ def gradient_norms(model: SentencePredictor, inputs: Tensor, last: Tensor) -> di
     }
 
 
-def context_loss(model: SentencePredictor, stream: Tensor, places: Tensor, context: int) -> float:
+def context_loss(model: SentencePredictor, stream: Tensor, indices: Tensor, context: int) -> float:
     """Bits per token after reading `context` tokens from a state of zero.
 
     Args:
         model: the model.
         stream: tokens of the text, int64.
-        places: where the first of `CONTEXT_TARGETS` judged tokens stands, int64 [B].
+        indices: where the first of `CONTEXT_TARGETS` judged tokens stands, int64 [B].
         context: tokens read before it.
     """
     model.eval()
     steps = torch.arange(-context, CONTEXT_TARGETS)[:, None]
-    window = stream[places + steps]
+    window = stream[indices + steps]
     with torch.inference_mode():
         logits, _ = model(window[:-1])
         logits = logits[-CONTEXT_TARGETS:]

@@ -17,7 +17,7 @@ from typing import Any
 
 from lightning_module.data.tokenizers import Tokenizer
 from lightning_module.errors import DataError, InspectionError
-from lightning_module.inspect.inspection import MAX_CHARACTERS, check_core, inspect_text
+from lightning_module.inspect.inspection import MAX_CHARACTERS, check_gates, inspect_text
 from lightning_module.inspect.page import page, page_data
 from lightning_module.model import SentencePredictor
 from lightning_module.terminal.signals import Interrupted
@@ -65,7 +65,7 @@ class InspectionServer(ThreadingHTTPServer):
         text: str = "",
         k: int = 5,
     ) -> None:
-        check_core(model)
+        check_gates(model)
         self.model, self.tokenizer, self.checkpoint, self.k = model, tokenizer, checkpoint, k
         self._one_at_a_time = threading.Lock()
         start = {

@@ -196,7 +196,7 @@ def run_job() -> Job:
             start = output.tell()
             code = _run(arguments, hydra.runtime.cwd, output, lock.fileno())
         job.seconds += time.monotonic() - begun
-        _judge(job, code, hydra.sweeper.objective, Path(output.name), start)
+        _record_outcome(job, code, hydra.sweeper.objective, Path(output.name), start)
         if rank == 0:
             write_job(sweep_dir, job)
     log.info(
@@ -290,7 +290,7 @@ def refuse_missing_launcher() -> None:
             raise SystemExit(1)
 
 
-def _judge(job: Job, code: int, objective: str, output: Path, start: int) -> None:
+def _record_outcome(job: Job, code: int, objective: str, output: Path, start: int) -> None:
     """Fill in how a job ended whose process ended with `code`."""
     job.metrics = summarize(read_metrics(Path(job.run_dir) / METRICS))
     job.state, job.value = FAILED, None

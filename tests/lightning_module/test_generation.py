@@ -156,8 +156,8 @@ def test_the_host_looks_only_now_and_then_and_that_changes_no_sentence(
             return step(ids, state)
 
         patched.setattr(model, "step", on_accelerator)
-        patched.setattr(generation, "LOOK_EVERY", every)
-        patched.setattr(generation, "_looks_at_once", lambda device: False)
+        patched.setattr(generation, "CHECK_EVERY", every)
+        patched.setattr(generation, "_check_is_free", lambda device: False)
         with Waits() as waits:
             got = continue_prompt(model, tokenizer, "a", **ask)
     assert got == expected

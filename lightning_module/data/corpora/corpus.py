@@ -1,4 +1,4 @@
-"""What every corpus is made of: documents to train and to validate on, and a fingerprint."""
+"""The parts of a corpus: documents for training and validation, and a fingerprint."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from lightning_module.errors import DataError
 
 
 class Document(NamedTuple):
-    """A text that stands for itself: a model's state is reset where one begins.
+    """An independent text: the state of a model is reset at its beginning.
 
     Attributes:
         name: For messages.
-        text: The text, or pieces of it, one after the other, that are read once. A piece ends after
-            a newline that no newline follows, as in `tokenizers.pieces`: there a token ends.
+        text: The text, or consecutive pieces of it, which can be read once. A piece ends after a
+            newline that no newline follows, as in `tokenizers.pieces`: there a token ends.
     """
 
     name: str
@@ -34,11 +34,11 @@ class Corpus:
 
     Attributes:
         name: Short name, part of a file name.
-        fingerprint: Equal only for equal text, and known without reading the text.
-        description: One line for people.
-        train: Iterates from the start over the documents to train on, whenever called. Documents
-            come one by one, so that a corpus may be larger than memory.
-        val: The same for the documents to validate on.
+        fingerprint: Equal only for equal text; computed without reading the text.
+        description: One line for users.
+        train: Returns an iterator over the training documents, from the start at every call. It
+            yields them one by one, so that a corpus may be larger than memory.
+        val: The same for the validation documents.
     """
 
     name: str
@@ -50,12 +50,12 @@ class Corpus:
     def shortened(self, max_chars: int) -> Corpus:
         """The beginning of this corpus, `max_chars` characters in all.
 
-        Both splits are cut to the same share, from their beginnings, so the validation part stays
-        what it was: 1,115,394 characters of a corpus split 90/10 are split 90/10. The last
-        document of a split is cut where its characters run out.
+        Both splits are cut to the same share, from their beginnings, so the share of validation
+        text stays the same: 1,115,394 characters of a corpus split 90/10 are split 90/10. The last
+        document of a split is cut where its characters end.
 
         Args:
-            max_chars: Characters to keep, of both splits together; a shorter corpus stays whole.
+            max_chars: Characters of both splits together; a shorter corpus is unchanged.
         """
         if not isinstance(max_chars, int) or max_chars < 2:
             raise DataError(f"data.max_chars must be at least 2, got {max_chars}.")
@@ -95,5 +95,5 @@ def beginning(pieces: Iterable[str], characters: int) -> Iterator[str]:
 
 
 def digest(*parts: object) -> str:
-    """A fingerprint of what a corpus depends on."""
+    """A fingerprint of the parts that a corpus depends on."""
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Text of one's own: UTF-8 files, read in pieces, so that they may be larger than memory."""
+"""UTF-8 files of the user's own, read in pieces, so that they may be larger than memory."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def text_files(paths: str | Iterable[str], val_fraction: float = 0.1) -> Corpus:
     """UTF-8 files, a document each, the last part of the text for validation.
 
     Args:
-        paths: Files and globs (`**` goes into folders), in the order of the text; what a glob
-            finds is sorted, and a file found twice counts once. Empty files that a glob finds are
-            passed over; an empty file given by name is an error.
+        paths: Files and globs (`**` matches folders), in the order of the text; the matches of a
+            glob are sorted, and a file found twice counts once. Empty files found by a glob are
+            skipped; an empty file given by name is an error.
         val_fraction: Share of all characters, from the end of the text, for validation, between
-            0 and 1. The file in which it begins is divided: its beginning is trained on.
+            0 and 1. The file in which it begins is divided: its beginning is training text.
 
     Raises:
-        DataError: A file is missing, a folder, unreadable or empty, or a glob finds nothing; when
+        DataError: A file is missing, a folder, unreadable or empty, or a glob has no match; when
             the text is read: it is not UTF-8.
     """
     if not isinstance(val_fraction, float) or not 0 < val_fraction < 1:
@@ -35,28 +35,28 @@ def text_files(paths: str | Iterable[str], val_fraction: float = 0.1) -> Corpus:
     def sizes() -> list[int]:
         return [sum(map(len, read_utf8(file))) for file in files]
 
-    def documents(held_out: bool) -> Iterator[Document]:
+    def documents(validation: bool) -> Iterator[Document]:
         begin = 0
         # As in the usual 90/10 split of one text: the first int(0.9 n) characters train.
         border = int(sum(sizes()) * (1 - val_fraction))
         for file, size in zip(files, sizes(), strict=True):
             here = min(max(border - begin, 0), size)
             begin += size
-            if held_out and here < size:
+            if validation and here < size:
                 name = f"{file} from character {here:,}" if here else str(file)
                 yield Document(name, _rest(read_utf8(file), here))
-            elif not held_out and here > 0:
+            elif not validation and here > 0:
                 yield Document(str(file), beginning(read_utf8(file), here))
 
-    # Size, time and inode stand for the content, so that starting does not read the corpus.
+    # Size, time and inode identify the content, so that starting does not read the corpus.
     stats = [(file, (s := file.stat()).st_size, s.st_mtime_ns, s.st_ino) for file in files]
     return Corpus(
         name="text_files",
         fingerprint=digest("text_files 1", stats, val_fraction),
         description=f"{len(files)} text file{'s' * (len(files) > 1)}, "
         f"the last {val_fraction:.3g} of the text for validation",
-        train=lambda: documents(held_out=False),
-        val=lambda: documents(held_out=True),
+        train=lambda: documents(validation=False),
+        val=lambda: documents(validation=True),
     )
 
 

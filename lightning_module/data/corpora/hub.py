@@ -23,20 +23,20 @@ def hf(
     val_split: str = "validation",
     revision: str | None = None,
 ) -> Corpus:
-    """A data set of the Hugging Face hub, a document a row (extra `hf`).
+    """A data set of the Hugging Face hub, one document per row (extra `hf`).
 
     Args:
         name: The data set, as in `datasets.load_dataset`; also a folder on this machine.
-        config: Its configuration, where it has several.
-        text_column: The column that holds the text.
-        train_split: Rows to train on; slices such as `train[:90%]` are understood.
+        config: Its configuration, if it has several.
+        text_column: The column with the text.
+        train_split: Training rows; slices such as `train[:90%]` are allowed.
         val_split: Rows for validation.
-        revision: Branch, tag or commit of the data set. Give a commit where a change of the data
-            set must be noticed: tokens are cached under these arguments.
+        revision: Branch, tag or commit of the data set. Give a commit if changes of the data set
+            must be noticed: tokens are cached under these arguments.
 
     Raises:
         DataError: On reading: `datasets` is not installed, the hub does not answer within
-            seconds, or the data set has no such configuration, split or column.
+            `HUB_TIMEOUT`, or the data set has no such configuration, split or column.
     """
 
     def documents(split: str) -> Iterator[Document]:
@@ -80,7 +80,7 @@ def _load_split(name: str, config: str | None, split: str, revision: str | None)
             "(or train on files: data=text_files 'data.paths=[my.txt]')."
         ) from error
     if not offline and not Path(name).exists():
-        # Asked once beforehand: the hub's own client tries again for minutes.
+        # Tested first, because the hub's own client retries for minutes.
         hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
         try:
             urllib.request.urlopen(hub, timeout=HUB_TIMEOUT).close()
@@ -95,7 +95,7 @@ def _load_split(name: str, config: str | None, split: str, revision: str | None)
             ) from error
     try:
         return datasets.load_dataset(name, config, split=split, revision=revision)
-    except Exception as error:  # the client raises many kinds; each says what is wrong
+    except Exception as error:  # the client raises many kinds
         raise DataError(
             f"Cannot load split {split!r} of {name} (configuration {config}): {error}\n"
             "See data.name, data.config, data.train_split and data.val_split; a split can be a "

@@ -1,8 +1,8 @@
-r"""Text that comes in, read alike from a file, from standard input and from the command line.
+r"""Input text, decoded alike from files, from standard input and from the command line.
 
-UTF-8, with or without its byte order mark; `\r\n` and `\r` are line ends and become `\n`; a NUL,
-which UTF-8 could hold, is a sign of another encoding and refused. Characters stay as they are:
-composed and decomposed letters (NFC, NFD) are different text to train on, and different prompts.
+UTF-8, with or without a byte order mark; `\r\n` and `\r` are line ends and become `\n`; a NUL,
+which UTF-8 allows, indicates another encoding and is refused. Characters are not normalised:
+composed and decomposed letters (NFC, NFD) are different training text and different prompts.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import BinaryIO
 from lightning_module.errors import DataError
 
 _MARK = "\ufeff"
-# UTF-32 first: its mark begins with UTF-16's.
+# UTF-32 first: its byte order mark begins with UTF-16's.
 _WIDE = {
     codecs.BOM_UTF32_LE: "UTF-32",
     codecs.BOM_UTF32_BE: "UTF-32",
@@ -29,11 +29,11 @@ def read_utf8(path: Path, size: int = 2**20, longest: int = 2**24) -> Iterator[s
 
     Args:
         path: The file.
-        size: Characters a piece, about; it ends as those of `Document` do.
-        longest: A piece without such an end is cut here, if need be within a token.
+        size: Characters per piece, about; it ends as those of `Document` do.
+        longest: A piece without such an end is cut here, even within a token.
 
     Raises:
-        DataError: The file cannot be read, or is not UTF-8 (names the byte and where it is).
+        DataError: The file cannot be read, or is not UTF-8 (the message has the byte and offset).
     """
     text = ""
     try:
@@ -42,7 +42,7 @@ def read_utf8(path: Path, size: int = 2**20, longest: int = 2**24) -> Iterator[s
                 if "\0" in block:
                     raise DataError(_fault_in(path))
                 text += block
-                # The last newline but those at the very end, which more of them may follow.
+                # The last newline that is not at the very end, which more newlines may follow.
                 end = text.rstrip("\n").rfind("\n") + 1
                 end = len(text) if not end and len(text) >= longest else end
                 if end:
@@ -57,12 +57,12 @@ def read_utf8(path: Path, size: int = 2**20, longest: int = 2**24) -> Iterator[s
 
 
 def read_lines(file: BinaryIO, name: str) -> Iterator[tuple[int, str, DataError | None]]:
-    """The lines of a file as they come: number, text, and what is wrong with it.
+    """The lines of a file as they arrive: number, text, and the error in it or None.
 
-    A line that is no text comes with U+FFFD in place of what cannot be read, and the error.
+    In a line with an error, U+FFFD replaces what cannot be decoded.
 
     Raises:
-        DataError: None of them can be read: the file is UTF-16 or UTF-32.
+        DataError: No line can be decoded: the file is UTF-16 or UTF-32.
     """
     number = 0
     for raw in file:
@@ -87,13 +87,13 @@ def read_lines(file: BinaryIO, name: str) -> Iterator[tuple[int, str, DataError 
 
 
 def from_argument(text: str) -> str:
-    """A text that stood on the command line.
+    """A text from the command line.
 
     Raises:
         DataError: It is not UTF-8.
     """
     for place, character in enumerate(text):
-        if "\udc80" <= character <= "\udcff":  # how Python passes on a byte that is no UTF-8
+        if "\udc80" <= character <= "\udcff":  # Python's form of a byte that is not UTF-8
             raise DataError(f"not UTF-8: byte 0x{ord(character) - 0xDC00:02x} at character {place}")
     return text.removeprefix(_MARK).replace("\r\n", "\n").replace("\r", "\n")
 
@@ -103,7 +103,7 @@ def _wide(begin: bytes) -> str | None:
 
 
 def _fault_in(path: Path) -> str:
-    """Names the first byte that is no text, and where it is."""
+    """The first byte that is not text, and its position."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     begin, lines, content = 0, 1, b""
     with open(path, "rb") as file:

@@ -216,8 +216,8 @@ def test_unknown_characters_count():
     module = made_module(["abc" * 10], ["abxycz" * 5], batch_size=1, seq_len=4)
     assert module.val.tokens.unknown == 15
     assert read_back(module.val).count(module.tokenizer.unk_id) == 15
-    held_out = module.describe().splitlines()[1]
-    assert "30 characters = 30 tokens to validate on (50.00% <unk>) in 1 rows" in held_out
+    validation = module.describe().splitlines()[1]
+    assert "30 characters = 30 tokens to validate on (50.00% <unk>) in 1 rows" in validation
 
 
 def test_validation_rows():
