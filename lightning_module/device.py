@@ -6,7 +6,7 @@ from lightning_module.errors import UsageError
 
 
 def find_device(name: str) -> torch.device:
-    """The device of that name; for "auto" a GPU where there is one.
+    """The device of that name; for "auto" a GPU if there is one, else the CPU.
 
     Raises:
         UsageError: it cannot be used here.

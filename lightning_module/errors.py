@@ -1,24 +1,24 @@
-"""What the commands raise on purpose: the message says what is wrong and what to do."""
+"""Errors that the commands raise on purpose: the message says what is wrong and what to do."""
 
 
 class SettingsError(ValueError):
-    """A setting that cannot be used; the message says which, what came and what is expected."""
+    """A setting that cannot be used; the message has its key, the value and the expected values."""
 
 
 class UsageError(ValueError):
-    """What was asked for cannot be done here."""
+    """A request that cannot be carried out here."""
 
 
 class DataError(ValueError):
-    """The data cannot be used as asked for."""
+    """The data cannot be used as requested."""
 
 
 class InspectionError(ValueError):
-    """A text or model that cannot be shown."""
+    """A text or model that cannot be displayed."""
 
 
 class RunError(RuntimeError):
-    """A run that cannot begin as asked for."""
+    """A run that cannot begin as requested."""
 
 
 class CheckpointError(RuntimeError):
@@ -26,7 +26,7 @@ class CheckpointError(RuntimeError):
 
 
 class DamagedFile(RuntimeError):
-    """A file of a run or a sweep is not what was written there."""
+    """A file of a run or a sweep has other content than was written."""
 
 
 class Diverged(RuntimeError):
@@ -34,11 +34,11 @@ class Diverged(RuntimeError):
 
 
 class Stopped(RuntimeError):
-    """A signal asked the run to stop; the message says what was saved.
+    """A signal stopped the run; the message says what was saved.
 
     Attributes:
-        signal: the signal's number; a process that dies of it by convention exits with 128 plus
-            that.
+        signal: the signal's number; by convention a process that it ends exits with 128 plus this
+            number.
     """
 
     def __init__(self, number: int, message: str) -> None:

@@ -1,4 +1,4 @@
-"""The command `triton-gru-eval`: what a checkpoint makes of every token of a text."""
+"""The command `triton-gru-eval`: the loss of a checkpoint on every token of a text."""
 
 if __name__ == "__main__":  # python -m, before the imports below, see commands.py
     from lightning_module.commands import evaluate
@@ -30,13 +30,13 @@ FORMATS = ("text", "json")
 
 
 def evaluate(config: DictConfig) -> dict[str, Any]:
-    """Judge a checkpoint as its run's validations did: same rows, chunks and precision.
+    """Evaluates a checkpoint as its run's validations did: same rows, chunks and precision.
 
     Args:
-        config: as `conf/eval.yaml` composes it.
+        config: composed from `conf/eval.yaml`.
 
     Returns:
-        `checkpoint`, `tokens`, `unknown` (those of them that are `<unk>`), `characters`, and over
+        `checkpoint`, `tokens`, `unknown` (how many of them are `<unk>`), `characters`, and over
         all tokens `loss` (nats per token), `perplexity`, `bits_per_char`, `top1` and `top5`.
 
     Raises:
@@ -99,7 +99,7 @@ def _read_files(data: SentenceDataModule, tokenizer: Tokenizer, paths: Any, fold
 
 
 def run(config: DictConfig) -> None:
-    """What `triton-gru-eval` does; leaves with SystemExit where that failed."""
+    """Runs `triton-gru-eval`; raises SystemExit on an error."""
     quiet()
     try:
         found = evaluate(config)

@@ -1,7 +1,8 @@
-"""Modules that lie elsewhere now; scripts and pickles of earlier versions still import them.
+"""Former names of modules, which scripts and pickles of earlier versions still import.
 
-Asked only for a module of this package that no file holds, so that nothing else pays for it. What
-runs' configs name is translated in `settings/former_names.py`, from the same table.
+This finder runs only for a module of this package that no file provides, so other imports are
+unaffected. Names in the configs of runs are translated in `settings/former_names.py`, from the same
+table.
 """
 
 import sys
@@ -42,9 +43,9 @@ class _FormerModules(MetaPathFinder, Loader):
         package, _, name = module.__name__.partition(".")
         present = f"{package}.{MODULES[name]}"
         warnings.warn(f"{module.__name__} is called {present} now", FutureWarning, stacklevel=2)
-        sys.modules[module.__name__] = import_module(present)  # which the import then returns
+        sys.modules[module.__name__] = import_module(present)  # the import returns it
 
 
 def find_former_modules() -> None:
-    """Has `import` find them, after all else has found nothing."""
+    """Adds the finder after all others."""
     sys.meta_path.append(_FormerModules())

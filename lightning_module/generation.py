@@ -1,4 +1,4 @@
-"""What a trained model says next: the likeliest tokens, and sentences sampled to their end."""
+"""Generation with a trained model: likeliest next tokens, and sentences sampled to their end."""
 
 import unicodedata
 from typing import NamedTuple
@@ -9,14 +9,14 @@ from torch import Tensor
 from lightning_module.data.tokenizers import Tokenizer
 from lightning_module.model import SentencePredictor, map_state
 
-# Of Unicode's Sentence_Terminal those that end most sentences of a living script.
+# The members of Unicode's Sentence_Terminal that end most sentences of a living script.
 SENTENCE_END = frozenset(".!?…‼⁇⁈⁉‽。！？．｡﹒﹖﹗؟۔।॥։።፧။៕⸮")
-# Tokens sampled on an accelerator between two looks at them: each look waits for the device. On a
-# CPU there is nothing to wait for, and a look at every token stops at once.
+# Tokens sampled on an accelerator between two checks for the end: each check synchronizes. On a CPU
+# it costs nothing, and a check at every token stops earliest.
 CHECK_EVERY = 16
-# Quotes that open and close alike; see `_belongs_to_end`.
+# Quotes that open and close with the same sign; see `_belongs_to_end`.
 _QUOTES = frozenset("\"'＂＇")
-_INCOMPLETE = "\ufffd"  # what bytes decode to that make no character, or not yet
+_INCOMPLETE = "\ufffd"  # the decoding of bytes that are not a complete character
 
 
 class NextToken(NamedTuple):
@@ -34,7 +34,7 @@ def next_tokens(
     """The `k` likeliest tokens after `prompt`, likeliest first, by the model's own probabilities.
 
     Raises:
-        DataError: the prompt holds characters that the tokenizer does not know.
+        DataError: the prompt contains characters that are not in the vocabulary.
     """
     logits, _ = _read(model, tokenizer, prompt)
     best = torch.softmax(logits[0], -1).topk(min(k, tokenizer.vocab_size))
@@ -58,26 +58,25 @@ def continue_prompt(
 ) -> list[str]:
     """Sample continuations of `prompt`, each to the end of its sentence.
 
-    All continuations are sampled side by side, a token each at a step. Tokens stay on the model's
-    device until the host looks whether all sentences have ended, see `CHECK_EVERY`.
+    All continuations are sampled in parallel, one token each per step. Tokens stay on the model's
+    device until the host checks whether all sentences have ended, see `CHECK_EVERY`.
 
     Args:
         model: in evaluation mode.
         tokenizer: the one that the model was trained with.
         prompt: text to continue; empty for the beginning of a document.
-        num_sentences: how many continuations, sampled side by side.
+        num_sentences: number of continuations, sampled in parallel.
         temperature: divides the logits; 0 always takes the likeliest token.
-        top_p: sample among the likeliest tokens that together hold this probability (nucleus
-            sampling, Holtzman
-            et al. 2020).
-        max_tokens: a sentence that has not ended by then is cut.
+        top_p: sample among the likeliest tokens that together have this probability (nucleus
+            sampling, Holtzman et al. 2020).
+        max_tokens: maximum length; a longer sentence is cut.
         seed: the same seed gives the same text on the same machine.
 
     Returns:
         The continuations without the prompt.
 
     Raises:
-        DataError: the prompt holds characters that the tokenizer does not know.
+        DataError: the prompt contains characters that are not in the vocabulary.
     """
     if num_sentences == 0:
         return []
@@ -107,7 +106,7 @@ def continue_prompt(
 class _Sentence:
     """Tokens up to a full stop and the closing marks after it.
 
-    A token may be a part of a character (byte pairs): tokens wait until they make characters.
+    A token may be a part of a character (byte pairs): tokens are kept until they are characters.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -134,7 +133,7 @@ class _Sentence:
 
 
 def _belongs_to_end(character: str) -> bool:
-    """Whether it may follow a full stop and belongs to the sentence: a stop or a closing mark."""
+    """Whether it belongs to the sentence after a full stop: another stop or a closing mark."""
     return (
         character in SENTENCE_END
         or character in _QUOTES
@@ -154,17 +153,17 @@ def _check_is_free(device: torch.device) -> bool:
 
 
 def _sample(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> Tensor:
-    """One token id a row of logits `[B, V]`."""
+    """One token id per row of logits `[B, V]`."""
     if temperature == 0:
         return logits.argmax(-1)
     probabilities, ids = torch.softmax(logits / temperature, -1).sort(-1, descending=True)
-    # A token stays while the ones before it hold less than top_p; the likeliest always.
+    # A token is kept if those before it have less than top_p together; so the likeliest always is.
     before = probabilities.cumsum(-1) - probabilities
     left_out = before >= top_p
     left_out[:, 0] = False
     probabilities = probabilities.masked_fill(left_out, 0.0)
-    # What torch.multinomial does for one draw, number for number, without its look at whether the
-    # probabilities are valid, which waits for the device.
+    # As torch.multinomial for one draw, number for number, without its check that the probabilities
+    # are valid, which synchronizes.
     noise = torch.empty_like(probabilities).exponential_(generator=generator)
     chosen = (probabilities / noise).argmax(-1, keepdim=True)
     return ids.gather(1, chosen)[:, 0]

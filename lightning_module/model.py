@@ -23,7 +23,7 @@ from lightning_module.training_progress import progress
 from triton_gru import GRU
 
 # The recurrent layers by the name that `model/layer_type=` takes. Looked up by name, never imported
-# by a path found in a checkpoint: loading a file of unknown origin must not run its author's code.
+# by a path found in a checkpoint: loading a file of unknown origin must not run code of its author.
 LAYER_TYPES: dict[str, Callable[..., nn.Module]] = {
     "gru": GRU,
     "gru_reset_before": lambda *args, **kwargs: GRU(*args, reset_after=False, **kwargs),
@@ -31,19 +31,19 @@ LAYER_TYPES: dict[str, Callable[..., nn.Module]] = {
     "rnn": nn.RNN,
 }
 
-# From this vocabulary on the training loss is torch's fused `linear_cross_entropy`, which never
-# holds all logits at once. On two cores it took 0.80 to 1.02 of the plain loss's time at 4000 to
-# 32000 tokens, and no less below (benchmarks/output_loss.py).
+# From this vocabulary size on the training loss is torch's fused `linear_cross_entropy`, which
+# never holds all logits at once. On two cores it took 0.80 to 1.02 of the plain loss's time at 4000
+# to 32000 tokens, and gained nothing below (benchmarks/output_loss.py).
 FUSED_LOSS_VOCABULARY = 4000
 
 State = Tensor | tuple[Tensor, ...]
 
 
 class TokenScores(NamedTuple):
-    """What `Trainer.predict` returns of each chunk.
+    """The result of `Trainer.predict` for each chunk.
 
     Attributes:
-        nats: what each target cost, `[T, B]`; NaN where there is nothing to predict.
+        nats: loss of each target in nats, `[T, B]`; NaN where there is nothing to predict.
         likeliest: id of the likeliest token at each index, int64 `[T, B]`.
     """
 
@@ -55,29 +55,28 @@ class SentencePredictor(L.LightningModule):
     """Embedding, recurrent layer, dropout and output layer, trained to predict the next token.
 
     The rows of a batch are consecutive text: the state at the end of a chunk is detached and
-    starts the next one, except in rows whose `Chunk.fresh` says that a document begins, which
-    start from zero.
+    starts the next one, except in rows with `Chunk.fresh`, where a document begins and the state
+    starts from zero.
 
     Args:
         vocab_size: number of tokens, V.
         layer_type: `name`, one of `LAYER_TYPES`, and keyword arguments of that layer (for the GRUs
             `backend`).
-        embedding_size: size E of a token's vector; characters need little (64 serves 84
+        embedding_size: size E of a token's vector; characters need little (64 is enough for 84
             characters).
         hidden_size: H.
         num_layers: stacked recurrent layers.
         dropout: probability, applied to the embedding, between layers and before the output;
             see `LockedDropout`.
-        tie_weights: share the embedding with the output; a projection H -> E stands between where H
-            != E.
-        chars_per_token: mean length of a token of the validation text; turns nats per
-            token into bits per character.
+        tie_weights: share the embedding with the output; a projection H -> E is added if H != E.
+        chars_per_token: mean length of a token of the validation text; converts nats per token to
+            bits per character.
         optimizer: builds the optimizer from an iterable of parameters; needed only to train.
-        schedule: factor on the learning rate for a share of the run that is done, see `schedules`.
+        schedule: factor on the learning rate as a function of the run's progress, see `schedules`.
         core: former name of `layer_type`, which older checkpoints hold.
 
     Raises:
-        ValueError: unknown layer, or a size or probability outside its range.
+        ValueError: unknown layer, or a size or probability out of range.
 
     Example:
         >>> model = SentencePredictor(vocab_size=80, hidden_size=32)
@@ -140,26 +139,26 @@ class SentencePredictor(L.LightningModule):
         )
         self.output = nn.Linear(embedding_size if tie_weights else hidden_size, vocab_size)
         if tie_weights:
-            # The output's scale: logits start near zero, so the first loss is log V.
+            # Scale of the output: logits start near zero, so the first loss is log V.
             nn.init.normal_(self.embedding.weight, std=embedding_size**-0.5)
             self.output.weight = self.embedding.weight
         self.optimizer_factory = optimizer
         self.schedule = schedule
         self.carried: dict[str, State | None] = dict.fromkeys(("train", "val", "test", "predict"))
         self._resumed_rng: list[dict[str, Tensor]] = []
-        # Tokens of each chunk that waits for its step; never in the middle of it in a checkpoint.
+        # Tokens of each chunk of the current step; checkpoints are never saved within a step.
         self._tokens_of_step: list[int] = []
         self.val_nll = MeanMetric(nan_strategy="disable").set_dtype(torch.float64)
         self.val_top1 = MeanMetric(nan_strategy="disable").set_dtype(torch.float64)
         self.val_top5 = MeanMetric(nan_strategy="disable").set_dtype(torch.float64)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """`torch.compile` for what a training or validation step computes; see its arguments."""
+        """`torch.compile` for the computation of a step; arguments are those of `torch.compile`."""
         self.features = torch.compile(self.features, *args, **kwargs)
         self._nll = torch.compile(self._nll, *args, **kwargs)
 
     def describe(self) -> str:
-        """The model in a line for people: its parts, their parameters, the size of all."""
+        """The model in a line for users: its parts, their parameters, the total size."""
         own = self.output if not self.hparams.tie_weights else None
         parts = {
             "embedding": self.embedding,
@@ -170,7 +169,7 @@ class SentencePredictor(L.LightningModule):
         counts = {
             name: sum(p.numel() for p in part.parameters()) for name, part in parts.items() if part
         }
-        parameters = list(self.parameters())  # tied ones once
+        parameters = list(self.parameters())  # tied parameters count once
         size = sum(p.numel() * p.element_size() for p in parameters) / 1e6
         listed = ", ".join(f"{name} {count:,}" for name, count in counts.items() if count)
         total = sum(p.numel() for p in parameters)
@@ -179,18 +178,18 @@ class SentencePredictor(L.LightningModule):
 
     @property
     def takes_resets(self) -> bool:
-        """Whether the layer can be reset inside a row, as `data.batching=packed` needs."""
+        """Whether the layer supports resets inside a row, as `data.batching=packed` needs."""
         return isinstance(self.core, GRU)
 
     def forward(
         self, tokens: Tensor, state: State | None = None, resets: Tensor | None = None
     ) -> tuple[Tensor, State]:
-        """Score every possible next token.
+        """The logits of every possible next token.
 
         Args:
             tokens: int64 `[T, B]`, time first.
-            state: what an earlier call returned, or None for zeros.
-            resets: bool `[T, B]`, where the state is reset to zero before a token; needs
+            state: the state that an earlier call returned, or None for zeros.
+            resets: bool `[T, B]`, where the state is zero before a token; needs
                 `takes_resets`.
 
         Returns:
@@ -202,17 +201,17 @@ class SentencePredictor(L.LightningModule):
     def features(
         self, tokens: Tensor, state: State | None = None, resets: Tensor | None = None
     ) -> tuple[Tensor, State]:
-        """What the output layer multiplies, `[T, B, H]` (tied: `[T, B, E]`), and the state."""
+        """The input of the output layer, `[T, B, H]` (tied: `[T, B, E]`), and the state."""
         options = {} if resets is None else {"resets": resets}
         hidden, state = self.core(self.dropout(self.embedding(tokens)), state, **options)
         return self.to_embedding(self.dropout(hidden)), state
 
     def step(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """Score every possible next token after one more token a row, as in decoding.
+        """The logits after one more token per row, for decoding.
 
         Args:
             tokens: int64 `[B]`.
-            state: what an earlier call returned, or None for zeros.
+            state: the state that an earlier call returned, or None for zeros.
 
         Returns:
             Logits `[B, V]` and the state after the token.
@@ -220,7 +219,7 @@ class SentencePredictor(L.LightningModule):
         if not isinstance(self.core, GRU):
             logits, state = self(tokens.unsqueeze(0), state)
             return logits.squeeze(0), state
-        x = self.dropout(self.embedding(tokens).unsqueeze(0))  # [1, B, E], as LockedDropout reads
+        x = self.dropout(self.embedding(tokens).unsqueeze(0))  # [1, B, E], as LockedDropout expects
         hidden, state = self.core.step(x.squeeze(0), state)
         hidden = self.dropout(hidden.unsqueeze(0)).squeeze(0)
         return self.output(self.to_embedding(hidden)), state
@@ -228,8 +227,8 @@ class SentencePredictor(L.LightningModule):
     def training_step(self, batch: Chunk, batch_idx: int) -> Tensor:
         features, state = self.features(batch.inputs, self._carried("train", batch), batch.resets)
         self.carried["train"] = map_state(state, torch.detach)
-        # The mean over the tokens of all ranks, whatever each has: strategies average the ranks'
-        # gradients (and the log the losses), hence the factor.
+        # The mean over the tokens of all ranks, however many each has: strategies average the
+        # gradients of the ranks (and loggers the losses), hence the factor.
         count = max(batch.count(), 1)
         loss = self._nll(features, batch.targets) * (ranks.size() / count)
         self.log("train_loss", loss.detach(), batch_size=batch.targets.shape[1], sync_dist=True)
@@ -246,7 +245,7 @@ class SentencePredictor(L.LightningModule):
 
         Lightning divides every loss by `accumulate_grad_batches`, also in an incomplete
         accumulation at the end of a pass (pytorch-lightning#19987), and gives chunks the same
-        weight however many tokens they have. What a step holds is known only when it is due.
+        weight for any number of tokens. The tokens of a step are known only when it is due.
         """
         accumulated, tokens = self._accumulated_batches(), self._tokens_of_step
         if accumulated == 1 or sum(tokens) == accumulated * tokens[0]:
@@ -284,8 +283,7 @@ class SentencePredictor(L.LightningModule):
         if not len(targets):
             return
         score = logits.gather(1, targets[:, None])
-        # The rank counts ties against the model, and a NaN anywhere: a diverged model must not
-        # score as right.
+        # The rank counts ties and NaN against the model: a diverged model must not score as right.
         rank = len(logits[0]) - (logits < score).sum(1)
         self.val_nll.update(F.cross_entropy(logits, targets, reduction="none"))
         self.val_top1.update((rank <= 1).float())
@@ -318,13 +316,13 @@ class SentencePredictor(L.LightningModule):
         return TokenScores(nats.view_as(batch.targets), logits.argmax(-1))
 
     def _scores(self, stage: str, batch: Chunk) -> Tensor:
-        """Logits `[T, B, V]`; carries the state to the stage's next chunk."""
+        """Logits `[T, B, V]`; keeps the state for the stage's next chunk."""
         logits, state = self(batch.inputs, self._carried(stage, batch), batch.resets)
         self.carried[stage] = state
         return logits
 
     def configure_model(self) -> None:
-        # Called by Lightning once the ranks are connected; only strategy=fsdp has something to do.
+        # Lightning calls it once the ranks are connected; it acts for strategy=fsdp alone.
         if self.device_mesh is None or isinstance(self.output.weight, DTensor):
             return
         mesh = self.device_mesh["data_parallel"]
@@ -342,8 +340,8 @@ class SentencePredictor(L.LightningModule):
             )
         try:
             optimizer = self.optimizer_factory(self.parameters())
-            # LambdaLR passes its own step count; `progress` knows better (steps, epochs or
-            # time, whichever ends first).
+            # LambdaLR passes its own step count; `progress` uses steps, epochs or time, whichever
+            # ends first.
             schedule = LambdaLR(optimizer, lambda _: self._lr_factor())
         except (TypeError, ValueError, RuntimeError) as error:
             raise RunError(
@@ -362,16 +360,16 @@ class SentencePredictor(L.LightningModule):
     ) -> None:
         plugin = self.trainer.precision_plugin
         if isinstance(plugin, MixedPrecision) and plugin.scaler is None:
-            # Lightning refuses fused optimizers, which undo the scale of fp16's gradients
-            # themselves; those of bf16 have none.
+            # Lightning refuses fused optimizers, because they undo the scale of fp16's gradients
+            # themselves; gradients of bf16 have no scale.
             algorithm = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
             Precision.clip_gradients(plugin, optimizer, gradient_clip_val or 0.0, algorithm)
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        # What makes a resumed run the same run: the state every row carries, and the generators
-        # behind each rank's dropout.
+        # Needed to resume the same run: the state of every row, and the random number generators
+        # of each rank's dropout.
         checkpoint["carried_state"] = ranks.gathered_rows(self.carried["train"])
         checkpoint["rng_states"] = ranks.gathered(self._rng_states())
 
@@ -380,13 +378,13 @@ class SentencePredictor(L.LightningModule):
         self._resumed_rng = checkpoint.get("rng_states", [])
 
     def on_train_start(self) -> None:
-        # Of a checkpoint of fewer ranks there is none for the others: their masks are new ones.
+        # A checkpoint of fewer ranks has none for the others: their masks are new ones.
         if ranks.rank() < len(self._resumed_rng):
             saved = self._resumed_rng[ranks.rank()]
             torch.set_rng_state(saved["cpu"])
             if self.device.type in saved and self.device.type != "cpu":
                 torch.get_device_module(self.device).set_rng_state(saved[self.device.type])
-        elif ranks.rank() > 0:  # else all ranks would drop the same features
+        elif ranks.rank() > 0:  # otherwise all ranks would drop the same features
             torch.manual_seed(torch.initial_seed() + ranks.rank())
 
     def _rng_states(self) -> dict[str, Tensor]:
@@ -403,14 +401,14 @@ class SentencePredictor(L.LightningModule):
         if state is None:
             return None
         keep = ~batch.fresh
-        # where(), not a product: a state that overflowed in one document must not poison the next
-        # (0 * inf is NaN).
+        # where(), not a product: after an overflow in one document 0 * inf = NaN would enter the
+        # next.
         return map_state(state, lambda s: torch.where(keep[None, :, None], s.to(self.device), 0.0))
 
     def _nll(self, features: Tensor, targets: Tensor) -> Tensor:
         """Sum over the targets that are not `IGNORE`."""
         features, targets = features.flatten(0, 1), targets.flatten()
-        # FSDP's shards come together in a call of the module alone.
+        # FSDP gathers the module's shards only when the module is called.
         whole = not isinstance(self.output.weight, DTensor)
         large = self.hparams.vocab_size >= FUSED_LOSS_VOCABULARY
         if whole and large and hasattr(F, "linear_cross_entropy"):
@@ -430,7 +428,7 @@ class LockedDropout(nn.Module):
     """Dropout with one mask for all time steps of a chunk (Gal and Ghahramani 2016).
 
     It regularises recurrent language models better than a mask per step, and draws T times fewer
-    random numbers: a mask per step took 13 % of a training step at T64 B64 H512 on two cores.
+    random numbers: with a mask per step they took 13 % of a step (T64 B64 H512, two cores).
     """
 
     def __init__(self, p: float) -> None:
@@ -438,12 +436,12 @@ class LockedDropout(nn.Module):
         self.p = p
 
     def forward(self, x: Tensor) -> Tensor:
-        """Drop features of `x`, `[T, B, F]`, the same ones at every step."""
+        """Drops features of `x`, `[T, B, F]`, the same ones at every step."""
         if not self.training or self.p == 0:
             return x
         return x * F.dropout(x.new_ones(1, *x.shape[1:]), self.p)
 
 
 def map_state(state: State, function: Callable[[Tensor], Tensor]) -> State:
-    """Apply `function` to a state, which an LSTM keeps as a pair."""
+    """Applies `function` to a state, which for an LSTM is a pair."""
     return tuple(map(function, state)) if isinstance(state, tuple) else function(state)

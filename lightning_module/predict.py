@@ -1,6 +1,6 @@
 """The command `triton-gru-predict`: the likeliest next tokens, and sentences to their end.
 
-With `--serve`, short for `format=web`, as a page that answers while one types, see `serve`.
+With `--serve`, short for `format=web`, as a page that updates during typing, see `serve`.
 """
 
 if __name__ == "__main__":  # python -m, before the imports below, see commands.py
@@ -35,7 +35,7 @@ from lightning_module.settings.table import SETTINGS
 
 
 def _prompts(prompt: str | None) -> Iterator[tuple[str, str, DataError | None]]:
-    """Prompts, where each came from, and what is wrong with it."""
+    """Prompts, the origin of each, and the error in it or None."""
     if prompt is not None:
         yield from_argument(prompt), "prompt", None
         return
@@ -74,14 +74,14 @@ def _serve(
 
 
 def predict(config: DictConfig, prompt: str | None) -> bool:
-    """Answer the prompt, or the lines of standard input; whether all could be answered.
+    """Answers the prompt, or the lines of standard input; returns whether all could be answered.
 
-    With format=web, serve the page until Ctrl-C.
+    With format=web, serves the page until Ctrl-C.
 
     Raises:
         UsageError: no prompt, or the device or the port cannot be used.
-        SettingsError: the page cannot show as many tokens.
-        InspectionError: the model has nothing that the page could show.
+        SettingsError: the page cannot show so many tokens.
+        InspectionError: the model has no gates to show.
         CheckpointError: there is no usable checkpoint.
     """
     checkpoint = find_checkpoint(str(config.checkpoint), str(config.runs))
@@ -90,7 +90,7 @@ def predict(config: DictConfig, prompt: str | None) -> bool:
     if config.format == "web":
         _serve(config, model, tokenizer, from_argument(prompt or ""), str(checkpoint))
         return True
-    # JSON is UTF-8 (RFC 8259) whatever the locale; a terminal shows what it can.
+    # JSON is UTF-8 (RFC 8259) in every locale; a terminal uses its own encoding.
     as_json = config.format == "json"
     sys.stdout.reconfigure(encoding="utf-8" if as_json else None, errors="replace")
     console = Console(highlight=False)
@@ -122,7 +122,7 @@ def predict(config: DictConfig, prompt: str | None) -> bool:
 
 
 def run(config: DictConfig, prompt: str | None) -> None:
-    """What `triton-gru-predict` does; leaves with SystemExit where that failed."""
+    """Runs `triton-gru-predict`; raises SystemExit on an error."""
     try:
         if not predict(config, prompt):
             raise SystemExit(1)

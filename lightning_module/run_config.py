@@ -1,8 +1,8 @@
-"""The `config.yaml` of a run that is resumed: data from a file, not code, whoever wrote the file.
+"""The `config.yaml` of a run that is resumed, read as data that may come from anyone.
 
-Hydra imports and calls whatever a `_target_` names, so that a run directory could run its author's
-code on the machine of whoever resumes it. Here a file may name the targets of this project's own
-configs, exactly, and beyond them what the user trusts by name in the same command: `trust=[...]`.
+Hydra imports and calls what a `_target_` names, so a run directory could run its author's code on
+the machine that resumes it. Here a file may name exactly the targets of this project's own configs,
+and those that the user trusts by name in the same command: `trust=[...]`.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _TRUST = "trust"
 
 
 def read_config(file: Path) -> DictConfig:
-    """The config that a run wrote; every text in it as it stands, without interpolations.
+    """The config that a run wrote; texts are literal, without interpolations.
 
     Raises:
-        SettingsError: it is damaged.
+        SettingsError: it is damaged or cannot be read.
     """
     try:
         config = from_yaml(file.read_bytes().decode())
@@ -49,31 +49,31 @@ def read_config(file: Path) -> DictConfig:
         raise _damaged(file, str(error).splitlines()[0]) from None
     if missing:
         raise _damaged(file, f"lacks {', '.join(missing)}")
-    config.pop(_TRUST, None)  # who resumes says again whom to trust
+    config.pop(_TRUST, None)  # trust is not kept: the resuming command must state it
     return config
 
 
 def from_yaml(text: str) -> Any:
-    """What `OmegaConf.to_yaml(config, resolve=True)` wrote, every text in it as it stands.
+    """The value that `OmegaConf.to_yaml(config, resolve=True)` wrote; texts are literal.
 
-    What earlier versions wrote has the present names afterwards.
+    Former names of earlier versions are replaced by the present ones.
     """
     content = _literal(translate(yaml.load(text, Loader=get_yaml_loader())))
     return OmegaConf.create(content) if isinstance(content, dict) else content
 
 
 def change(config: DictConfig, changes: Iterable[str], file: Path, configs: list[Path]) -> None:
-    """Set single values of a run's config, and refuse one that names code from elsewhere.
+    """Sets single values of a run's config, and refuses a config that names foreign code.
 
     Args:
         config: as `read_config` returns it.
-        changes: `key=value` as typed. What they name as `_target_` is the user's own wish.
-        file: where the config came from.
+        changes: `key=value` as typed. Targets named here are the user's choice and allowed.
+        file: file of the config.
         configs: the folders of configs that this command reads; their targets are trusted.
 
     Raises:
-        SettingsError: a change that a run under way cannot take, a value that is none, or a target
-            that is not trusted.
+        SettingsError: a change that a resumed run cannot take, an invalid value, or a target that
+            is not trusted.
     """
     trusted: list[str] = []
     try:
@@ -141,7 +141,7 @@ def _damaged(file: Path, how: str) -> SettingsError:
 
 
 def _literal(value: Any) -> Any:
-    r"""A value whose texts OmegaConf takes as they stand: `${` is written as `\${`."""
+    r"""A value whose texts OmegaConf reads literally: `${` is written as `\${`."""
     if isinstance(value, dict):
         return {key: _literal(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -152,7 +152,7 @@ def _literal(value: Any) -> Any:
 
 
 def _leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """All values of nested mappings and lists, and the keys that lead to each."""
+    """All values of nested mappings and lists, with the keys of each."""
     if isinstance(value, dict):
         for key, item in value.items():
             yield from _leaves(item, (*path, str(key)))

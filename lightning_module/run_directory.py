@@ -1,4 +1,4 @@
-"""A run's directory: made before the first step, and found again to resume the run."""
+"""A run's directory: created before the first step, found again to resume the run."""
 
 import contextlib
 import os
@@ -20,16 +20,16 @@ from lightning_module.run_files import CHECKPOINTS, CONFIG, LAST, TOKENIZER
 from lightning_module.run_lock import LOCK, RunLock, read_holder
 from lightning_module.settings.config_folder import CONFIGS
 
-# What the root of a file system holds that was just made.
+# Content of the root of a newly made file system.
 _OF_THE_DISK = ("lost+found",)
-_BEING_WRITTEN = (f".{CONFIG}.", f".{LOCK}.", f".{TOKENIZER}.")  # see disk.beside
+_BEING_WRITTEN = (f".{CONFIG}.", f".{LOCK}.", f".{TOKENIZER}.")  # see atomic_files.beside
 
 
 def check_run_dir(run_dir: Path) -> None:
-    """Refuses a directory that holds something already, or that no run can be in.
+    """Raises if a directory is not empty or cannot hold a run.
 
     Raises:
-        RunError: names the way out.
+        RunError: the message says what to do.
     """
     try:
         if run_dir.is_symlink() and not run_dir.exists():
@@ -58,25 +58,25 @@ def _refuse_used(run_dir: Path) -> None:
 
 
 def _is_left_over(path: Path) -> bool:
-    """Whether it is what a start leaves that was killed before it wrote the config."""
+    """Whether a start left it that was killed before it wrote the config."""
     if path.name == CHECKPOINTS and path.is_dir() and not path.is_symlink():
         return all(p.name == TOKENIZER or p.name.startswith(_BEING_WRITTEN) for p in path.iterdir())
     return path.name in (LOCK, *_OF_THE_DISK) or path.name.startswith(_BEING_WRITTEN)
 
 
 def make_run_dir(run_dir: Path, config: DictConfig, data: Any, lock: RunLock) -> Callable[[], None]:
-    """Everything that a run needs to be resumed, before its first step.
+    """Writes everything that is needed to resume a run, before its first step.
 
-    It goes into the directory itself, which may be an empty one that the user made: its mount, its
-    links and the shells that stand in it stay. The config is written last: a directory with one
-    holds a run, and of two that start in one the lock lets one through.
+    It writes to the directory itself, which may be an empty one of the user's: mounts, links and
+    shells in it stay valid. The config is written last: a directory with a config holds a run, and
+    if two runs start in one directory, the lock admits one.
 
     Returns:
-        What removes it all again, for a start that fails: the directory too, unless it
-        was there before.
+        A function that removes everything again, for a start that fails: the directory too, unless
+        it existed before.
 
     Raises:
-        RunError: the directory is in use, or cannot be written to; nothing is left behind.
+        RunError: the directory is in use, or cannot be written to; nothing is left in it.
     """
     made: list[Path] = []
 
@@ -90,7 +90,7 @@ def make_run_dir(run_dir: Path, config: DictConfig, data: Any, lock: RunLock) ->
     def leave() -> None:
         lock.release()
         for folder in reversed(made):
-            with contextlib.suppress(OSError):  # another run is in it by now
+            with contextlib.suppress(OSError):  # another run may use it by now
                 folder.rmdir()
 
     def undo() -> None:
@@ -107,7 +107,7 @@ def make_run_dir(run_dir: Path, config: DictConfig, data: Any, lock: RunLock) ->
         lock.take()
         _refuse_used(run_dir)
         clean_up = undo
-        empty()  # of what a start left that was killed
+        empty()  # removes the files of a killed start
         (run_dir / CHECKPOINTS).mkdir()
         data.tokenizer.save(run_dir / CHECKPOINTS / TOKENIZER)
         _write_config(run_dir, config)
@@ -123,22 +123,22 @@ def make_run_dir(run_dir: Path, config: DictConfig, data: Any, lock: RunLock) ->
 def go_on_in_run_dir(
     run_dir: Path, config: DictConfig, data: Any, trainer: L.Trainer, saved: dict[str, Any] | None
 ) -> Callable[[], None]:
-    """Clears up after a process that was killed, and forgets what it logged after its checkpoint.
+    """Removes what a killed process left, and what it logged after its checkpoint.
 
     Args:
-        run_dir: of the run.
-        config: of the run.
-        data: of the run, set up.
-        trainer: whose loggers continue.
+        run_dir: the run directory.
+        config: config of the run.
+        data: data module of the run, set up.
+        trainer: the trainer with the loggers that continue.
         saved: the checkpoint; None for a run that starts over.
 
     Returns:
-        What takes the changes of the config back, for a start that comes to no step: they may be
-        what it failed by.
+        A function that restores the previous config, for a start that reaches no step: the changes
+        may be the cause.
     """
     before = (run_dir / CONFIG).read_bytes()
     (run_dir / CHECKPOINTS).mkdir(exist_ok=True)
-    data.tokenizer.save(run_dir / CHECKPOINTS / TOKENIZER)  # should it be lost or another one
+    data.tokenizer.save(run_dir / CHECKPOINTS / TOKENIZER)  # in case it is missing or another one
     for folder in (run_dir, run_dir / CHECKPOINTS):
         remove_left_over(folder)
     _write_config(run_dir, config)
@@ -154,19 +154,19 @@ def _write_config(folder: Path, config: DictConfig) -> None:
 def resumed(
     where: str, changes: Iterable[str], configs: Iterable[Path] = (CONFIGS,)
 ) -> tuple[DictConfig, Path | None]:
-    """The config of an earlier run, changed as asked for, and the checkpoint to resume from.
+    """The config of an earlier run with the changes, and the checkpoint to resume from.
 
-    A run that was killed before its first checkpoint starts over: None in place of it.
+    A run that was killed before its first checkpoint starts over: then the checkpoint is None.
 
     Args:
-        where: the run directory, whose last checkpoint is taken; a checkpoint in one; or `latest`.
+        where: the run directory (its last checkpoint), a checkpoint in one, or `latest`.
         changes: `key=value` as given on the command line.
         configs: folders of configs whose targets the run's config may name.
 
     Raises:
         CheckpointError: no such run.
-        SettingsError: its config is damaged or names code of others, or a change that a run under
-            way cannot take.
+        SettingsError: its config is damaged or names foreign code, or a change that a resumed run
+            cannot take.
     """
     where = os.path.expanduser(where)
     if os.path.isfile(where):
@@ -186,7 +186,7 @@ def resumed(
 
 
 def how_to_resume(run_dir: Path) -> str:
-    """What a run that ended at once has left, and the command that goes on from there."""
+    """The state after a run was ended at once, and the command that resumes it."""
     if not (run_dir / CONFIG).is_file():
         return "It had made no step: there is nothing to resume"
     last = run_dir / CHECKPOINTS / LAST
@@ -200,7 +200,7 @@ def resume_command(run_dir: Path) -> str:
 
 
 def _moved(config: DictConfig, old: Path, new: Path) -> DictConfig:
-    """The config of a run whose directory, which stands in many places of it, may have moved."""
+    """The config of a run whose directory, which occurs in many values, may have moved."""
 
     def renamed(value: Any) -> Any:
         if isinstance(value, dict):

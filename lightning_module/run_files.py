@@ -1,4 +1,4 @@
-"""What lies in a run directory, by name, and its metrics as numbers; read without torch."""
+"""The names of the files in a run directory, and its metrics; imports no torch."""
 
 import csv
 from pathlib import Path
@@ -23,14 +23,14 @@ def read_metrics(path: Path, up_to_step: float = float("inf")) -> list[dict[str,
     """The rows of a `metrics.csv`, without the empty cells; none if there is no such file.
 
     Raises:
-        DamagedFile: a cell is no number, or the file is no table.
+        DamagedFile: a cell is not a number, or the file is not a table.
     """
     if not path.is_file():
         return []
     reader = None
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            # A process killed while writing leaves a line without its end, a power cut one of NULs.
+            # A process killed while writing leaves a line without an end, a power cut one of NULs.
             lines = [line for line in file if line.endswith("\n") and "\0" not in line]
         reader = csv.DictReader(lines)
         rows = [{k: float(v) for k, v in row.items() if v} for row in reader]
@@ -55,7 +55,7 @@ def summarize(rows: list[dict[str, float]]) -> dict[str, Any]:
     best = min(validated, key=lambda row: row["val_loss"])
     return {
         **{name: value for name, value in best.items() if name.startswith("val_")},
-        # The logger counts steps from 0: the row of step 99 holds what was known after 100 steps.
+        # The logger counts steps from 0: the row of step 99 is the state after 100 steps.
         "best_step": int(best["step"]) + 1,
         "last_val_loss": validated[-1]["val_loss"],
     }

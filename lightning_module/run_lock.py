@@ -1,19 +1,19 @@
-"""One process trains a run at a time: `run.lock` in the run directory says which.
+"""One process trains a run at a time: `run.lock` in the run directory names it.
 
-The file names the process that holds the run and is touched every few seconds. Whether a lock still
-counts is decided by three signs, because each is missing somewhere:
+The file names the process that holds the run, which touches it every few seconds. Three signs
+decide whether a lock is valid, because each is missing on some systems:
 
 - The holder keeps an advisory lock of the system (flock) on the file, which ends with the process.
   Some network file systems have none, or one that other hosts do not see.
-- On its own machine a process is alive or not; the time it started tells it from a later one with
+- On its own machine a process exists or not; its start time distinguishes it from a later one with
   the same number. Containers that share a directory do not see each other's processes, so a
-  machine is a boot and a process namespace, not a host's name.
-- The touches show that a process of another machine lives. They are compared by the clock of the
-  file system, so hosts whose clocks differ agree.
+  machine is identified by its boot and process namespace, not by a host name.
+- Touches show that a process of another machine is alive. They are compared by the clock of the
+  file system, so clocks of hosts need not agree.
 
-So a lock is taken over at once from a process of this machine that is gone, and after `STALE`
-seconds without a touch from one of another machine. A holder that was only suspended finds another
-name in the file when it wakes, and ends.
+So the lock of a process of this machine is taken over as soon as it has ended, and that of another
+machine's process after `STALE` seconds without a touch. A holder that was only suspended finds
+another name in the file when it continues, and ends.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ log = logging.getLogger(__name__)
 
 LOCK = "run.lock"
 HEARTBEAT = 10.0  # seconds between touches
-_LOOK_AGAIN = 2.0  # seconds between looks of who waits
-STALE = 120.0  # seconds without a touch after which the holder counts as gone
+_LOOK_AGAIN = 2.0  # seconds between checks of a waiting process
+STALE = 120.0  # seconds without a touch after which the lock is invalid
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,12 @@ class Holder:
     """The process that holds a run.
 
     Attributes:
-        host: Name of its machine, for people.
-        machine: What tells its machine from others of that name.
+        host: Name of its machine, for users.
+        machine: Identifies its machine among others of that name.
         pid: Its process id.
-        started: When it started, in the system's own count; None where that is not known.
+        started: Its start time in the system's own count; None if unknown.
         since: When it took the run.
-        token: Tells this holding from all others.
+        token: Unique for each holding.
     """
 
     host: str
@@ -69,13 +69,13 @@ class Holder:
 
     @classmethod
     def here(cls) -> Holder:
-        """This process, from now on."""
+        """This process, with the current time."""
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         pid = os.getpid()
         return cls(socket.gethostname(), _machine(), pid, _started(pid), since, uuid.uuid4().hex)
 
     def is_gone(self) -> bool:
-        """Whether it is for certain a process of this machine that has ended."""
+        """Whether it is certain that it is a process of this machine that has ended."""
         return self.machine == _machine() and _started(self.pid) != self.started
 
     def __str__(self) -> str:
@@ -83,10 +83,10 @@ class Holder:
 
 
 class RunLock:
-    """Holds a run directory between `take` and `release`.
+    """Holds a run directory from `take` to `release`.
 
     Args:
-        run_dir: The directory, which exists when the lock is taken.
+        run_dir: The directory, which must exist when the lock is taken.
     """
 
     def __init__(self, run_dir: Path) -> None:
@@ -98,7 +98,7 @@ class RunLock:
         self._heart: threading.Thread | None = None
 
     def take(self) -> None:
-        """Takes the run.
+        """Takes the lock.
 
         Raises:
             RunError: Another process holds it, or the directory cannot be written to.
@@ -113,16 +113,16 @@ class RunLock:
         self._heart.start()
 
     def check(self) -> None:
-        """Raises what shows that another process has taken the run over meanwhile.
+        """Raises if another process has taken over the run.
 
         Raises:
-            RunError: Names it.
+            RunError: The message names it.
         """
         if self._lost is not None:
             raise self._lost
 
     def release(self) -> None:
-        """Gives the run back; does nothing where it is not held."""
+        """Releases the lock; does nothing if it is not held."""
         self._ended.set()
         if self._heart is not None:
             self._heart.join()
@@ -131,7 +131,7 @@ class RunLock:
             return
         if self._lost is None:
             with contextlib.suppress(OSError):
-                self.file.unlink()  # while it is locked: who waits for it sees that it is gone
+                self.file.unlink()  # while it is locked: a waiting process sees that it is gone
         os.close(self._descriptor)
         self._descriptor = -1
 
@@ -149,7 +149,7 @@ class RunLock:
             try:
                 free = _flock(descriptor)
                 self._refuse_if_held(free, made)
-                # Else unlinked meanwhile: whoever comes next makes and locks another file.
+                # Otherwise it was unlinked meanwhile: the next process makes and locks another.
                 if _same_file(descriptor, self.file):
                     self._sign(descriptor)
                     return
@@ -171,11 +171,11 @@ class RunLock:
         self._descriptor = descriptor
 
     def _refuse_if_held(self, free: bool | None, made: bool) -> None:
-        """Raises RunError where a sign says that another process holds the file.
+        """Raises RunError if a sign shows that another process holds the file.
 
         Args:
-            free: Whether this process got the system's lock on it; None where there is none.
-            made: Whether this process has just made it.
+            free: Whether this process got the system's lock on it; None if there is no such lock.
+            made: Whether this process has just created it.
         """
         if made and free is not False:
             return
@@ -183,7 +183,7 @@ class RunLock:
         if free is False or (holder is None and not free and silent <= STALE):
             raise self._held_by(holder, silent)
         if holder is None:
-            return  # its maker was killed before it wrote its name, or comes too late for the lock
+            return  # its creator was killed before it wrote its name, or is too late for the lock
         if holder.is_gone() or (free and holder.machine == _machine()):
             log.info("%s was held by %s, which has ended: taken over", self.run_dir, holder)
         elif silent > STALE:
@@ -207,7 +207,7 @@ class RunLock:
         return RunError(text)
 
     def _beat(self) -> None:
-        wait = min(1.0, HEARTBEAT)  # two that took a dead lock over at once are soon one
+        wait = min(1.0, HEARTBEAT)  # of two that took over a lock at once, one ends soon
         while not self._ended.wait(wait):
             wait = HEARTBEAT
             try:
@@ -222,7 +222,7 @@ class RunLock:
                 self._lost = RunError(f"this process lost the run while it was suspended: {error}")
                 return
             except OSError:
-                pass  # the file system does not answer: it may the next time
+                pass  # the file system does not answer: try again later
 
 
 def wait_until_free(run_dir: Path) -> None:
@@ -240,7 +240,7 @@ def wait_until_free(run_dir: Path) -> None:
 
 
 def read_holder(run_dir: Path) -> Holder | None:
-    """Who holds the run, by its lock file; None where there is none or it cannot be read."""
+    """The holder of the run by its lock file; None if there is none or it cannot be read."""
     try:
         return Holder(**json.loads((run_dir / LOCK).read_bytes()))
     except (OSError, ValueError, TypeError):
@@ -248,7 +248,7 @@ def read_holder(run_dir: Path) -> Holder | None:
 
 
 def _flock(descriptor: int) -> bool | None:
-    """Whether this process got the system's lock on the file; None where there is none."""
+    """Whether this process got the system's lock on the file; None if there is no such lock."""
     if fcntl is None:
         return None
     try:
@@ -289,12 +289,12 @@ def _machine() -> str:
 
 
 def _started(pid: int) -> int | None:
-    """When a process of this machine started, in the system's own count.
+    """The start time of a process of this machine, in the system's own count.
 
-    None for one that has ended, and where this cannot be known.
+    None if it has ended, or if the time is not available.
     """
     try:
-        # The name in parentheses may hold anything. After it: state, ..., starttime (man 5 proc).
+        # The name in parentheses may be anything. After it: state, ..., starttime (man 5 proc).
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None

@@ -1,6 +1,6 @@
-"""Learning rate over a run: factors on the peak rate, as functions of the share of the budget used.
+"""Learning rate schedules: factors on the peak rate, as functions of the progress of the run.
 
-The share comes from `training_progress.py`, so a schedule needs no number of steps.
+The progress comes from `training_progress.py`, so a schedule needs no number of steps.
 `conf/scheduler/` names them; to add one, write such a function and a file there.
 """
 
@@ -8,11 +8,11 @@ import math
 
 
 def cosine(used: float, *, warmup: float, final_lr: float) -> float:
-    """A linear rise and then half a cosine (Loshchilov and Hutter 2017).
+    """A linear rise, then half a cosine (Loshchilov and Hutter 2017).
 
     Args:
-        used: share of the budget spent, 0 to 1.
-        warmup: share of the budget over which the rate rises from 0.
+        used: progress of the run, 0 to 1.
+        warmup: progress until which the rate rises from 0.
         final_lr: factor at the end.
     """
     falling = final_lr + (1 - final_lr) * 0.5 * (1 + math.cos(math.pi * used))
@@ -20,7 +20,7 @@ def cosine(used: float, *, warmup: float, final_lr: float) -> float:
 
 
 def constant(used: float, *, warmup: float) -> float:
-    """A linear rise over the share `warmup` of the budget, then the peak rate."""
+    """A linear rise until progress `warmup`, then the peak rate."""
     return _rise(used, warmup)
 
 

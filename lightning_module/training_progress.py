@@ -1,4 +1,4 @@
-"""How much of a run is done: the one clock of the learning rate, the progress bar and the ETA."""
+"""The progress of a run, on which learning rate, progress bar and remaining time are based."""
 
 import math
 from typing import Any
@@ -10,9 +10,10 @@ from lightning_module.distributed import ranks
 
 
 class SharedClock(L.Callback):
-    """The share of `max_time` that is spent, by the clock of rank 0 for all ranks.
+    """The share of `max_time` that has passed, by the clock of rank 0 for all ranks.
 
-    Each rank's own would give each another learning rate. Read every `log_every_n_steps`.
+    With clocks of their own, ranks would have different learning rates. Read every
+    `log_every_n_steps`.
     """
 
     def __init__(self) -> None:
@@ -37,11 +38,11 @@ def _time_spent(trainer: L.Trainer) -> float:
 
 
 def progress(trainer: L.Trainer) -> float:
-    """Share of the training budget that is spent, from 0 to 1.
+    """Progress of the run, from 0 to 1.
 
-    A run ends at `max_steps`, `max_epochs` or `max_time`, whichever comes first, so the share spent
-    is the largest of the three. A schedule that follows it is fully annealed at the end of a run on
-    a slow machine too, where the time limit comes before the steps.
+    A run ends at `max_steps`, `max_epochs` or `max_time`, whichever comes first, so the progress is
+    the largest of the three shares. A schedule of it is fully annealed at the end of a run on a
+    slow machine too, where the time limit comes before the steps.
     """
     shares = [0.0]
     if trainer.max_steps > 0:

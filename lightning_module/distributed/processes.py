@@ -1,14 +1,14 @@
 """Several processes on one machine that train one run: started, watched and ended together.
 
 The process that the user started (or Hydra's launcher, for a job of a sweep) trains nothing: it
-hands its resolved config to the ranks, so that all have the same parameters, write to one
-directory, and know nothing of a sweep. The ranks find each other as torchrun's do.
+passes its resolved config to the ranks, so that all have the same parameters, write to one
+directory, and do not depend on a sweep. The ranks connect as torchrun's do.
 
-torch's own `elastic_launch` was tried in place of `launch` (torch 2.13, two ranks on a CPU). It is
+torch's own `elastic_launch` was tried instead of `launch` (torch 2.13, two ranks on a CPU). It is
 90 lines shorter, trains and handles SIGTERM alike (ended after 6.0 s, here after 3.6 s). But:
 - it starts the ranks with its own standard input, so they notice that the command was killed only
   by prctl, which only Linux has (here a pipe closes);
-- it prints its log before the error, and what the rank that died had printed is not in the message;
+- it prints its log before the error, and the message lacks the output of the rank that died;
 - when a rank was killed the command took 17 s to end, and the two tests of ranks that die failed.
 """
 
@@ -44,9 +44,9 @@ from lightning_module.terminal.signals import Interrupted, handled_by
 log = logging.getLogger(__name__)
 
 JOB = "job.json"
-# Ranks that lost one of theirs mostly end by themselves, and clear up; seconds they have for that.
+# Seconds that the other ranks have to end by themselves, and to clean up, after one is lost.
 _GRACE = 5.0
-# What `train` raises on purpose: the message is all there is to say.
+# Errors that `train` raises on purpose: their message suffices.
 _KINDS = (DataError, RunError, CheckpointError, DamagedFile, Diverged)
 EXPECTED = {kind.__name__: kind for kind in _KINDS}
 
@@ -55,17 +55,17 @@ def launch(config: DictConfig, checkpoint: Path | None, ranks: int, go_on: bool)
     """Trains in `ranks` processes of this machine.
 
     Args:
-        config: As `train` takes it.
-        checkpoint: As `train` takes it.
-        ranks: How many.
-        go_on: As `train` takes it.
+        config: As for `train`.
+        checkpoint: As for `train`.
+        ranks: Number of processes.
+        go_on: As for `train`.
 
     Returns:
-        What `train` returned on rank 0.
+        The result of `train` on rank 0.
 
     Raises:
         RankFailed: A rank died; the others are ended.
-        Exception: What `train` raises; of several ranks' errors the first.
+        Exception: As `train`; of several ranks' errors the first.
     """
     with tempfile.TemporaryDirectory(prefix="triton_gru-ranks-") as folder:
         job = {
@@ -74,7 +74,7 @@ def launch(config: DictConfig, checkpoint: Path | None, ranks: int, go_on: bool)
             "go_on": go_on,
         }
         Path(folder, JOB).write_text(json.dumps(job))
-        # The ranks meet at a store that is open already: no other process can take its port.
+        # The store is open before the ranks connect: no other process can take its port.
         store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         started = [_Rank(Path(folder), number, ranks, store.port) for number in range(ranks)]
         try:
@@ -85,7 +85,7 @@ def launch(config: DictConfig, checkpoint: Path | None, ranks: int, go_on: bool)
                 rank.kill()
         if any(rank.process.returncode != 0 for rank in started):
             failed = [rank for rank in started if rank.process.returncode != 0 and not rank.killed]
-            # One that wrote nothing down was killed; the others' errors are what came of it.
+            # A rank without an outcome was killed; the others' errors are consequences.
             first = min(failed, key=lambda rank: rank.outcome().get("time", 0), default=None)
             error: Any = first and first.error()
             if received and not isinstance(error, Stopped):
@@ -110,7 +110,7 @@ class _Rank:
             "GROUP_RANK": "0",
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
-            # What torchrun's workers go by: the store is there, be its client.
+            # As torchrun's workers: the store exists, connect to it.
             "TORCHELASTIC_USE_AGENT_STORE": "True",
             "TORCHELASTIC_RUN_ID": folder.name,
             "TORCHELASTIC_RESTART_COUNT": "0",
@@ -119,11 +119,11 @@ class _Rank:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "lightning_module.distributed.worker", str(folder)],
                 env=environment,
-                # Nothing is written to it: it closes when this process is gone, however it ended.
+                # Nothing is written to it: it closes when this process ends, however it ends.
                 stdin=subprocess.PIPE,
                 stdout=None if number == 0 else subprocess.DEVNULL,
                 stderr=None if number == 0 else errors,
-                # A terminal's Ctrl-C comes to this process alone, which passes it on once.
+                # A terminal's Ctrl-C reaches this process alone, which forwards it once.
                 start_new_session=True,
             )
 
@@ -140,7 +140,7 @@ class _Rank:
             self.process.stdin.close()
 
     def outcome(self) -> dict[str, Any]:
-        """What the rank wrote down at its end; nothing if something killed it."""
+        """The outcome that the rank wrote; empty if it was killed."""
         path = outcome_file(self.folder, self.number)
         return json.loads(path.read_text()) if path.is_file() else {}
 
@@ -164,15 +164,15 @@ class _Rank:
 
 
 def outcome_file(folder: Path, number: int) -> Path:
-    """Where a rank writes down how it ended."""
+    """The file to which a rank writes its outcome."""
     return folder / f"rank-{number}.json"
 
 
 def _wait(ranks: list[_Rank], received: list[int]) -> None:
-    """Until all have ended well, or the time of grace is over.
+    """Waits until all ranks have ended, or the grace period is over.
 
-    It begins when one has ended otherwise or, because a rank that waits for another one in torch
-    hears no signal, at the Ctrl-C that is to end the run at once.
+    The period begins when a rank has failed or at the Ctrl-C that ends the run at once, because a
+    rank that waits for another one in torch does not handle signals.
     """
     give_up = None
     while any(rank.process.poll() is None for rank in ranks):
@@ -186,7 +186,7 @@ def _wait(ranks: list[_Rank], received: list[int]) -> None:
 
 @contextmanager
 def _forwarding_signals(ranks: list[_Rank]) -> Iterator[list[int]]:
-    """SIGINT and SIGTERM of this process go to the ranks, which save and end; yields which came."""
+    """Forwards SIGINT and SIGTERM to the ranks, which save and end; yields the received ones."""
     received: list[int] = []
 
     def forward(number: int, frame: Any) -> None:

@@ -1,8 +1,7 @@
-"""The processes that train one model together: how many, who starts them, what they exchange.
+"""The processes that train one model together: their number, who starts them, their exchanges.
 
 A rank is a process with one device. Ranks are started by `processes.py` on one machine, by
-torchrun or srun on many; here they find each other. Run in one process, every function is the
-identity.
+torchrun or srun on many; here they connect. In a single process every function is the identity.
 """
 
 from __future__ import annotations
@@ -29,10 +28,10 @@ from torch import Tensor
 
 from lightning_module.errors import RunError
 
-STRATEGIES = ("single", "auto", "ddp", "fsdp")  # what conf/strategy/ and trainer.strategy name
+STRATEGIES = ("single", "auto", "ddp", "fsdp")  # names in conf/strategy/ and of trainer.strategy
 # Timeout while another rank of the machine tokenizes a large corpus.
 _PATIENCE = timedelta(days=7)
-# Each imports torch, 0.3 GB and 4 s of processor time: a mistyped number would stop the machine.
+# Each imports torch, 0.3 GB and 4 s of processor time: a mistyped number would block the machine.
 _MOST_ON_CPU = 8
 
 Result = TypeVar("Result")
@@ -40,14 +39,14 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class World:
-    """How many ranks train.
+    """The number of ranks and where they run.
 
     Attributes:
         here: Ranks on this machine.
         nodes: Machines.
         device: Kind of device, `cpu` or `cuda`.
-        environment: Where this process stands among ranks that something else started (torchrun,
-            srun, `distributed/processes.py`); None: nothing did.
+        environment: The position of this process among ranks that were started externally
+            (torchrun, srun, `distributed/processes.py`); None: there are none.
     """
 
     here: int
@@ -62,10 +61,10 @@ class World:
 
     @classmethod
     def of(cls, trainer: DictConfig) -> World:
-        """What the settings of `conf/trainer` and `conf/strategy` ask for.
+        """From the settings of `conf/trainer` and `conf/strategy`.
 
         Raises:
-            RunError: They contradict each other, this machine, or what started this process.
+            RunError: They contradict each other, this machine, or how this process was started.
         """
         strategy = trainer.strategy
         if isinstance(strategy, str) and strategy not in STRATEGIES:
@@ -73,7 +72,7 @@ class World:
                 f"trainer.strategy must be one of {', '.join(STRATEGIES)}; got {strategy!r}"
             )
         try:
-            # Lightning knows what devices=auto, -1, "0,2" or [0,2] mean on this machine.
+            # Lightning resolves devices=auto, -1, "0,2" or [0,2] on this machine.
             probe = L.Trainer(
                 accelerator=trainer.accelerator,
                 devices=trainer.devices if strategy != "single" else 1,
@@ -128,7 +127,7 @@ class World:
 def _environment() -> ClusterEnvironment | None:
     if TorchElasticEnvironment.detect():
         return TorchElasticEnvironment()
-    # A single task of SLURM may start ranks of its own.
+    # A single task of SLURM may start its own ranks.
     if SLURMEnvironment.detect() and int(os.environ["SLURM_NTASKS"]) > 1:
         return SLURMEnvironment()
     return None
@@ -148,7 +147,7 @@ def make_strategy(name: str, world: World) -> Strategy | str:
     if world.size == 1:
         return "auto"
     if name == "fsdp":
-        # One file per checkpoint, readable whatever the number of ranks.
+        # One file per checkpoint, readable with any number of ranks.
         return ModelParallelStrategy(
             data_parallel_size=world.size, tensor_parallel_size=1, save_distributed_checkpoint=False
         )
@@ -156,11 +155,11 @@ def make_strategy(name: str, world: World) -> Strategy | str:
 
 
 def join(world: World, timeout: float) -> None:
-    """Connects this rank with the others; Lightning finds the connection made.
+    """Connects this rank with the others, before Lightning, which uses the connection.
 
     Args:
         world: The ranks.
-        timeout: Seconds after which a rank that waits for another gives up.
+        timeout: Seconds after which a rank that waits for another raises an error.
     """
     if world.size == 1 or dist.is_initialized():
         return
@@ -169,7 +168,7 @@ def join(world: World, timeout: float) -> None:
     os.environ["MASTER_PORT"] = str(environment.main_port)
     if world.device == "cuda":
         torch.cuda.set_device(environment.local_rank())
-    # With gloo for tensors on the CPU in any case: what is agreed upon here waits for no GPU.
+    # Always with gloo for tensors on the CPU: exchanges here do not synchronize with a GPU.
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if world.device == "cuda" else "gloo",
         rank=environment.global_rank(),
@@ -179,7 +178,7 @@ def join(world: World, timeout: float) -> None:
 
 
 def leave() -> None:
-    """Ends the connection that `join` made."""
+    """Closes the connection that `join` made."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -190,24 +189,24 @@ def rank() -> int:
 
 
 def size() -> int:
-    """Number of ranks."""
+    """Number of all ranks."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def share(whole: int, number: int | None = None, of: int | None = None) -> slice:
-    """Which of `whole` rows are a rank's: contiguous blocks of equal length, up to one.
+    """The rows of `whole` that belong to a rank: contiguous blocks of equal length, up to one.
 
     Args:
         whole: Rows of all ranks.
         number: The rank; None: this one.
-        of: Number of ranks; None: as many as there are.
+        of: Number of ranks; None: all.
     """
     number, of = rank() if number is None else number, of or size()
     return slice(number * whole // of, (number + 1) * whole // of)
 
 
 def agree(value: float, highest: bool = True) -> float:
-    """The highest (or lowest) value of any rank; all ranks must ask."""
+    """The highest (or lowest) value of all ranks; collective: every rank must call it."""
     if size() == 1:
         return value
     tensor = torch.tensor(value, dtype=torch.float64)
@@ -216,7 +215,7 @@ def agree(value: float, highest: bool = True) -> float:
 
 
 def from_rank_zero(value: Result) -> Result:
-    """What rank 0 has; all ranks must ask."""
+    """The value of rank 0; collective."""
     if size() == 1:
         return value
     box = [value]
@@ -225,7 +224,7 @@ def from_rank_zero(value: Result) -> Result:
 
 
 def gathered(value: Result) -> list[Result]:
-    """What each rank has, on rank 0; nothing on the others. All ranks must ask."""
+    """The values of all ranks, on rank 0; empty on the others. Collective."""
     if size() == 1:
         return [value]
     found = [None] * size() if rank() == 0 else None
@@ -250,7 +249,7 @@ def gathered_rows(state: Any) -> Any:
 
 
 def own_rows(state: Any) -> Any:
-    """This rank's part of what `gathered_rows` put together, with any number of ranks."""
+    """This rank's part of the result of `gathered_rows`, for any number of ranks."""
     if isinstance(state, tuple):
         return tuple(map(own_rows, state))
     return state if state is None else state[:, share(state.shape[1])].contiguous()
@@ -263,16 +262,16 @@ def _on_cpu(state: Any) -> Any:
 
 
 def once(function: Callable[[], Result]) -> Result | None:
-    """Calls the function on rank 0 alone; what it raises is raised on every rank.
+    """Calls the function on rank 0 alone; its exception is raised on every rank. Collective.
 
     Returns:
-        What it returned, on rank 0; None on the others.
+        Its result on rank 0; None on the others.
     """
     return _called_by(function, rank() == 0, None)
 
 
 def once_a_machine(function: Callable[[], Result]) -> Result | None:
-    """Calls the function on one rank of each machine, however long it takes; see `once`."""
+    """Calls the function on one rank of each machine, without a time limit; see `once`."""
     # torchrun and distributed/processes.py set LOCAL_RANK, srun SLURM_LOCALID.
     local = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or "0"
     if size() == 1:

@@ -33,7 +33,7 @@ def _describe(error: BaseException) -> dict[str, Any]:
 
 
 def run(train: Callable[..., dict[str, Any]]) -> None:
-    """Call `train` as the job says and write down how it ended."""
+    """Calls `train` with the job's arguments and writes its outcome."""
     folder, number = Path(sys.argv[1]), int(os.environ["RANK"])
     logging.basicConfig(
         level=logging.INFO if number == 0 else logging.ERROR,
@@ -51,7 +51,7 @@ def run(train: Callable[..., dict[str, Any]]) -> None:
     outcome["time"] = time.time()
     write_atomically(outcome_file(folder, number), json.dumps(outcome).encode())
     if "kind" in outcome:
-        # At once: taking the connection down in order would wait for the others.
+        # Immediately: an orderly shutdown of the connection would wait for the others.
         sys.stdout.flush()
         os._exit(1)
     ranks.leave()

@@ -1,1 +1,1 @@
-"""The command `triton-gru-inspect`: the gates and the memory of a GRU while it reads a text."""
+"""The command `triton-gru-inspect`: the gates and the state of a GRU while it reads a text."""

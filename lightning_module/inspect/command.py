@@ -30,7 +30,7 @@ def _text(text: str | None) -> str:
 
 
 def _save(inspection: Inspection, path: Path) -> None:
-    """The numbers behind the pictures, in full precision."""
+    """Writes the data of the pictures, in full precision."""
     cost = [np.nan if bits is None else bits for bits in inspection.surprise]
     np.savez_compressed(
         path,
@@ -45,13 +45,13 @@ def _save(inspection: Inspection, path: Path) -> None:
 
 
 def inspect(config: DictConfig, text: str | None) -> None:
-    """Read the text, write the picture, the page and the numbers, and print what they show.
+    """Reads the text, writes the picture, the page and the numbers, and prints a summary.
 
     Raises:
         UsageError: no text, or the device or the output cannot be used.
         CheckpointError: there is no usable checkpoint.
         InspectionError: the model has no such layer or no gates, or the text is too long.
-        DataError: the text holds characters that the tokenizer does not know.
+        DataError: the text contains characters that are not in the vocabulary.
     """
     checkpoint = find_checkpoint(str(config.checkpoint), str(config.runs))
     model, tokenizer = load_predictor(checkpoint)
@@ -61,7 +61,7 @@ def inspect(config: DictConfig, text: str | None) -> None:
 
     output = os.path.expanduser(config.output)
     png, html, npz = (Path(f"{output}.{kind}") for kind in ("png", "html", "npz"))
-    # One line, however long the text and whatever it holds.
+    # One line, for any length and content of the text.
     short = " ".join(text.split())
     title = f"How a GRU reads “{short if len(short) <= 60 else short[:59] + '…'}”"
     try:
@@ -85,7 +85,7 @@ def inspect(config: DictConfig, text: str | None) -> None:
 
 
 def run(config: DictConfig, text: str | None) -> None:
-    """What `triton-gru-inspect` does; leaves with SystemExit where that failed."""
+    """Runs `triton-gru-inspect`; raises SystemExit on an error."""
     try:
         inspect(config, text)
     except (UsageError, DataError, CheckpointError, InspectionError) as error:

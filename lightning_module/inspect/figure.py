@@ -1,4 +1,4 @@
-"""An inspection as a PNG: what the model expects, what surprises it, what it keeps and forgets."""
+"""An inspection as a PNG: predictions, loss, state kept and replaced, and gates of each token."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from lightning_module.inspect.inspection import Inspection, visible
 
-if TYPE_CHECKING:  # half a second to import, which no other command should pay
+if TYPE_CHECKING:  # takes 0.5 s to import
     from matplotlib.axes import Axes
     from matplotlib.image import AxesImage
     from matplotlib.patches import Rectangle
@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # half a second to import, which no other command should pay
 # Blue keeps the past and orange drops it, in every picture and on the page; white is half of each.
 KEEP, HALF, DROP = "#1f5fa8", "#f6f4ef", "#e06c00"
 HEAD = {"loc": "left", "fontsize": 9}
-DEFAULT_FONT = "DejaVu Sans"  # comes with matplotlib
+DEFAULT_FONT = "DejaVu Sans"  # part of matplotlib
 FONT_HINT = (
     "Install a font that has them, for Chinese for example: apt install fonts-noto-cjk (Debian, "
     "Ubuntu), dnf install google-noto-sans-cjk-fonts (Fedora), brew install --cask "
@@ -31,8 +31,8 @@ FONT_HINT = (
 def fonts_for(text: str) -> tuple[list[str], set[str]]:
     """Font families that together draw a text, and the characters that no font here has.
 
-    Fonts are looked for on the machine and not in matplotlib's list of them, which is made once and
-    does not know a font installed since.
+    Fonts are searched on the machine and not in matplotlib's list, which is made once and lacks
+    fonts installed later.
     """
     from matplotlib import font_manager
 
@@ -59,12 +59,12 @@ def _characters(path: str) -> dict[int, int]:
     except (
         RuntimeError,
         OSError,
-    ):  # a font of bitmaps only, such as colour emoji, or a damaged one
+    ):  # a bitmap font, such as colour emoji, or a damaged one
         return {}
 
 
 def _plainness(path: str) -> tuple[bool, bool, str]:
-    """Regular weights first, and fonts made for Chinese before those that also hold some."""
+    """Regular weights first, and fonts made for Chinese before others that have some."""
     name = Path(path).name.lower()
     chinese = any(part in name for part in ("cjk", "sc-", "hei", "pingfang", "yahei", "song"))
     styled = any(part in name for part in ("bold", "light", "thin", "black", "italic", "oblique"))
@@ -94,10 +94,10 @@ def draw_inspection(inspection: Inspection, path: Path, title: str) -> None:
     def label(text: str) -> str:
         return "".join(f"U+{ord(c):04X}" if c in missing else c for c in text)
 
-    columns = len(tokens) + 1  # the last one is what comes next
+    columns = len(tokens) + 1  # the last one is the next token
     longest = max(len(label(token)) for token in tokens)
     upright = longest <= 2
-    # Inches a token: room to read in a short text, and no picture wider than about 7000 pixels.
+    # Inches per token: readable for a short text, and no picture wider than about 7000 pixels.
     room, least = (8, 0.2) if upright else (60, 0.24)
     width = max(min(max(room / columns, least), 0.45), 7 / columns)
     with (
@@ -106,7 +106,7 @@ def draw_inspection(inspection: Inspection, path: Path, title: str) -> None:
     ):
         # "Failed to find font weight bold": Chinese fonts often have one weight, which will do.
         logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
-        # A sign that is not printable, such as a control character, may still miss its glyph.
+        # An unprintable character, such as a control character, may still lack a glyph.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure = Figure(figsize=(3.3 + width * columns, 11.5), layout="constrained")
         grid = figure.add_gridspec(
@@ -127,7 +127,7 @@ def draw_inspection(inspection: Inspection, path: Path, title: str) -> None:
         )
         for axes, gate, one, zero in gates:
             image = _draw_gate(axes, gate, inspection)
-            # In the last column, which the gates leave empty: 0.12 inches wide.
+            # In the last column, where there are no gates: 0.12 inches wide.
             colours = axes.inset_axes(
                 (len(tokens) - 0.5 + 0.06 / width, 0, 0.12 / width, 1),
                 transform=axes.get_xaxis_transform(),
@@ -169,7 +169,7 @@ def _draw_expected(
                 fontsize=8 if len(candidate.text) <= 2 else 5,
                 fontweight="bold" if right else "normal",
                 color="white" if candidate.probability > 0.55 else "black",
-                in_layout=False,  # thousands, which would be measured again and again
+                in_layout=False,  # thousands, measured at every layout
             )
     axes.set_ylim(k - 0.5, -0.5)
     axes.set_yticks(range(k), [f"{rank + 1}." for rank in range(k)])
@@ -211,7 +211,7 @@ def _draw_replaced(axes: Axes, inspection: Inspection) -> None:
 
 
 def _draw_remains(axes: Axes, inspection: Inspection) -> None:
-    share = 100 * inspection.written[-1, :-1]  # the last token would hide the others
+    share = 100 * inspection.written[-1, :-1]  # the last token's share exceeds the others
     axes.bar(range(len(share)), share.tolist(), color=KEEP, width=0.8)
     axes.set_ylabel("%")
     axes.set_title(

@@ -1,8 +1,8 @@
-"""What a trained GRU does with a text, token by token: gates, memory, forgetting, predictions.
+"""What a trained GRU computes for each token of a text: gates, state, predictions.
 
-The sign of z is torch's: `h = (1 - z) n + z h_before`. Where z is 1 a unit keeps what it holds,
-where z is 0 it holds the candidate n instead. A unit whose z stays the same holds what it has read
-for 1 / (1 - z) tokens on average: after k tokens, z^k of it is left.
+The sign of z is torch's: `h = (1 - z) n + z h_before`. Where z is 1 a unit keeps its value, where z
+is 0 the candidate n replaces it. A unit with constant z keeps what it has read for 1 / (1 - z)
+tokens on average: after k tokens, z^k of it is left.
 """
 
 import math
@@ -17,10 +17,10 @@ from lightning_module.generation import NextToken
 from lightning_module.model import SentencePredictor
 from triton_gru import GRU
 
-# A picture with more columns than this is too wide to be looked at.
+# A picture with more columns than this is too wide to read.
 MAX_TOKENS = 256
 MOST_MARKED = 5  # tokens marked as those at which the model forgets most
-# A longer text is refused before any work is done on it.
+# A longer text is refused before any computation.
 MAX_CHARACTERS = 32 * MAX_TOKENS
 
 
@@ -30,17 +30,17 @@ class Inspection:
 
     Attributes:
         layer_type: Name of the recurrent layer, see `model.LAYER_TYPES`.
-        layer: Which layer, 1 the one that reads the tokens.
-        layers: How many there are.
-        ids: The tokens.
-        tokens: The tokens, each as display text.
+        layer: Which layer; 1 reads the tokens.
+        layers: Number of layers.
+        ids: The ids of the tokens.
+        tokens: The tokens as display text.
         r: Reset gate `[T, H]`, the share of the past that enters the candidate.
         z: Update gate `[T, H]`, the share of the state that is kept.
         n: Candidate `[T, H]`, within -1 and 1.
         h: State after the token `[T, H]`, within -1 and 1.
-        next_tokens: After each token the likeliest next ones, likeliest first.
-        surprise: What each token cost the model in bits, -log2 of the probability it had been
-            given; None for the first, which nothing predicts.
+        next_tokens: For each token the likeliest next ones, likeliest first.
+        surprise: The loss of each token in bits, -log2 of its predicted probability; None for the
+            first, which nothing predicts.
     """
 
     layer_type: str
@@ -59,7 +59,7 @@ class Inspection:
     def memory(self) -> Tensor:
         """For how many tokens each unit remembers, the mean of 1 / (1 - z) over the text, `[H]`.
 
-        Finite: where z has rounded to 1, 1 - z counts as the dtype's eps (8.4 million tokens).
+        Finite: where z is rounded to 1, 1 - z counts as the dtype's eps (8.4 million tokens).
         """
         replaced = (1 - self.z.double()).clamp(min=torch.finfo(self.z.dtype).eps)
         return (1 / replaced).mean(0)
@@ -71,11 +71,11 @@ class Inspection:
 
     @property
     def written(self) -> Tensor:
-        """Which share of the state after token t was written at token s, `[T, T]` as `[t, s]`.
+        """The share of the state after token t that was written at token s, `[T, T]` as `[t, s]`.
 
-        Exact, as the state is a sum over what was written: of the candidate n_s the factor
+        Exact, as the state is a sum over the written values: of the candidate n_s the factor
         (1 - z_s) z_{s+1} ... z_t is left in h_t; this is its mean over units. Rows sum to at most
-        1; what lacks is left of the zeros that the state began with.
+        1; the rest is the share of the initial state, zero.
         """
         z = self.z.double()
         left, rows = torch.zeros_like(z), []
@@ -86,10 +86,10 @@ class Inspection:
         return torch.stack(rows)
 
     def origin(self, recent: int) -> Tensor:
-        """Where the state after each token comes from, shares `[T, 3]`.
+        """The origin of the state after each token, shares `[T, 3]`.
 
-        That token, the `recent` ones before it, and older ones, to which the zeros count that the
-        state began with.
+        From that token, from the `recent` ones before it, and from older ones, including the
+        initial state, zero.
         """
         written = self.written
         newest = written.diagonal()
@@ -98,20 +98,20 @@ class Inspection:
 
     @property
     def forgets_most(self) -> list[int]:
-        """Positions of the tokens that replace most of the state, the most first.
+        """Positions of the tokens that replace most of the state, largest share first.
 
-        `MOST_MARKED` at most, and no more than one token in four. Without the first token: before
-        it there is nothing to forget.
+        At most `MOST_MARKED`, and at most one token in four. Without the first token, before which
+        the state is zero.
         """
         count = min(MOST_MARKED, len(self.tokens) // 4)
         return (self.forgotten[1:].argsort(descending=True)[:count] + 1).tolist()
 
 
 def check_gates(model: SentencePredictor) -> None:
-    """Refuses a model without a GRU's gates.
+    """Raises unless the layers have a GRU's gates.
 
     Raises:
-        InspectionError: The layers are no GRU.
+        InspectionError: They are not GRU layers.
     """
     if not isinstance(model.core, GRU):
         raise InspectionError(
@@ -125,18 +125,19 @@ def check_gates(model: SentencePredictor) -> None:
 def inspect_text(
     model: SentencePredictor, tokenizer: Tokenizer, text: str, *, layer: int = 1, k: int = 5
 ) -> Inspection:
-    """Read a text as `generation.next_tokens` reads a prompt, and keep what goes on inside.
+    """Reads a text as `generation.next_tokens` reads a prompt, and records gates and states.
 
     Args:
         model: in evaluation mode, with GRU layers.
         tokenizer: the one that the model was trained with.
         text: at most `MAX_TOKENS` tokens; empty for the beginning of a document.
-        layer: which layer's gates, from 1.
-        k: how many of the likeliest next tokens.
+        layer: the layer of the gates, from 1.
+        k: number of likeliest next tokens.
 
     Raises:
-        InspectionError: the layers are no GRU, there is no such layer, or the text is too long.
-        DataError: the text holds characters that the tokenizer does not know.
+        InspectionError: the layers are not GRU layers, there is no such layer, or the text is too
+            long.
+        DataError: the text contains characters that are not in the vocabulary.
     """
     check_gates(model)
     layers = model.core.num_layers
@@ -180,12 +181,12 @@ def _too_long(length: str, most: str) -> InspectionError:
     )
 
 
-# What a token that is nothing but blank shows instead.
+# Labels of tokens that consist of white space.
 _VISIBLE = str.maketrans({" ": "␣", "\n": "⏎", "\t": "⇥", "\r": "␍", "\u3000": "□"})
 
 
 def visible(token: str) -> str:
-    """A token as a label: blanks at its ends show as signs."""
+    """A token as a label: white space at its ends is shown as signs."""
     bare = token.strip()
     if not bare:
         return token.translate(_VISIBLE)

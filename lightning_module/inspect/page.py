@@ -1,7 +1,7 @@
-"""An inspection as one HTML page that needs nothing else: style, script and data are inside it.
+"""An inspection as one HTML page without external resources: it contains style, script and data.
 
-The page's policy (Content-Security-Policy) allows the one style and the one script that it holds,
-by their hashes, and no other resource, so that no text can become code on it.
+The page's policy (Content-Security-Policy) allows its one style and its one script, by their
+hashes, and no other resource, so that no text can become code on it.
 """
 
 import base64
@@ -19,21 +19,21 @@ from lightning_module.data.tokenizers import DOC, UNK
 from lightning_module.inspect.inspection import Inspection, visible
 
 FILES = Path(__file__).parent / "assets"
-# How many tokens before one count as recent, where it is said how old the memory after it is.
+# Tokens before a token that count as recent, for the age of the state after it.
 RECENT = 5
 
 
 def page_data(inspection: Inspection, checkpoint: str) -> dict[str, Any]:
-    """An inspection as the page's script takes it, fit for JSON.
+    """An inspection as JSON data for the page's script.
 
-    Maps are `[H, T]`, units in the order of their memory, longest first; they travel as a byte a
-    value, base64: r and z from 0 to 1, n and h from -1 to 1. So does `written`, `[T, T]`, as
-    strengths of a colour: the cube root, so that small ones can be seen, of each share of the
-    memory over the largest one of its row that an earlier token has.
+    Maps are `[H, T]`, units in the order of their memory, longest first, encoded as one byte per
+    value in base64: r and z from 0 to 1, n and h from -1 to 1. So is `written`, `[T, T]`, as the
+    strength of a colour: the cube root, so that small values are visible, of each share of the
+    state over the largest share of an earlier token in its row.
 
     Args:
-        inspection: what to show.
-        checkpoint: what to call the model.
+        inspection: the inspection to show.
+        checkpoint: displayed name of the model.
     """
     order = inspection.memory.argsort(descending=True)
     earlier = inspection.written.tril(-1)
@@ -60,7 +60,7 @@ def page_data(inspection: Inspection, checkpoint: str) -> dict[str, Any]:
         "drawnOn": inspection.r.double().mean(1).tolist(),
         "most": inspection.forgets_most,
         "surprise": inspection.surprise,
-        # label, probability, id, and the text that the token adds, empty for what is no text
+        # label, probability, id, and the text that the token adds, "" for special tokens
         "next": [
             [[visible(n.text), n.probability, n.id, _typed(n.text)] for n in row]
             for row in inspection.next_tokens
@@ -69,12 +69,12 @@ def page_data(inspection: Inspection, checkpoint: str) -> dict[str, Any]:
 
 
 def page(data: dict[str, Any], title: str) -> tuple[str, str]:
-    """The whole page, and the policy it states, to be sent as a header too where it is served.
+    """The whole page, and its policy, which a server also sends as a header.
 
     Args:
         data: `{"inspection": page_data(...)}`; for the served page also `served`, `text` and
             `most_characters`.
-        title: of the page.
+        title: title of the page.
     """
     style, script = (
         (FILES / f"inspection.{kind}").read_text(encoding="utf-8") for kind in ("css", "js")
@@ -85,7 +85,7 @@ def page(data: dict[str, Any], title: str) -> tuple[str, str]:
     )
     if data.get("served"):
         policy += "; connect-src 'self'"
-    # In JSON a "<" stands in strings alone. Escaped, no text can end the element that holds it.
+    # In JSON "<" occurs only in strings. Escaped, no text can end the element that contains it.
     json_text = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
     template = Template((FILES / "inspection.html").read_text(encoding="utf-8"))
     whole = template.substitute(

@@ -1,1 +1,1 @@
-"""What a run logs: metrics.csv, Weights & Biases, MLflow, and where a resumed run goes on."""
+"""The logs of a run: metrics.csv, Weights & Biases, MLflow, and their resumption."""

@@ -1,4 +1,4 @@
-"""`metrics.csv`: what a run logs, kept however the run ends."""
+"""`metrics.csv`: the metrics of a run, complete even if the run is killed."""
 
 import csv
 import io
@@ -15,21 +15,21 @@ from lightning_module.run_files import METRICS
 class MetricsLogger(CSVLogger):
     """Lightning's CSV logger for a file that a resumed run continues.
 
-    Lightning's own begins by deleting the file, and truncates it before it writes a new column: a
-    process killed meanwhile loses what was logged in all the hours before.
+    Lightning's own logger deletes the file first, and truncates it before it writes a new column: a
+    process killed meanwhile loses all earlier rows.
     """
 
     @property
     @rank_zero_experiment
     def experiment(self) -> "_Writer":
-        """What writes the file."""
+        """The writer of the file."""
         if self._experiment is None:
             self._experiment = _Writer(Path(self.log_dir, METRICS))
         return self._experiment
 
 
 class _Writer:
-    """Appends rows; a new column, which changes the header too, replaces the file as a whole."""
+    """Appends rows; a new column, which changes the header, replaces the file atomically."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -54,7 +54,7 @@ class _Writer:
         self.metrics = []
 
     def keep(self, rows: list[dict[str, Any]]) -> None:
-        """Begins with these rows in place of what the file holds."""
+        """Replaces the content of the file by these rows."""
         self._columns = sorted({name for row in rows for name in row})
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, self._columns)

@@ -1,7 +1,7 @@
-"""A run that goes on forgets what it logged after its checkpoint: that will be logged again.
+"""Removal of what a run logged after its checkpoint, which the resumed run logs again.
 
-So metrics.csv, TensorBoard's files and samples.txt are those of one run, whatever ended it and
-when. What they hold up to the checkpoint stays, byte for byte where it is whole.
+So metrics.csv, TensorBoard's files and samples.txt are those of one run, however it was
+interrupted. Their content up to the checkpoint stays, byte for byte if it is complete.
 """
 
 import re
@@ -21,13 +21,13 @@ UNLOGGED = "unlogged"  # in a checkpoint: see unlogged_row
 
 
 def unlogged_row(trainer: L.Trainer) -> dict[str, float]:
-    """What Lightning will log of the step under way, when the callbacks have seen it.
+    """The row that Lightning will log for the current step after its callbacks.
 
-    A checkpoint that a callback saves after a step is on the disk before the step's metrics are: a
-    process killed in between has a checkpoint that goes on after a step of which no row tells.
+    A checkpoint that a callback saves after a step is on disk before the metrics of the step: if
+    the process is killed in between, metrics.csv lacks the row of the checkpoint's last step.
 
     Returns:
-        A row as of metrics.csv; empty where nothing is waiting to be logged.
+        A row of metrics.csv; empty if nothing is pending.
     """
     loop, connector = trainer.fit_loop.epoch_loop, trainer._logger_connector
     progress = loop.batch_progress.current
@@ -39,11 +39,11 @@ def unlogged_row(trainer: L.Trainer) -> dict[str, float]:
 
 
 def rewind(run_dir: Path, trainer: L.Trainer, steps: int, row: dict[str, float]) -> None:
-    """Cuts what a run logged after `steps` steps, and adds what it had yet to log of the last one.
+    """Removes what a run logged after `steps` steps, and adds the pending row of the last one.
 
     Args:
-        run_dir: of the run.
-        trainer: whose loggers continue.
+        run_dir: the run directory.
+        trainer: the trainer with the loggers that continue.
         steps: of the checkpoint. A logger counts from 0: its step 99 is the state after 100 steps.
         row: of the checkpoint, see `unlogged_row`.
     """
@@ -74,7 +74,7 @@ def _cut_samples(file: Path, steps: int) -> None:
 
 
 def _cut_events(file: Path, steps: int, row: dict[str, float]) -> None:
-    """Leaves the events of the first steps in a file of TensorBoard's."""
+    """Keeps the events of the first steps in one of TensorBoard's files."""
     from tensorboard.compat.proto.event_pb2 import Event
 
     content = file.read_bytes()
@@ -93,7 +93,7 @@ def _cut_events(file: Path, steps: int, row: dict[str, float]) -> None:
 
 
 def _records(content: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """The records of a TFRecord file, whole and without their frame; half a one at its end is none.
+    """The data of the complete records of a TFRecord file; an incomplete last one is skipped.
 
     A record: its length (8 bytes), a checksum (4), its data, a checksum (4).
     """

@@ -1,8 +1,8 @@
-"""Weights & Biases and MLflow, each as one run of theirs however often a run of ours is resumed.
+"""Weights & Biases and MLflow: one run there for a run here, however often it is resumed.
 
-Which run of theirs it is stands in the run directory: a resumed run continues it. What was
-logged after the checkpoint that a killed run resumes from stands there twice; `metrics.csv`, which
-everything else is made from, has it once.
+Its id is stored in the run directory: a resumed run continues it. Rows logged after the checkpoint
+from which a killed run resumes appear twice there; `metrics.csv`, from which everything else is
+made, has them once.
 """
 
 import logging
@@ -20,12 +20,12 @@ from lightning_module.errors import RunError
 
 
 class WandbTracker(WandbLogger):
-    """Lightning's logger for Weights & Biases, which takes up the run of an earlier process.
+    """Lightning's logger for Weights & Biases, which continues the run of an earlier process.
 
     Args:
-        run_dir: where its files and `wandb_run.txt` go.
+        run_dir: folder of its files and of `wandb_run.txt`.
         project: name of the project.
-        offline: write files alone; no network, no account.
+        offline: write files only; no network, no account.
 
     Raises:
         RunError: the package wandb is not installed.
@@ -33,7 +33,7 @@ class WandbTracker(WandbLogger):
 
     def __init__(self, run_dir: str, project: str, offline: bool = False) -> None:
         _need("wandb")
-        os.environ.setdefault("WANDB_SILENT", "true")  # its lines would run into the progress bar
+        os.environ.setdefault("WANDB_SILENT", "true")  # its output would disturb the progress bar
         self._file = Path(run_dir, "wandb_run.txt")
         super().__init__(
             name=Path(run_dir).name,
@@ -42,7 +42,7 @@ class WandbTracker(WandbLogger):
             offline=offline,
             id=_read(self._file) or secrets.token_hex(4),
         )
-        self._wandb_init.pop("anonymous", None)  # wandb warns of it
+        self._wandb_init.pop("anonymous", None)  # wandb warns about it
 
     @property
     @rank_zero_experiment
@@ -52,7 +52,7 @@ class WandbTracker(WandbLogger):
             import wandb
 
             try:
-                super().experiment  # noqa: B018 - begins it
+                super().experiment  # noqa: B018 - starts the run
             except wandb.Error as error:
                 cause = str(error).splitlines()[0].rstrip(".")
                 raise RunError(
@@ -64,10 +64,10 @@ class WandbTracker(WandbLogger):
 
 
 class MLflowTracker(MLFlowLogger):
-    """Lightning's logger for MLflow, which takes up the run of an earlier process.
+    """Lightning's logger for MLflow, which continues the run of an earlier process.
 
     Args:
-        run_dir: where `mlflow_run.txt` goes.
+        run_dir: folder of `mlflow_run.txt`.
         experiment: name of the experiment.
         tracking_uri: of the server; None: `MLFLOW_TRACKING_URI`, or a file beside `run_dir`.
 
@@ -94,7 +94,7 @@ class MLflowTracker(MLFlowLogger):
         """MLflow's client."""
         if not self._initialized:
             logging.getLogger("lightning.pytorch.loggers.mlflow").setLevel(logging.ERROR)
-            super().experiment  # noqa: B018 - begins it
+            super().experiment  # noqa: B018 - starts the run
             write_atomically(self._file, f"{self._run_id}\n".encode())
         return self._mlflow_client
 

@@ -1,7 +1,7 @@
 """The command `triton-gru-memory`: how far back GRU, LSTM and RNN remember, measured.
 
-Every pair of task and layer type is a study (`memory/study.py`) in a process of its own with one
-thread, so that the figures depend on neither the number of processes nor their order.
+Every pair of task and layer type is a study (`memory/study.py`) in its own process with one thread,
+so that the figures depend neither on the number of processes nor on their order.
 """
 
 import json
@@ -37,10 +37,10 @@ TEXT = "text"
 
 
 def measure(config: DictConfig) -> None:
-    """Run all studies of `config` and fill its run directory.
+    """Runs all studies of `config` and writes their results to its run directory.
 
-    After each delay the results so far are in `memory.json`; the figures are drawn at the end,
-    also at one that Ctrl-C or SIGTERM brings about.
+    After each delay the results so far are in `memory.json`; the figures are drawn at the end, also
+    after Ctrl-C or SIGTERM.
 
     Raises:
         UsageError: a setting is out of range, or the run directory is in use.
@@ -78,7 +78,7 @@ def measure(config: DictConfig) -> None:
     finished = not stop.is_set()
     if not finished:
         print("interrupted; what was measured so far is kept", file=sys.stderr)
-    # In the order that was asked for, not in that of the first to finish.
+    # In the order of the config, not in the order in which they finished.
     for task, by_type in results.items():
         results[task] = {
             layer_type: by_type[layer_type]
@@ -96,7 +96,7 @@ def measure(config: DictConfig) -> None:
 
 
 def _studies(config: DictConfig) -> list[Study]:
-    """All pairs of task and layer type, those that take longest first."""
+    """All pairs of task and layer type, the longest first."""
     if len(config.delays) != len(config.steps):
         raise UsageError(
             f"steps must give one number for each of the delays; got {len(config.steps)} for "
@@ -121,7 +121,7 @@ def _studies(config: DictConfig) -> list[Study]:
 def _run(
     studies: list[Study], data: dict[str, Any], workers: int | None, stop: threading.Event
 ) -> Iterator[tuple[Study, dict[str, Any]]]:
-    """Yields what a study has found so far, whenever there is something new, until `stop`."""
+    """Yields the results of a study so far, whenever there are new ones, until `stop` is set."""
     context = multiprocessing.get_context("spawn")
     told: Any = context.Queue()
     workers = workers or len(os.sched_getaffinity(0))
@@ -144,7 +144,7 @@ def _run(
                 )
                 for s in studies
             ]
-            with without_ctrl_c():  # a terminal's comes to the new processes too
+            with without_ctrl_c():  # a terminal sends it to the new processes too
                 running = [executor.submit(_study, i, s, data) for i, s in enumerate(studies)]
             for number, kind, content in _told(told, running, stop):
                 study, bar = studies[number], bars[number]
@@ -163,13 +163,13 @@ def _run(
     finally:
         executor.shutdown(wait=False, cancel_futures=True)
         for process in multiprocessing.active_children():
-            process.kill()  # Lightning lets SIGTERM wait for the end of a step
+            process.kill()  # Lightning handles SIGTERM only after a step
 
 
 def _told(
     told: Any, running: list[Future], stop: threading.Event
 ) -> Iterator[tuple[int, str, Any]]:
-    """What the studies tell, until all of them are done; raises what one of them raised."""
+    """The messages of the studies, until all are done; raises what one of them raised."""
     while not stop.is_set():
         all_done = all(future.done() for future in running)
         try:
@@ -193,7 +193,7 @@ _told_by_worker: Any = None
 
 
 def _begin(told: Any) -> None:
-    """In each new process: one thread, quiet logging."""
+    """Initializes a process: one thread, quiet logging."""
     global _told_by_worker
     _told_by_worker = told
     torch.set_num_threads(1)
@@ -209,7 +209,7 @@ def _study(number: int, study: Study, data: dict[str, Any]) -> None:
     def keep(found: dict[str, Any]) -> None:
         _told_by_worker.put((number, "found", found))
 
-    begun = time.process_time()  # what it takes on a machine that others use as well
+    begun = time.process_time()  # independent of other processes on the machine
     if study.task == TEXT:
         module = _data(data)
         module.setup("fit")
@@ -226,7 +226,7 @@ def _data(data: dict[str, Any]) -> Any:
 
 @contextmanager
 def _stop_at_signals() -> Iterator[tuple[threading.Event, list[int]]]:
-    """An event that Ctrl-C and SIGTERM set, and which of them came; a second one ends at once."""
+    """An event that Ctrl-C and SIGTERM set, and the received signals; a second one ends at once."""
     stop = threading.Event()
     received: list[int] = []
 
@@ -241,7 +241,7 @@ def _stop_at_signals() -> Iterator[tuple[threading.Event, list[int]]]:
 
 
 def run(config: DictConfig) -> None:
-    """What `triton-gru-memory` does with its config; leaves with SystemExit where that failed."""
+    """Runs `triton-gru-memory`; raises SystemExit on an error."""
     try:
         measure(config)
     except (UsageError, DataError) as error:

@@ -12,10 +12,10 @@ NAMES = {"gru": "GRU", "gru_reset_before": "GRU, reset before", "lstm": "LSTM", 
 COLOURS = {"gru": "#0072b2", "gru_reset_before": "#56b4e9", "lstm": "#e69f00", "rnn": "#d55e00"}
 STYLES = {"gru": "o-", "gru_reset_before": "s--", "lstm": "^-", "rnn": "v-"}
 TITLES = {"copy": "Copying", "adding": "Adding", "text": "Real text"}
-# Lower end of the axis. A gradient that keeps less of its norm is lost in float32's rounding.
+# Lower end of the axis. Smaller shares of a gradient are below float32's rounding.
 LOWEST = 1e-12
 
-# What a study kept for each task and layer type:
+# The results of a study for each task and layer type:
 # {"copy": {"gru": {"success": ..., "gradient": ...}}}.
 Results = dict[str, dict[str, dict[str, Any]]]
 
@@ -62,7 +62,7 @@ def draw_success(results: Results, path: Path) -> None:
 
 
 def draw_gradients(results: Results, path: Path) -> None:
-    """Share of the gradient that arrives k steps before, before and after training, log-log."""
+    """Share of the gradient that reaches k steps back, before and after training, log-log."""
     figure, panels = _panels(results, 2)
     for row, when in zip(panels, ("start", "end"), strict=True):
         for axes, (task, by_type) in zip(row, results.items(), strict=True):
@@ -90,7 +90,7 @@ def draw_gradients(results: Results, path: Path) -> None:
 
 
 def _panels(results: Results, rows: int) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure  # half a second that no other command should pay
+    from matplotlib.figure import Figure  # takes 0.5 s to import
 
     size = (3.6 * len(results) + 0.4, 3.2 * rows + 0.4)
     figure = Figure(figsize=size, layout="constrained")

@@ -1,9 +1,9 @@
-"""What one type of layer learns to remember, and how far back its gradient reaches.
+"""What a layer type learns to remember, and how far back its gradient reaches.
 
 A study trains a `SentencePredictor` on one task: on the delays one after the other, each from the
-weights that the longest delay learned so far left behind (or, where none was learned, from those of
-the delay before), or on text. It measures, before and after,
-the norm of the derivative of the last step's loss by the state k steps before.
+weights after the longest delay learnt so far (or, if none was learnt, after the previous delay), or
+on text. Before and after training it measures the norm of the derivative of the last step's loss
+with respect to the state k steps before.
 """
 
 import copy
@@ -27,26 +27,26 @@ from lightning_module.model import SentencePredictor
 from lightning_module.schedules import constant, cosine
 
 SOLVED = 0.99  # share of right answers that ends the training on a delay
-LEARNED = 0.9  # and with which the next delay starts from these weights
+LEARNED = 0.9  # share from which the next delay starts from these weights
 CHECK_EVERY = 25  # training steps
-CHECK_ROWS = 128  # sequences that a check asks, all new to the model
+CHECK_ROWS = 128  # sequences of a check, all new to the model
 GRADIENT_ROWS = 32  # sequences over which the median of the gradient's norm is taken
 POINTS = 60  # of a curve of norms, spaced evenly on a logarithmic axis
-CONTEXT_ROWS = 512  # indices of the validation text
-CONTEXT_TARGETS = 16  # characters judged at each
+CONTEXT_ROWS = 512  # positions in the validation text
+CONTEXT_TARGETS = 16  # characters evaluated at each
 
-# What a study tells while it runs: share done, and a line for people.
+# Progress callback of a study: share done, and a line for users.
 Report = Callable[[float, str], None]
 
 
 @dataclass(frozen=True)
 class Study:
-    """What to train and how.
+    """The settings of a study.
 
     Attributes:
         task: `copy`, `adding` or `text`.
         layer_type: one of `LAYER_TYPES`.
-        steps: for each delay the most training steps; for text the delays are contexts.
+        steps: maximum training steps for each delay; for text the delays are contexts.
         text_steps: training steps on text.
         hidden_size: see `SentencePredictor`.
         embedding_size: likewise.
@@ -67,16 +67,16 @@ class Study:
 
 
 def remember(study: Study, report: Report, keep: Callable[[dict[str, Any]], None]) -> str:
-    """Train on every delay of `copy` or `adding`.
+    """Trains on every delay of `copy` or `adding`.
 
     Args:
-        study: what to train.
-        report: told how far it is.
-        keep: given the results so far, whenever there is a new one: `parameters`, `success` by
-            delay, and `gradient` at `start` and `end`, see `gradient_norms`.
+        study: the settings.
+        report: called with the progress.
+        keep: called with the results so far, whenever there are new ones: `parameters`, `success`
+            by delay, and `gradient` at `start` and `end`, see `gradient_norms`.
 
     Returns:
-        The outcome in a line for people.
+        The outcome in a line for users.
     """
     L.seed_everything(study.seed, workers=True, verbose=False)
     model = _predictor(study, TASKS[study.task].vocab_size, constant)
@@ -112,7 +112,7 @@ def remember(study: Study, report: Report, keep: Callable[[dict[str, Any]], None
             "steps": trainer.global_step,
             "cpu_seconds": time.process_time() - begun,
         }
-        # What a delay too long to learn did to the weights would harm the delays after it.
+        # The weights after a delay too long to learn would harm the following delays.
         if right >= LEARNED or not learned:
             kept, learned = copy.deepcopy(model.state_dict()), learned or right >= LEARNED
         done += work[delay]
@@ -128,16 +128,16 @@ def remember(study: Study, report: Report, keep: Callable[[dict[str, Any]], None
 def read_text(
     study: Study, data: L.LightningDataModule, report: Report, keep: Callable[[dict], None]
 ) -> str:
-    """Train on running text; `success` is the loss after contexts of different lengths.
+    """Trains on running text; `success` is the loss after contexts of different lengths.
 
     Args:
-        study: what to train.
+        study: the settings.
         data: a `SentenceDataModule` after `setup`.
         report: as for `remember`.
         keep: as for `remember`.
 
     Returns:
-        The outcome in a line for people.
+        The outcome in a line for users.
     """
     L.seed_everything(study.seed, workers=True, verbose=False)
     model = _predictor(study, data.vocab_size, partial(cosine, final_lr=0.0))
@@ -168,10 +168,10 @@ def read_text(
 
 
 def gradient_norms(model: SentencePredictor, inputs: Tensor, last: Tensor) -> dict[str, list]:
-    """How much of the derivative of the last step's loss arrives at the states before it.
+    """How much of the derivative of the last step's loss reaches the earlier states.
 
-    The state is all that a layer carries from step to step: h, of an LSTM h and c together.
-    Computed in float64, because what vanishes would soon be zero in float32.
+    The state is everything that a layer carries from step to step: h, for an LSTM h and c together.
+    Computed in float64, because a vanishing gradient underflows in float32.
 
     Args:
         model: with one layer; not changed.
@@ -188,8 +188,8 @@ def gradient_norms(model: SentencePredictor, inputs: Tensor, last: Tensor) -> di
         hidden, state = model.core(x, state)
         states.append(state if isinstance(state, tuple) else (state,))
     logits = model.output(model.to_embedding(hidden[0]))
-    loss = F.cross_entropy(logits, last, reduction="sum")  # of rows that know nothing of another
-    # What the loss sees of the last state is the layer's output; no step reads the state itself.
+    loss = F.cross_entropy(logits, last, reduction="sum")  # the rows are independent
+    # The loss depends on the last state through the layer's output, which no later step reads.
     states[-1] = (hidden,)
     found = iter(torch.autograd.grad(loss, [part for parts in states for part in parts]))
     norms = torch.stack(
@@ -208,9 +208,9 @@ def context_loss(model: SentencePredictor, stream: Tensor, indices: Tensor, cont
 
     Args:
         model: the model.
-        stream: tokens of the text, int64.
-        indices: where the first of `CONTEXT_TARGETS` judged tokens stands, int64 [B].
-        context: tokens read before it.
+        stream: tokens of the text, int64 [tokens].
+        indices: of the first of `CONTEXT_TARGETS` evaluated tokens, int64 [B].
+        context: number of tokens read before it.
     """
     model.eval()
     steps = torch.arange(-context, CONTEXT_TARGETS)[:, None]
@@ -223,7 +223,7 @@ def context_loss(model: SentencePredictor, stream: Tensor, indices: Tensor, cont
 
 
 class _Progress(L.Callback):
-    """Tells which share of the study is done, at every check."""
+    """Reports the progress of the study at every check."""
 
     def __init__(self, report: Report, begin: float, share: float, label: str) -> None:
         self.report, self.begin, self.share, self.label = report, begin, share, label

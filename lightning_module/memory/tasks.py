@@ -1,7 +1,7 @@
-"""Two tasks that nothing but memory solves, as next-token prediction: copying and adding.
+"""Two tasks that require memory, as next-token prediction: copying and adding.
 
-Both are asked of `SentencePredictor`, like text: tokens come in, and the targets are `IGNORE`
-except where the answer is due. Chance is the best that a model without memory can do.
+Both use `SentencePredictor` as text does: the targets are `IGNORE` except where the answer is due.
+Without memory a model cannot exceed chance.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,18 +13,18 @@ from torch import Tensor
 from lightning_module.data.chunks import IGNORE, Chunk
 
 SYMBOLS = 8  # to copy; the tokens after them are the blank and the mark "now"
-COPIED = 3  # symbols a sequence
+COPIED = 3  # symbols per sequence
 DIGITS = 10  # to add; a marked digit is the digit + DIGITS
 
 
 class Task(NamedTuple):
-    """A task of one delay a sequence.
+    """A task with one delay per sequence.
 
     Attributes:
         make: inputs and targets, int64 [T, B], of `delay`, `batch_size` and a generator.
         vocab_size: number of tokens.
-        chance: share of right answers that needs no memory.
-        shortest: smallest delay that the task makes sense for.
+        chance: share of right answers without memory.
+        shortest: smallest delay that the task allows.
     """
 
     make: Callable[[int, int, torch.Generator], tuple[Tensor, Tensor]]
@@ -34,9 +34,9 @@ class Task(NamedTuple):
 
 
 def copying(delay: int, batch_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Three random symbols, blanks, a mark: from the mark on, name the symbols in their order.
+    """Three random symbols, blanks, a mark: from the mark on, the targets are the symbols in order.
 
-    After Hochreiter and Schmidhuber 1997. A symbol is read `delay` steps before it is named, and
+    After Hochreiter and Schmidhuber 1997. A symbol is read `delay` steps before it is due, and
     the sequence is `delay + COPIED` steps long.
     """
     symbols = torch.randint(SYMBOLS, (COPIED, batch_size), generator=generator)
@@ -49,9 +49,9 @@ def copying(delay: int, batch_size: int, generator: torch.Generator) -> tuple[Te
 
 
 def adding(delay: int, batch_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """A row of `delay` random digits, two of them marked: at its end, name their sum.
+    """A row of `delay` random digits, two of them marked: the target at the end is their sum.
 
-    The adding problem of Hochreiter and Schmidhuber 1997 with digits in the place of real numbers,
+    The adding problem of Hochreiter and Schmidhuber 1997 with digits instead of real numbers,
     so that the answer is one of 19 tokens. The first mark is in the first tenth of the row, the
     second before its middle, so that both are `delay / 2` steps or more before the answer.
     """
@@ -70,7 +70,7 @@ def adding(delay: int, batch_size: int, generator: torch.Generator) -> tuple[Ten
 
 TASKS = {
     "copy": Task(copying, SYMBOLS + 2, 1 / SYMBOLS, COPIED),
-    # Of the sums of two digits, 9 is the commonest.
+    # The most frequent sum of two digits is 9.
     "adding": Task(adding, 2 * DIGITS, 1 / DIGITS, 3),
 }
 
@@ -81,9 +81,9 @@ class Sequences:
     Args:
         task: one of `TASKS`.
         delay: steps to remember.
-        batch_size: B, sequences a batch.
-        seed: equal seeds make equal batches.
-        batches: how many; None for no end.
+        batch_size: B, sequences per batch.
+        seed: equal seeds give equal batches.
+        batches: number of batches; None for no end.
 
     Raises:
         ValueError: the delay is too short for the task.

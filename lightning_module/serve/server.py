@@ -1,9 +1,9 @@
-"""`triton-gru-predict --serve`: a page on this machine where the gates move as one types.
+"""`triton-gru-predict --serve`: a local page that shows the gates during typing.
 
-It is for the person at this machine and listens on 127.0.0.1 alone. A web page of somebody else,
-open in the same browser, must not read what is typed: questions whose Host or Origin is not this
-server's are refused, which is also what stops DNS rebinding, and questions must be JSON, which
-no form of another page can send without asking first.
+It serves the user of this machine and listens on 127.0.0.1 alone. Other web pages in the same
+browser must not read what is typed: requests whose Host or Origin is not this server's are refused,
+which also prevents DNS rebinding, and requests must be JSON, which no form of another page can send
+without a preflight.
 """
 
 import json
@@ -24,12 +24,12 @@ from lightning_module.terminal.signals import Interrupted
 
 ADDRESS = "127.0.0.1"
 TITLE = "What the GRU keeps and forgets"
-# Every character may take six bytes in JSON (\\u4e00) or twelve (a pair of surrogates).
+# Every character may take six bytes in JSON (\\u4e00) or twelve (a surrogate pair).
 MAX_BODY = 12 * MAX_CHARACTERS + 1000
 
 
 class Refusal(Exception):
-    """A question that gets no inspection: an HTTP status and the reason, for the person."""
+    """A request without an inspection: an HTTP status and the reason, for the user."""
 
     def __init__(self, status: HTTPStatus, reason: str) -> None:
         super().__init__(reason)
@@ -42,18 +42,18 @@ class InspectionServer(ThreadingHTTPServer):
     Args:
         model: in evaluation mode, with GRU layers.
         tokenizer: the one that the model was trained with.
-        checkpoint: what to call the model.
+        checkpoint: displayed name of the model.
         port: 0 for any that is free.
-        text: what the page starts with.
-        k: how many of the likeliest next tokens.
+        text: initial text of the page.
+        k: number of likeliest next tokens.
 
     Raises:
-        InspectionError: the layers are no GRU, or the text cannot be shown.
+        InspectionError: the layers are not GRU layers, or the text cannot be shown.
         OSError: the port cannot be bound.
     """
 
     daemon_threads = True
-    allow_reuse_address = os.name == "posix"  # elsewhere it would share the port with others
+    allow_reuse_address = os.name == "posix"  # elsewhere it would share the port with other servers
 
     def __init__(
         self,
@@ -79,30 +79,30 @@ class InspectionServer(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        """Where the page is."""
+        """The address of the page."""
         return f"http://{ADDRESS}:{self.server_port}/"
 
     @property
     def hosts(self) -> tuple[str, ...]:
-        """What a browser that means this server says in Host, without a port where that is 80."""
+        """The values of Host for this server, without a port if that is 80."""
         port = "" if self.server_port == 80 else f":{self.server_port}"
         return tuple(f"{name}{port}" for name in (ADDRESS, "localhost"))
 
     def inspect(self, text: str, layer: int) -> dict[str, Any]:
-        """An inspection as the page's script takes it, see `inspection_page.page_data`."""
+        """An inspection as data of the page's script, see `inspect.page.page_data`."""
         with self._one_at_a_time:
             found = inspect_text(self.model, self.tokenizer, text, layer=layer, k=self.k)
         return page_data(found, self.checkpoint)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Silent where the browser hung up, which is no fault; else as usual."""
+        """Silent if the browser closed the connection, which is not an error; else as usual."""
         if not isinstance(sys.exc_info()[1], ConnectionError | TimeoutError):
             super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
     server: InspectionServer
-    timeout = 30  # seconds for a question to arrive
+    timeout = 30  # seconds for a request to arrive
     server_version = "triton-gru"
     sys_version = ""
 
@@ -118,7 +118,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         try:
-            body = self._body()  # first: a browser gets no answer to what was not taken
+            body = self._body()  # first: a browser gets no response before its request was read
             self._check_origin()
             if self.path != "/inspect":
                 raise Refusal(HTTPStatus.NOT_FOUND, "questions go to /inspect")
@@ -181,14 +181,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *arguments: Any) -> None:
-        """Request logging is off: there is a request per key that is pressed."""
+        """Request logging is off: there is a request per key press."""
 
 
 _EXPECTED = 'expected {"text": "...", "layer": 1}'
 
 
 def serve(server: InspectionServer) -> None:
-    """Answer until Ctrl-C, which is how it ends as it should; SIGTERM passes."""
+    """Answers until Ctrl-C, the normal end; SIGTERM raises."""
     with server:
         print(f"{server.url} shows the model as you type; Ctrl-C ends it.", flush=True)
         try:

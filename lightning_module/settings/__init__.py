@@ -1,1 +1,1 @@
-"""Settings as users type them: read, checked against a table, refused with a reason."""
+"""Settings as users type them: reading, and checks against a table."""

@@ -1,4 +1,4 @@
-"""Where the configs lie: at the top of a checkout, inside the package in a wheel."""
+"""The folder of the configs: at the top of a checkout, inside the package in a wheel."""
 
 from pathlib import Path
 

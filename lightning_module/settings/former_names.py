@@ -1,8 +1,8 @@
-"""Names that settings had in runs of earlier versions, and what they are called now.
+"""Former names of settings in runs of earlier versions, and their present names.
 
-Targets are translated where the config of a run is read, before they are compared with those that
-are trusted. Keys are translated there too and, with a warning, on the command line and in configs
-of the user's own.
+Targets are translated when the config of a run is read, before they are compared with the trusted
+ones. Keys are translated there too and, with a warning, on the command line and in the user's own
+configs.
 """
 
 import re
@@ -11,7 +11,7 @@ from typing import Any
 
 from lightning_module.former_modules import MODULES
 
-# The modules of `_target_`, longest first: two that were divided or are packages now, and the rest.
+# The modules of `_target_`, longest first: two that were divided or became packages, and the rest.
 _MODULES = {
     "guards.LastCheckpoint": "callbacks.last_checkpoint.LastCheckpoint",
     "data": "data.datamodule",
@@ -32,7 +32,7 @@ KEYS = {
 
 
 def translate(config: Any) -> Any:
-    """The config of a run, as its file has it, with the present names in place of former ones."""
+    """The config of a run, from its file, with present names for former ones."""
     config = _with_present_targets(config)
     data = config.get("data") if isinstance(config, dict) else None
     if isinstance(data, dict):
@@ -40,7 +40,7 @@ def translate(config: Any) -> Any:
             if former in data:
                 data.setdefault(present, data.pop(former))
     model = config.get("model") if isinstance(config, dict) else None
-    if isinstance(model, dict):  # built without Hydra before
+    if isinstance(model, dict):  # before Hydra built it
         if "core" in model:
             model.setdefault("layer_type", model.pop("core"))
         model.setdefault("_target_", "lightning_module.model.SentencePredictor")
@@ -49,7 +49,7 @@ def translate(config: Any) -> Any:
 
 
 def translate_target(name: Any) -> Any:
-    """The present name of a function or class; one that was never renamed, as it is."""
+    """The present name of a function or class; unchanged if it was never renamed."""
     former = _TARGET.fullmatch(name) if isinstance(name, str) else None
     if former is None:
         return name
@@ -68,7 +68,7 @@ def _with_present_targets(value: Any) -> Any:
 
 
 def present_key(key: str) -> str:
-    """The present name of a setting; says so on standard error where the key is a former one."""
+    """The present name of a setting; warns on standard error if the key is a former one."""
     section, dot, name = key.rpartition(".")
     if section in KEYS:  # model.core.name
         return f"{present_key(section)}{dot}{name}"

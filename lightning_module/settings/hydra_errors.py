@@ -1,4 +1,4 @@
-"""What Hydra and OmegaConf say of a command line, in one line that names what may be meant."""
+"""Errors of Hydra and OmegaConf about a command line, in one line with the nearest valid name."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ def in_one_line(error: Exception, command: str, configs: Path) -> str:
 
 
 def no_setting(key: str, command: str, configs: Path, known: Iterable[str] = ()) -> str:
-    """That there is no such setting or group, and which there is.
+    """The message that there is no such setting or group, with the valid ones.
 
     Args:
         key: as typed.
         command: a key of `SETTINGS`.
         configs: the folder of the configs.
-        known: the settings there are; by default those of all choices of all groups.
+        known: the valid settings; by default those of all choices of all groups.
     """
     groups = {p.parent.relative_to(configs).as_posix() for p in configs.glob("*/**/*.yaml")}
     known = {*SETTINGS[command], *groups, *known}

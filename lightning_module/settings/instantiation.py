@@ -1,4 +1,4 @@
-"""What a group of a config describes, or an error that names the group."""
+"""Building the object of a config group, with an error that names the group."""
 
 from typing import Any
 
@@ -11,11 +11,11 @@ from lightning_module.errors import RunError
 
 
 def build(what: str, config: DictConfig, **arguments: Any) -> Any:
-    """What a group of the config describes.
+    """The object that a group of the config describes.
 
     Args:
         what: name of the group, for the error.
-        config: the group.
+        config: config of the group.
         arguments: more arguments of its `_target_`.
 
     Raises:

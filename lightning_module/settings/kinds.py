@@ -1,4 +1,4 @@
-"""What a setting may be: a number in a range, one of a few words, text, a path, a time."""
+"""Kinds of settings: a number in a range, one of a few words, text, a path, a time."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from lightning_module.errors import SettingsError
 
 @dataclass(frozen=True)
 class Kind:
-    """What a setting may be.
+    """The valid values of a setting.
 
     Attributes:
-        expected: in words, after "must be".
-        holds: whether a value, other than null, is one.
-        null: whether null is one.
-        text: whether it is text, whatever it looks like: `2024` is no number.
+        expected: description, after "must be".
+        holds: whether a value, other than null, is valid.
+        null: whether null is valid.
+        text: whether it is always text: `2024` is then not a number.
         many: whether it is a list of texts.
         swept: whether commas between texts separate values to sweep over.
     """
@@ -34,7 +34,7 @@ class Kind:
     swept: bool = True
 
     def read(self, key: str, value: Any) -> Any:
-        """The value as the program takes it.
+        """The value as the program uses it.
 
         Raises:
             SettingsError: it is of another type or out of range.
@@ -55,7 +55,7 @@ def _bounds(least: float, most: float) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value as it is typed, at most a line of it."""
+    """A value as it is typed, at most one line."""
     if isinstance(value, str):
         text = repr(value)
     else:
@@ -79,7 +79,7 @@ def whole(least: int, most: float = math.inf) -> Kind:
 def number(
     least: float, most: float = math.inf, *, above: float | None = None, below: float | None = None
 ) -> Kind:
-    """A finite number from `least` to `most`; `above` and `below` are bounds that it may not be."""
+    """A finite number from `least` to `most`; `above` and `below` are exclusive bounds."""
 
     def holds(value: Any) -> bool:
         return (
@@ -146,7 +146,7 @@ def some_of(*values: str) -> Kind:
 
 
 def _is_path(value: Any) -> bool:
-    """Whether a file system can hold it: names of 255 bytes, 4095 in all, no NUL."""
+    """Whether a file system can have it: names of 255 bytes, 4095 in all, no NUL."""
     if not isinstance(value, str) or not value or "\0" in value:
         return False
     encoded = os.fsencode(value)
@@ -186,7 +186,7 @@ SOME_OR_COUNT = either(
     Kind("a share above 0.0 and up to 1.0", lambda v: isinstance(v, float) and 0 < v <= 1), SIZE
 )
 WORD = Kind("a word", lambda value: isinstance(value, str | int) and not isinstance(value, bool))
-# What the devices may be depends on the machine: `ranks.World` says.
+# Valid devices depend on the machine: `ranks.World` checks them.
 DEVICES = Kind(
     "auto, a number of devices or a list of them", lambda v: isinstance(v, str | int | list)
 )

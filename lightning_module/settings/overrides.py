@@ -1,10 +1,10 @@
-"""What users type on the command line, made fit for Hydra's grammar, which reads all of it.
+"""Quoting of command lines for Hydra's grammar.
 
-That grammar has numbers, lists and functions, and its words may hold no Chinese character, quote
-or bracket. So `To be, or not` is a list of two, `2024_01_02` the number 20240102 and `三国.txt` an
-error, unless they are quoted, and a shell takes quotes away. They are set here: around the whole
-value where a setting is text (see `settings/table.py`), around single words elsewhere. Fresh runs,
-resumed runs and the jobs of a sweep all read what `quoted` returns with Hydra's parser.
+That grammar has numbers, lists and functions, and its words may not contain Chinese characters,
+quotes or brackets. So `To be, or not` is a list of two, `2024_01_02` the number 20240102 and
+`三国.txt` an error, unless they are quoted, and a shell removes quotes. They are added here: around
+the whole value if a setting is text (see `settings/table.py`), around single words otherwise. Fresh
+runs, resumed runs and the jobs of a sweep all read the result of `quoted` with Hydra's parser.
 """
 
 import re
@@ -19,13 +19,13 @@ from lightning_module.settings.table import Kind, kind_of_text
 
 _QUOTED = r"""(?:'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")"""
 _INTERPOLATION = r"\$\{[^}]*\}"
-# Words that Hydra takes for text as they stand.
+# Words that Hydra reads as text.
 _PLAIN = re.compile(r"(?!(?:true|false|null|inf|nan)$)[a-z_/][\w./-]*", re.ASCII | re.IGNORECASE)
 _SETTING = re.compile(r"(?:[+\w][^=]*=|~).*", re.DOTALL)
 _MULTIRUN = {"-m", "--multirun", "hydra.mode=MULTIRUN"}
 # Hydra's functions whose result is swept over.
 _SWEEP_FUNCTION = re.compile(r"(?:choice|shuffle|sort|tag|range|interval|glob)\(.*\)", re.DOTALL)
-# No word of Hydra's grammar holds one of these.
+# Characters that no word of Hydra's grammar contains.
 _FOREIGN = re.compile(r"[^\w/\-\\+.$%*@?|:=()\[\]{}, \t]|[^\x00-\x7f]", re.ASCII)
 _WHOLE = re.compile(rf"{_QUOTED}(?=\s*(?:[,\]]|$))")
 _UNDIVIDED = re.compile(_INTERPOLATION)
@@ -36,7 +36,7 @@ def quoted(argument: str, multirun: bool = True) -> str:
     """One argument `key=value` with quotes where Hydra needs them.
 
     Args:
-        argument: as typed, or as returned by this function, which changes it no more.
+        argument: as typed, or a result of this function, which is then unchanged.
         multirun: whether commas outside of brackets separate values to sweep over. The few paths
             that no sweep varies (`run_dir`) are one text in any case.
     """
@@ -56,31 +56,31 @@ def quoted(argument: str, multirun: bool = True) -> str:
 
 
 def quote_arguments() -> None:
-    """Apply `quoted` to the arguments of this process, before Hydra reads them."""
+    """Applies `quoted` to the arguments of this process, before Hydra reads them."""
     multirun = not _MULTIRUN.isdisjoint(sys.argv[1:])
     arguments = [quoted(argument, multirun) for argument in sys.argv[1:]]
-    # argparse takes no flags, such as -m, between settings.
+    # argparse accepts no flags, such as -m, between settings.
     sys.argv[1:] = sorted(arguments, key=lambda a: bool(_SETTING.fullmatch(a)))
 
 
 def parse(arguments: Iterable[str]) -> list[Override]:
-    """What Hydra reads in arguments as typed for a single run, or as `quoted` returns them.
+    """Hydra's reading of arguments as typed for a single run, or as `quoted` returns them.
 
     Raises:
-        HydraException: one of them is no `key=value` of its grammar.
+        HydraException: one of them is not a `key=value` of its grammar.
     """
     return OverridesParser.create().parse_overrides([quoted(a, multirun=False) for a in arguments])
 
 
 def take_argument(key: str) -> str | None:
-    """The value of `key=value` exactly as typed, taken out of Hydra's sight; None if not given."""
+    """The value of `key=value` as typed, removed from Hydra's arguments; None if not given."""
     given = [a for a in sys.argv[1:] if a.startswith(f"{key}=")]
     sys.argv[1:] = [a for a in sys.argv[1:] if a not in given]
     return given[-1].partition("=")[2] if given else None
 
 
 def take_changes() -> list[str]:
-    """With `resume=`, takes the other settings out of Hydra's sight: they are for the run's config.
+    """With `resume=`, removes the other settings from Hydra's arguments, as changes of the run.
 
     Hydra would set them in the config of a new run, which may have other keys.
     """
@@ -107,12 +107,12 @@ def _quote_value(value: str, kind: Kind) -> str:
 def _quote(text: str) -> str:
     quote = text[:1]
     if _PLAIN.fullmatch(text) or (quote in ("'", '"') and len(text) > 1 and text.endswith(quote)):
-        return text  # Hydra says what is wrong with 'the cat's'
+        return text  # Hydra reports the error in 'the cat's'
     return QuotedString(text, Quote.single).with_quotes()
 
 
 def _quote_words(value: str) -> str:
-    """A value with quotes around each word that Hydra could not read."""
+    """A value with quotes around each word that Hydra cannot read."""
 
     def quote_word(found: re.Match) -> str:
         before, word, after = re.fullmatch(r"(\s*)(.*?)(\s*)", found[0], re.DOTALL).groups()
@@ -126,8 +126,8 @@ def _quote_words(value: str) -> str:
 
 
 def _split(text: str) -> list[str]:
-    """A text divided at its commas, but not at those within quotes, `${}` or brackets."""
-    for nested in (True, False):  # a bracket that is never closed is a character like any other
+    """A text divided at its commas, except those within quotes, `${}` or brackets."""
+    for nested in (True, False):  # an unclosed bracket is an ordinary character
         parts, depth, position = [""], 0, 0
         while position < len(text):
             begins = not parts[-1].strip("[ \t")  # a quote within a word is an apostrophe

@@ -1,8 +1,8 @@
-"""Every setting of the commands: its type, its range, and which are text. Checked before a start.
+"""Every setting of the commands: its type, its range, and whether it is text.
 
 `SETTINGS` has the keys of `conf/` by command; a test compares the two. A key that is not in it
-(`+trainer.benchmark=true`) goes to what it configures unchecked. Imports no torch: a wrong value is
-refused at once.
+(`+trainer.benchmark=true`) is passed on unchecked. Imports no torch: an invalid value is refused at
+once.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from lightning_module.settings.kinds import (
     whole,
 )
 
-MAX_CANDIDATES = 10  # likeliest next tokens, as many as can be read above one another
+MAX_CANDIDATES = 10  # likeliest next tokens, as many as fit above one another
 
 DATA: dict[str, Kind] = {
     "data.batching": choice("stream", "packed"),
@@ -99,7 +99,7 @@ RUN: dict[str, Kind] = {
     "trainer.check_val_every_n_epoch": maybe(SIZE),
     "trainer.limit_train_batches": SOME_OR_COUNT,
     "trainer.limit_val_batches": SHARE_OR_COUNT,
-    # Lightning's 0 is "no logging", but curves, summary and resuming are made from what is logged.
+    # Lightning's 0 means "no logging", but curves, summary and resuming need the log.
     "trainer.log_every_n_steps": SIZE,
     "trainer.num_sanity_val_steps": whole(-1),
     "trainer.deterministic": maybe(choice(True, False, "warn")),
@@ -118,7 +118,7 @@ RUN: dict[str, Kind] = {
     "callbacks.report.run_dir": PATH,
     "callbacks.best.dirpath": PATH,
     "callbacks.best.filename": NAME,
-    # Of the metrics, those whose lowest value is the best one.
+    # The metrics whose lowest value is the best one.
     "callbacks.best.monitor": choice("val_loss", "val_perplexity", "val_bits_per_char"),
     "callbacks.best.save_top_k": whole(-1),
     "callbacks.best.enable_version_counter": FLAG,
@@ -194,12 +194,12 @@ SETTINGS: dict[str, dict[str, Kind]] = {
         "embedding_size": SIZE,
         "batch_size": SIZE,
         "learning_rate": number(0, above=0),
-        "seed": whole(0, 2**32 - 4),  # validation and probe use seeds above it
+        "seed": whole(0, 2**32 - 4),  # validation and probe use higher seeds
         "workers": maybe(SIZE),
         "run_dir": ONE_PATH,
     },
 }
-# Groups that no run can be without, and settings among them.
+# Groups that every run needs, and settings among them.
 NEEDED = {
     "train": (*("data", "tokenizer", "model", "model.layer_type", "optimizer", "scheduler"),
               *("trainer", "callbacks", "logger", "seed", "run_dir", "compile", "rank_timeout")),
@@ -214,10 +214,10 @@ def kind_of_text(key: str) -> Kind | None:
 
 
 def check(config: DictConfig, command: str = "train") -> None:
-    """Refuse a config with a setting of the wrong type or out of range.
+    """Raises if a setting of a config has the wrong type or is out of range.
 
     Args:
-        config: as `conf/{command}.yaml` composes it. Values become what the program takes: one path
+        config: composed from `conf/{command}.yaml`. Values are converted for the program: one path
             for a list of paths becomes a list of one.
         command: a key of `SETTINGS`.
 
@@ -238,7 +238,7 @@ def check(config: DictConfig, command: str = "train") -> None:
         if node is None or name not in node:
             continue
         if above.startswith("hydra") and OmegaConf.is_interpolation(node, name):
-            continue  # of the number of a job that does not run yet, for one
+            continue  # for example of the number of a job that does not run yet
         try:
             if OmegaConf.is_missing(node, name):
                 raise SettingsError(f"{key} must be given: {kind.expected}")

@@ -1,1 +1,1 @@
-"""Sweeps: the job of a sweep, and the report on all of them."""
+"""Sweeps: a job of a sweep, and the report on all of them."""

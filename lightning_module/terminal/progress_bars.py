@@ -1,4 +1,4 @@
-"""Progress bars: what they look like, and one for reading a text."""
+"""Progress bars, and one for reading a text."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-EVERY_SECONDS = 5.0  # between two lines where there is no terminal
+EVERY_SECONDS = 5.0  # between two lines if there is no terminal
 
 
 def progress_bars(console: Console, transient: bool = False) -> Progress:
-    """Bars with their percentage and description, a line each; with `transient`, gone at the end.
+    """Bars with percentage and description, one line each; with `transient`, removed at the end.
 
-    A bar whose total is unknown moves to and fro.
+    A bar with an unknown total moves to and fro.
     """
     percentage = TextColumn("{task.percentage:>3.0f}%")
     return Progress(
@@ -31,12 +31,12 @@ def progress_bars(console: Console, transient: bool = False) -> Progress:
 
 @contextmanager
 def reading(what: str, total: int | None, log: logging.Logger) -> Iterator[Callable[[int], None]]:
-    """Shows how much of a text is read: a bar in a terminal, else a line every few seconds.
+    """Shows how much of a text was read: a bar in a terminal, else a line every few seconds.
 
     Args:
-        what: is done with the text.
+        what: description of the work.
         total: characters; None: unknown.
-        log: prints the lines; where it is silenced there is no bar either.
+        log: prints the lines; if it is silenced there is no bar either.
 
     Yields:
         A function to be called with the number of characters of each piece read.

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the exception that they raise and the exit code that they lead to."""
+"""Ctrl-C and SIGTERM: the exception that they raise and the exit code."""
 
 import signal
 import threading
@@ -13,10 +13,10 @@ Handler = Callable[[int, FrameType | None], None]
 
 
 class Interrupted(BaseException):
-    """SIGINT or SIGTERM asks the process to end now.
+    """SIGINT or SIGTERM ends the process now.
 
-    Not a KeyboardInterrupt, because Lightning ends the process with exit code 1 at one; and not an
-    Exception, so that code that handles errors lets it pass.
+    Not a KeyboardInterrupt, for which Lightning ends the process with exit code 1; and not an
+    Exception, so that code that handles errors does not catch it.
 
     Attributes:
         signal: the signal's number.
@@ -39,7 +39,7 @@ def interrupt(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def without_ctrl_c() -> Iterator[None]:
-    """Processes that are started in this context never receive SIGINT; this one does afterwards."""
+    """Processes started in this context never receive SIGINT; this one does afterwards."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
@@ -52,11 +52,11 @@ def without_ctrl_c() -> Iterator[None]:
 
 @contextmanager
 def handled_by(handler: Handler) -> Iterator[None]:
-    """SIGINT and SIGTERM go to `handler` for as long as this context lasts.
+    """`handler` handles SIGINT and SIGTERM within this context.
 
-    A signal that is ignored stays so (a shell ignores SIGINT for what it runs in the background),
-    and a handler that other software set stays as well (submitit has its own use of SIGTERM).
-    Outside of the main thread, where Python sets no handlers, nothing changes.
+    An ignored signal stays ignored (a shell ignores SIGINT for background processes), and a handler
+    of other software stays too (submitit has its own use of SIGTERM). Outside of the main thread,
+    where Python sets no handlers, nothing changes.
     """
     before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
