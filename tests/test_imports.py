@@ -14,13 +14,15 @@ RANKS = {
 version cache torch_modes equations kernel_errors
 validation conversion
 plan
+verdicts
 kernels
 engines
 dispatch tuning
 functional
 cell trace
 layer
-replace
+replace class_check preparing check_command
+__main__
 """,
     "lightning_module": """
 errors atomic_files terminal schedules lightning_warnings former_modules

@@ -10,6 +10,9 @@ another CPU, even where they agree to the bit on this one: `make cpus` shows it.
 import torch
 from torch import Tensor
 
+from triton_gru.verdicts.tolerances import SINGLE
+from triton_gru.verdicts.tolerances import TOLERANCE as TOLERANCE_OF_CHECK
+
 # States lie within -1 and 1, the tests' gradients within about 100. float64 and float32 leave room
 # for thousands of roundings, which a wrong term exceeds by orders of magnitude; 16-bit dtypes round
 # the state itself at every step and leave room for about ten.
@@ -49,14 +52,8 @@ INTERPRETER_TOLERANCE = {
     "tf32": 4e-3,
 }
 
-# Kernels on a GPU.
-# ||result - exact|| / ||exact|| of y and of every gradient: 4 times the worst that the equations in
-# plain torch leave on a CPU over T = 50 steps, B = 16, H up to 400 (float32 4.3e-7, float16 9.3e-4,
-# bfloat16 7.5e-3). tf32 keeps as many bits as float16, but the matrix units cut instead of round.
-GPU_TOLERANCE = {"float32": 2e-6, "tf32": 8e-3, "float16": 4e-3, "bfloat16": 3e-2}
-# The largest single error as a share of the largest value, in these tolerances: a norm over
-# millions of elements would not show it. Plain torch leaves up to 2.4 times its own norm.
-GPU_SINGLE = 2
+# Kernels on a GPU: those of the check that users run, which come with the package.
+GPU_TOLERANCE, GPU_SINGLE = TOLERANCE_OF_CHECK, SINGLE
 
 # Whole models with GRU in place of nn.GRU: as a share of the largest element, in float64. They are
 # some ten layers deep.

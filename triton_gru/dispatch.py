@@ -21,6 +21,7 @@ from triton_gru.torch_modes import (
     plain_floats,
     transformed,
 )
+from triton_gru.verdicts import calls
 
 BACKENDS = ("auto", "triton", "cpu", "torch", "reference")
 
@@ -32,10 +33,6 @@ INSIDE_A_STEP = {
     "zoneout": "zoneout holds elements of the state from step to step",
     "layer_norm": "layer_norm normalises the gates of each step over all units",
 }
-
-# Compute capabilities on which the kernels were measured (benchmarks/results). Elsewhere "auto"
-# leaves them to those who ask by name: what no GPU has run is no default.
-MEASURED_ON: frozenset[tuple[int, int]] = frozenset()
 
 # Where the CPU engine took at most 0.95 of nn.GRU's time in every shape of the grid of
 # `python -m benchmarks.layer_cpu --grid`, forward alone and with gradients (benchmarks/NOTES.md).
@@ -92,6 +89,7 @@ def choose_backend(
     batch_size: int | torch.SymInt = 1,
     regularised: Sequence[str] = (),
     tensors: Sequence[Tensor] = (),
+    holds: bool = True,
 ) -> Choice:
     """The backend that computes a layer, and why.
 
@@ -107,6 +105,7 @@ def choose_backend(
         batch_size: B.
         regularised: What of INSIDE_A_STEP is at work.
         tensors: Input, state and parameters.
+        holds: Whether this is a call: then what "auto" decides from a verdict holds from now on.
 
     Raises:
         ValueError: As `check_backend`.
@@ -154,7 +153,16 @@ def choose_backend(
     if backend == "cpu":
         return _cpu_engine(device, dtype)
     any_steps = device.type == "cpu" and steps is not None and for_any_steps(steps)
-    return _choose(*layer, any_steps)
+    choice = _choose(*layer, any_steps)
+    if backend != "auto" or choice.backend != "triton" or not _needs_verdict(device):
+        return choice
+    torch_obstacle = _torch_obstacle(reset_after, resets, False)
+    faster, why = calls.faster(
+        layer[1:6], steps, batch_size, tensors, torch_can=torch_obstacle is None, holds=holds
+    )
+    if faster:
+        return Choice("triton", why)
+    return _without_kernels(why, torch_obstacle, device, dtype, hidden_size)
 
 
 def _choose(
@@ -181,11 +189,21 @@ def _choose(
                 "Use backend='auto' to take the best that can"
             )
         return Choice("triton", "it was asked for by name")
-    obstacle = obstacle or _unmeasured(device)
     if obstacle is None:
         return Choice(
             "triton", f"its kernels take {dtype} at hidden_size={hidden_size} on {device}"
         )
+    return _without_kernels(obstacle, torch_obstacle, device, dtype, hidden_size)
+
+
+def _without_kernels(
+    obstacle: str,
+    torch_obstacle: str | None,
+    device: torch.device,
+    dtype: torch.dtype,
+    hidden_size: int,
+) -> Choice:
+    """What "auto" takes where it does not take the kernels."""
     if torch_obstacle is None:
         library = "cuDNN" if device.type == "cuda" else "ATen"
         reason = f"{obstacle}, and torch's own GRU ({library}) computes reset_after=True"
@@ -304,11 +322,9 @@ def _triton_obstacle(
     )
 
 
-@constant_for_dynamo
-def _unmeasured(device: torch.device) -> str | None:
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) in MEASURED_ON:
-        return None
-    return f"the Triton kernels have not been measured on a GPU like {device} (backend='triton')"
+def _needs_verdict(device: torch.device) -> bool:
+    """Whether "auto" takes the kernels only where they were measured faster."""
+    return device.type == "cuda"  # the interpreter is for looking at the kernels
 
 
 def explain_plan(
@@ -372,6 +388,7 @@ def explain(module: nn.Module, x: Tensor, batch_size: int, **asked: Any) -> str:
             dtype=dtype,
             batch_size=batch_size,
             tensors=(x, *module.parameters()),
+            holds=False,
             **layer,
             **asked,
         )

@@ -45,11 +45,11 @@ class GRU(nn.RNNBase):
             multiplies it into h before the product. See `triton_gru.equations`.
         backend: "triton" runs the fused kernels; "cpu" the engine in C (float32 on a CPU, built by
             the machine's compiler at first use, see docs/faq.md); "torch" ATen, and cuDNN on a GPU
-            (reset_after=True only); "reference" the equations in plain torch. "auto" chooses the
-            kernels on those GPUs on which they were measured (`dispatch.MEASURED_ON`); on a CPU
-            "cpu" in float32 from 16 steps on (docs/faq.md has the rule) and where torch has no
-            kernel; else "torch" if it computes the layer, else "reference". `explain` returns which
-            one and why.
+            (reset_after=True only); "reference" the equations in plain torch. "auto" chooses on a
+            GPU the kernels where they measured at least 10 % faster than cuDNN there (docs/gpu.md);
+            on a CPU "cpu" in float32 from 16 steps on (docs/faq.md has the rule) and where torch
+            has no kernel; else "torch" if it computes the layer, else "reference". `explain`
+            returns which one and why.
         save_gates: Whether the Triton kernels keep the gates for the backward, three times the
             output's memory, instead of computing them again.
         recurrent_dropout: Probability of dropping an element of the state that enters W_hh, in

@@ -61,7 +61,7 @@ def tune(
     if timer is None:
         if device.type != "cuda" or not torch.cuda.is_available():
             raise RuntimeError(f"tune measures on a CUDA device and there is none at {device}")
-        timer = _median_of_events
+        timer = median_of_events
     limits = selection.device_limits(device)
     D = 2 if bidirectional else 1
     make = functools.partial(torch.randn, device=device, dtype=dtype)
@@ -97,7 +97,8 @@ def tune(
     return results
 
 
-def _median_of_events(call: Callable[[], object], repeats: int = 10) -> float:
+def median_of_events(call: Callable[[], object], repeats: int = 10) -> float:
+    """Seconds that a call takes on the current stream, after two that are not counted."""
     for _ in range(2):
         call()
     seconds = []

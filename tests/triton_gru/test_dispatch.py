@@ -82,7 +82,7 @@ def engine(monkeypatch):
     )
     monkeypatch.setattr(autograd, "operators", engine)
     monkeypatch.setattr(dispatch, "_triton_obstacle", lambda *layer: engine.obstacle(*layer))
-    monkeypatch.setattr(dispatch, "_unmeasured", lambda device: None)
+    monkeypatch.setattr(dispatch, "_needs_verdict", lambda device: False)
     monkeypatch.setattr(dispatch, "_choose_on_cpu", dispatch._choose)  # the obstacle changes
     return engine
 
@@ -140,18 +140,6 @@ def test_kernels_are_taken_where_they_have_no_obstacle(engine):
     )
     with pytest.raises(RuntimeError, match="hidden_size=5 is too large"):
         choose("triton")
-
-
-@pytest.mark.parametrize("reset_after", [True, False])
-def test_auto_takes_kernels_only_where_they_were_measured(monkeypatch, reset_after):
-    monkeypatch.setattr(dispatch, "_triton_obstacle", lambda *layer: None)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    choice = choose(reset_after=reset_after)
-    assert choice.backend == ("torch" if reset_after else "reference")
-    assert "have not been measured on a GPU like cuda" in choice.reason
-    assert choose("triton", reset_after=reset_after).backend == "triton"
-    monkeypatch.setattr(dispatch, "MEASURED_ON", {(9, 0)})
-    assert choose(reset_after=reset_after).backend == "triton"
 
 
 @pytest.mark.parametrize("reset_after", [True, False])

@@ -56,7 +56,7 @@ def device_limits(device: torch.device) -> Device:
 
     Its multiprocessors are those that the kernels may use, see `_budget`.
     """
-    limits = _whole_device(device)
+    limits = whole_device(device)
     return dataclasses.replace(limits, multiprocessors=_budget(limits.multiprocessors, device))
 
 
@@ -95,7 +95,8 @@ def _nccl_is_initialized() -> bool:
 
 
 @functools.cache
-def _whole_device(device: torch.device) -> Device:
+def whole_device(device: torch.device) -> Device:
+    """As `device_limits`, with every multiprocessor that the device has."""
     if device.type != "cuda":
         return for_triton(DEVICES[90], triton.__version__)
     properties: Any = torch.cuda.get_device_properties(device)

@@ -16,12 +16,12 @@ H200 = DEVICES[90]
 
 @pytest.fixture(autouse=True)
 def a_gpu(monkeypatch):
-    monkeypatch.setattr(selection, "_whole_device", lambda device: H200)
+    monkeypatch.setattr(selection, "whole_device", lambda device: H200)
     for name in ("TRITON_GRU_SM_BUDGET", "NCCL_MAX_CTAS"):
         monkeypatch.delenv(name, raising=False)
 
 
-def test_alone_a_launch_counts_on_the_whole_device():
+def test_alone_a_launch_counts_on_thewhole_device():
     assert selection.device_limits(CUDA) == H200
 
 

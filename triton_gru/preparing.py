@@ -1,0 +1,133 @@
+"""`prepare`: the verdicts that a model's calls need, before the first of them."""
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from triton_gru.dispatch import compute_dtype
+from triton_gru.layer import GRU
+from triton_gru.torch_modes import interpreting
+from triton_gru.verdicts import checks, deciding, store
+from triton_gru.verdicts.environment import environment
+from triton_gru.verdicts.measuring import MODES
+from triton_gru.verdicts.shapes import ShapeClass, Verdict
+
+log = logging.getLogger(__name__)
+
+
+def prepare(module: nn.Module, x: Tensor | PackedSequence) -> dict[str, Verdict]:
+    """Measures on the GPU of x what `backend="auto"` wants to know, unless it is known already.
+
+    Each shape class that the layers need is checked and timed in a process of its own, in half a
+    minute or so, and the result is kept on disk (docs/gpu.md). Nothing happens where x is on no
+    GPU. Call it before the first call of a layer: what was decided stays for the life of a process.
+
+    With torch.distributed initialised every rank has to call it. Rank 0 measures and all take what
+    it found, so that all compute the same; where cards differ, the first rank of each kind does.
+
+    Args:
+        module: A GRU, or a model that has some; those with backend="auto" are asked about.
+        x: What the layers are given, [T, B, features], [B, T, features] with batch_first, or
+            packed. Its batch size, dtype and device count, as does autocast. Other batch sizes up
+            to the next power of two are served too.
+
+    Returns:
+        The verdicts of the classes, by their names; none of those that could not be measured.
+
+    Example:
+        >>> prepare(GRU(10, 20), torch.randn(5, 3, 10))  # on a CPU there is nothing to decide
+        {}
+    """
+    device = x.data.device
+    measurable = device.type == "cuda" or interpreting()
+    where = environment(device) if measurable else ""
+    shapes = _classes(module, x) if measurable else []
+    leader = _everyone(where).index(where) == _rank()
+    found: dict[str, Verdict] = {}
+    error = None
+    if leader:
+        try:  # the other ranks wait for a result, whatever happens
+            found = _verdicts(where, shapes, device)
+        except Exception as raised:
+            error = raised
+    of_leaders = dict(filter(None, _everyone((where, found) if leader else None)))
+    if error is not None:
+        raise error
+    if len(of_leaders) > 1 and _rank() == 0:
+        log.warning(
+            "the ranks run on different devices or versions (%s): each follows its own verdicts, "
+            "and results differ in their last bits from rank to rank",
+            "; ".join(of_leaders),
+        )
+    found = of_leaders[where]
+    store.adopt(where, found)
+    for shape in shapes:
+        for mode in MODES:
+            _say_if_too_late(device, shape, mode == "training", found)
+    return found
+
+
+def _classes(module: nn.Module, x: Tensor | PackedSequence) -> list[ShapeClass]:
+    """Those of the module's layers, without repetition."""
+    found: dict[ShapeClass, None] = {}
+    for layer in module.modules():
+        if not isinstance(layer, GRU) or layer.backend != "auto":
+            continue
+        if isinstance(x, PackedSequence):
+            batch_size = int(x.batch_sizes[0])
+        elif x.dim() == 3:
+            batch_size = x.shape[0 if layer.batch_first else 1]
+        else:
+            batch_size = 1
+        shape = ShapeClass.of(
+            reset_after=layer.reset_after,
+            dtype=compute_dtype(x.data, x.data),
+            hidden_size=layer.hidden_size,
+            directions=2 if layer.bidirectional else 1,
+            batch_size=batch_size,
+        )
+        found[shape] = None
+    return list(found)
+
+
+def _verdicts(where: str, shapes: list[ShapeClass], device: torch.device) -> dict[str, Verdict]:
+    """What is known of the classes, after what was not has been measured."""
+    keys = {shape: [shape.key(mode == "training") for mode in MODES] for shape in shapes}
+    known = store.known(where)
+    missing = [shape for shape, names in keys.items() if not all(name in known for name in names)]
+    for shape, outcome in checks.measured(missing, device):
+        if not outcome.verdicts:
+            log.info("%s was not measured: %s", shape.describe(), outcome.obstacle)
+    known = store.known(where)
+    return {name: known[name] for names in keys.values() for name in names if name in known}
+
+
+def _say_if_too_late(
+    device: torch.device, shape: ShapeClass, training: bool, found: dict[str, Verdict]
+) -> None:
+    before = deciding.decided(device, shape, training)
+    if before is None or before.from_steps == deciding.judged(shape, training, found).from_steps:
+        return
+    log.warning(
+        "a layer was called before prepare(): in this process the class %s stays with what was "
+        "decided then",
+        shape.key(training),
+    )
+
+
+def _rank() -> int:
+    dist = torch.distributed
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def _everyone(value: Any) -> list[Any]:
+    """What each rank has; all ranks have to ask."""
+    dist = torch.distributed
+    if not dist.is_available() or not dist.is_initialized():
+        return [value]
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, value)
+    return found

@@ -1,0 +1,80 @@
+"""The device and the versions that a verdict holds for: none of any other."""
+
+import ctypes
+import functools
+import hashlib
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+PACKAGE = Path(__file__).parents[1]
+# What decides how a call is computed: the kernels and their launches, and the choice among them.
+SOURCES = ("kernels", "plan")
+
+
+def environment(device: torch.device) -> str:
+    """Name of a device with its limits, versions and a hash of the kernels' sources.
+
+    Of the multiprocessors those that a launch may fill (TRITON_GRU_SM_BUDGET, NCCL) and those that
+    there are: a part of a card (MIG) is another device.
+    """
+    from triton_gru.plan import selection
+
+    limits = selection.device_limits(device)
+    whole = selection.whole_device(device).multiprocessors
+    found = ", ".join((*_packages(), *_libraries(device)))
+    return (
+        f"{device_name(device)} sm_{limits.capability} x{limits.multiprocessors} of {whole} | "
+        f"{found} | kernels {source_hash()}"
+    )
+
+
+def device_name(device: torch.device) -> str:
+    """The device's own name; another one than any GPU's for the interpreter."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "Triton's interpreter"
+
+
+@functools.cache
+def _packages() -> tuple[str, ...]:
+    # Not importlib's version of torch: builds for different CUDA have one.
+    found = [f"torch {torch.__version__}"]
+    try:
+        found.append(f"triton {version('triton')}")
+    except PackageNotFoundError:
+        found.append("triton none")
+    return tuple(found)
+
+
+@functools.cache
+def _libraries(device: torch.device) -> tuple[str, ...]:
+    if device.type != "cuda":
+        return ()
+    return f"cuDNN {torch.backends.cudnn.version()}", f"driver {driver_version()}"
+
+
+@functools.cache
+def driver_version() -> str:
+    """As nvidia-smi prints it; "unknown" where its library is not to be found."""
+    for name in ("libnvidia-ml.so.1", "nvml.dll"):
+        try:
+            nvml = ctypes.CDLL(name)
+            text = ctypes.create_string_buffer(80)
+            if nvml.nvmlInit_v2() == 0:
+                known = nvml.nvmlSystemGetDriverVersion(text, ctypes.c_uint(len(text))) == 0
+                nvml.nvmlShutdown()
+                if known:
+                    return text.value.decode()
+        except (OSError, AttributeError):
+            continue
+    return "unknown"
+
+
+@functools.cache
+def source_hash() -> str:
+    """Of the kernels and of what plans them; line ends do not count."""
+    found = hashlib.sha256()
+    for path in sorted(p for folder in SOURCES for p in (PACKAGE / folder).glob("*.py")):
+        found.update(path.name.encode())
+        found.update(path.read_bytes().replace(b"\r\n", b"\n"))
+    return found.hexdigest()[:12]
