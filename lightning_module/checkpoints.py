@@ -50,7 +50,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             write_atomically(path, buffer.getbuffer())
         except OSError as error:
             kept = (
-                f"the earlier {path.name} is intact" if path.exists() else "nothing was left behind"
+                f"the earlier {path.name} is intact"
+                if path.exists()
+                else "no partial file was left"
             )
             raise CheckpointError(
                 f"could not write the checkpoint {path} ({buffer.tell():,} bytes): "
@@ -93,11 +95,11 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
         if named:
             # Without torch's own message, which advises loading the file anyway.
             raise CheckpointError(
-                f"{path} holds code objects ({', '.join(named)}), which run when they are loaded: "
-                "it was not loaded. A checkpoint of this project holds numbers and text alone"
+                f"{path} holds code objects ({', '.join(named)}), which would run on loading: "
+                "it was not loaded. A checkpoint of this project holds only numbers and text"
             ) from None
         raise CheckpointError(
-            f"{path} ({path.stat().st_size:,} bytes) is no complete checkpoint of this project: "
+            f"{path} ({path.stat().st_size:,} bytes) is not a complete checkpoint of this project: "
             f"it is truncated, damaged or from another program ({_first_line(error)})"
         ) from error
     kept = checkpoint if isinstance(checkpoint, dict) else {}
@@ -182,7 +184,7 @@ def load_predictor(path: str | Path) -> tuple[SentencePredictor, Tokenizer]:
     if tokenizer_fingerprint(checkpoint) not in (None, tokenizer.fingerprint):
         raise CheckpointError(
             f"{tokenizer_file} is another run's tokenizer: {path.name} was trained with one that "
-            f"gives text other ids; copy {TOKENIZER} from the run that wrote the checkpoint"
+            f"encodes text differently; copy {TOKENIZER} from the run that wrote the checkpoint"
         )
     return model.eval(), tokenizer
 

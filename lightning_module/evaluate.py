@@ -84,8 +84,8 @@ def _own_text(data: SentenceDataModule, tokenizer: Tokenizer, checkpoint: Path) 
     data.setup()
     if data.tokenizer.fingerprint != tokenizer.fingerprint:
         raise CheckpointError(
-            f"the text that {checkpoint} was trained on has changed: its tokens would be others "
-            "now. Restore it, or name the text to judge by: 'data.paths=[...]'"
+            f"the text that {checkpoint} was trained on has changed, and so would its "
+            "tokens. Restore it, or name other text: 'data.paths=[...]'"
         )
 
 
@@ -93,7 +93,7 @@ def _read_files(data: SentenceDataModule, tokenizer: Tokenizer, paths: Any, fold
     data.tokenizer = tokenizer
     about = write_split(folder, "val", whole_files(paths), tokenizer)
     if not about["tokens"]:
-        raise DataError("data.paths holds no text")
+        raise DataError("the files of data.paths have no text")
     (folder / "about.json").write_text(json.dumps({"val": about}))
     data.val = data.validation_chunks(read_split(folder, "val", tokenizer.doc_id))
 

@@ -40,9 +40,9 @@ def read_config(file: Path) -> DictConfig:
     except OSError as error:
         raise SettingsError(f"{file} cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
-        raise _damaged(file, f"is no YAML: {' '.join(str(error).split())[:200]}") from None
+        raise _damaged(file, f"is not YAML: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(config, DictConfig):
-        raise _damaged(file, "is empty" if config is None else "is no mapping")
+        raise _damaged(file, "is empty" if config is None else "is not a mapping")
     try:
         missing = [key for key in NEEDED["train"] if OmegaConf.select(config, key) is None]
     except OmegaConfBaseException as error:
@@ -96,7 +96,7 @@ def change(config: DictConfig, changes: Iterable[str], file: Path, configs: list
         group = any((folder / key.replace(".", "/")).is_dir() for folder in configs)
         if "/" in key or group or override.is_delete() or isinstance(present, DictConfig):
             raise SettingsError(
-                f"{typed} cannot be changed in a run under way: with resume= only single "
+                f"{typed} cannot be changed in a resumed run: with resume= only single "
                 f"values of its {file} can, such as trainer.max_steps=5000"
             )
         if present is override and not (override.is_add() or override.is_force_add()):
@@ -121,9 +121,9 @@ def _check_targets(config: DictConfig, trusted: list[str], file: Path, configs: 
             continue
         if not any(value == t or str(value).startswith(f"{t}.") for t in trusted if t):
             raise SettingsError(
-                f"{file} names {'.'.join(path)}={value}, which is not this project's: to resume "
-                "the run is to run that code. If you know it and trust it, name it, or its "
-                f"package, in the command: {_TRUST}=[{value}]"
+                f"{file} names {'.'.join(path)}={value}, which is not this project's: resuming "
+                "the run would run that code. If you trust it, name it, or its package, in the "
+                f"command: {_TRUST}=[{value}]"
             )
 
 

@@ -33,11 +33,13 @@ def check_run_dir(run_dir: Path) -> None:
     """
     try:
         if run_dir.is_symlink() and not run_dir.exists():
-            raise RunError(f"run_dir {run_dir} is a link to {os.readlink(run_dir)}, which is gone")
+            raise RunError(
+                f"run_dir {run_dir} is a link to {os.readlink(run_dir)}, which does not exist"
+            )
         if not run_dir.exists():
             return
         if not run_dir.is_dir():
-            raise RunError(f"run_dir {run_dir} exists and is no directory. Choose another")
+            raise RunError(f"run_dir {run_dir} exists and is not a directory. Choose another")
         if read_holder(run_dir) is not None:
             lock = RunLock(run_dir)
             lock.take()
@@ -113,7 +115,7 @@ def make_run_dir(run_dir: Path, config: DictConfig, data: Any, lock: RunLock) ->
         _write_config(run_dir, config)
     except OSError as error:
         clean_up()
-        raise RunError(f"run_dir {run_dir} cannot be made: {error.strerror}") from error
+        raise RunError(f"run_dir {run_dir} cannot be created: {error.strerror}") from error
     except BaseException:
         clean_up()
         raise
@@ -188,7 +190,7 @@ def resumed(
 def how_to_resume(run_dir: Path) -> str:
     """The state after a run was ended at once, and the command that resumes it."""
     if not (run_dir / CONFIG).is_file():
-        return "It had made no step: there is nothing to resume"
+        return "No step was done: there is nothing to resume"
     last = run_dir / CHECKPOINTS / LAST
     found = f"The last checkpoint is {last}" if last.is_file() else "There is no checkpoint yet"
     return f"{found}\nGo on with: {resume_command(run_dir)}"

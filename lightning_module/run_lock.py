@@ -188,21 +188,24 @@ class RunLock:
             log.info("%s was held by %s, which has ended: taken over", self.run_dir, holder)
         elif silent > STALE:
             log.warning(
-                "%s was held by %s, silent for %.0f s: taken over", self.run_dir, holder, silent
+                "%s was held by %s, last touched %.0f s ago: taken over",
+                self.run_dir,
+                holder,
+                silent,
             )
         else:
             raise self._held_by(holder, silent)
 
     def _held_by(self, holder: Holder | None, silent: float) -> RunError:
         text = (
-            f"{self.run_dir} is held by {holder or 'a process that has just taken it'}, last sign "
-            f"of life {max(0.0, silent):.0f} s ago; one process trains a run at a time. Wait until "
+            f"{self.run_dir} is held by {holder or 'a process that has just taken it'}, last "
+            f"touched {max(0.0, silent):.0f} s ago; one process trains a run at a time. Wait until "
             "it ends, or stop it"
         )
         if holder is None or holder.machine != _machine():
             text += (
-                f". After {STALE:.0f} s without a sign of life the run is free; where that process "
-                f"is gone for certain, delete {self.file}"
+                f". After {STALE:.0f} s without a touch the lock is invalid; if that process "
+                f"has certainly ended, delete {self.file}"
             )
         return RunError(text)
 

@@ -22,8 +22,8 @@ from lightning_module.terminal.signals import SIGNALS, Interrupted
 from lightning_module.training_progress import progress
 
 _UNTIL_SAVED = (
-    "the step, or the validation, under way ends first; then the run is saved. "
-    "Ctrl-C ends it at once, without saving"
+    "finishing the current step or validation, then saving. "
+    "Ctrl-C ends the run at once, without saving"
 )
 
 
@@ -67,7 +67,7 @@ class StopWhenDiverged(L.Callback):
     @staticmethod
     def _diverged(what: str) -> None:
         raise Diverged(
-            f"{what}: training diverged and was stopped; the checkpoints are from before. "
+            f"{what}: training diverged and was stopped; the checkpoints are from earlier steps. "
             "Try a lower optimizer.lr, a longer scheduler.warmup or a smaller "
             "trainer.gradient_clip_val."
         )

@@ -51,13 +51,13 @@ def verify(folder: Path) -> None:
     size = sum(looks[name][0] for name in unread)
     if size > _LARGE:
         log.info(
-            "Reading %.1f GB of %s to see whether it is whole, as after every change",
+            "Verifying %.1f GB of %s, as after every change",
             size / 1e9,
             folder,
         )
     for name in unread:
         if _crc32(folder / name) != sums[name]:
-            raise ValueError(f"{name} holds other bytes than were written to it")
+            raise ValueError(f"the content of {name} has changed since it was written")
     if unread:
         with contextlib.suppress(OSError):  # a read-only folder: read every time
             write_atomically(folder / CHECKED, json.dumps(looks, indent=1).encode())

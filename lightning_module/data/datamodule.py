@@ -69,9 +69,9 @@ class ChunkLoader:
         rows = state["batch_size"] if "batch_size" in state else state["lanes"]
         if (rows, state["chunks"]) != here:
             raise DataError(
-                f"The checkpoint stands before chunk {next_chunk} of {state['chunks']} in "
+                f"The checkpoint is before chunk {next_chunk} of {state['chunks']} in "
                 f"{rows} rows, this data has {here[1]} in {here[0]} rows: it was saved "
-                "with other data, data.batch_size or data.seq_len. Set them as they were."
+                "with other data, data.batch_size or data.seq_len. Restore these settings."
             )
         self._resume_at = self._next = next_chunk
 
@@ -167,7 +167,8 @@ class SentenceDataModule(lightning.LightningDataModule):
             self.tokenizer, train, val = cache.open()
         except NOT_WHOLE as error:
             raise DataError(
-                f"There are no whole tokens in {cache.folder} ({error}): prepare_data() makes them."
+                f"The tokens in {cache.folder} are missing or damaged ({error}): "
+                "call prepare_data()."
             ) from error
         world = ranks.size()
         if self.batch_size % world:

@@ -219,9 +219,9 @@ class TokenCache:
             if error.errno not in _NO_ROOM:
                 raise
             raise DataError(
-                f"Cannot keep the tokens in {parent}: {error.strerror}. Nothing half-written was "
-                "left there. Make room, or set TRITON_GRU_CACHE to a folder elsewhere (a corpus "
-                "takes 2 bytes per token, 4 with more than 65,536 kinds)."
+                f"Cannot write the tokens to {parent}: {error.strerror}. No partial files were "
+                "left there. Free some space, or set TRITON_GRU_CACHE to a folder elsewhere (a "
+                "corpus takes 2 bytes per token, 4 with more than 65,536 kinds)."
             ) from error
         log.info("Tokens are in %s (%.1f s)", self.folder, time.monotonic() - started)
 
@@ -232,7 +232,7 @@ class TokenCache:
             verify(self.folder)
             self.open()
         except NOT_WHOLE as error:
-            log.warning("The tokens in %s are damaged (%s): made again", self.folder, error)
+            log.warning("The tokens in %s are damaged (%s): making them again", self.folder, error)
             return False
         return True
 
@@ -258,7 +258,7 @@ class TokenCache:
             with reading(f"Tokenising the {what} text", total, log) as advance:
                 about[split] = write_split(folder, split, documents(), tokenizer, advance)
             if not about[split]["tokens"]:
-                raise DataError(f"{self.corpus.description}: the {split} split holds no text.")
+                raise DataError(f"{self.corpus.description}: the {split} split has no text.")
         with open(folder / "about.json", "w", encoding="utf-8") as file:
             json.dump(about, file, indent=1, ensure_ascii=False)
             _flush(file)

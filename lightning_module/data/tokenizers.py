@@ -277,10 +277,10 @@ class Tokenizer:
                     break
         kind = "characters" if all(len(token) == 1 for token in unknown) else "words"
         return (
-            f"The tokenizer does not know these {kind}, which its training text does not hold"
-            f"{' or holds only once' * (kind == 'words')}: {_show(unknown)}."
+            f"The tokenizer does not know these {kind}, which its training text does not contain"
+            f"{' or contains only once' * (kind == 'words')}: {_show(unknown)}."
             f"{' Perhaps ' + ', '.join(hints) + '?' if hints else ''} "
-            "Leave them out, or train with tokenizer=bpe, which knows every text."
+            "Leave them out, or train with tokenizer=bpe, which encodes every text."
         )
 
 

@@ -157,7 +157,7 @@ class _Rank:
         if text is None:
             how = signal.Signals(-code).name if code < 0 else f"exit status {code}"
             said = self._errors.read_text(errors="replace").splitlines()[-20:]
-            text = "\n".join([f"it was ended by {how}", *said])
+            text = "\n".join([f"it ended by {how}", *said])
         return RankFailed(
             f"rank {self.number} of {self.ranks} failed, the others were ended: {text}"
         )

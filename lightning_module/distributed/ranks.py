@@ -104,7 +104,7 @@ class World:
             most = max(_MOST_ON_CPU, os.cpu_count() or 1)
             if device == "cpu" and probe.num_devices > most:
                 raise RunError(
-                    f"trainer.devices={trainer.devices} are as many processes, and this machine "
+                    f"trainer.devices={trainer.devices} needs as many processes, and this machine "
                     f"has {os.cpu_count()} processors: at most {most} are started on it"
                 )
             return cls(probe.num_devices, 1, device, None)

@@ -110,7 +110,7 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             self._check_origin()
             if self.path.partition("?")[0] != "/":
-                raise Refusal(HTTPStatus.NOT_FOUND, "there is only the page at /")
+                raise Refusal(HTTPStatus.NOT_FOUND, "the only page is /")
         except Refusal as refusal:
             self._answer_json(refusal.status, {"error": str(refusal)})
             return
@@ -121,7 +121,7 @@ class _Handler(BaseHTTPRequestHandler):
             body = self._body()  # first: a browser gets no response before its request was read
             self._check_origin()
             if self.path != "/inspect":
-                raise Refusal(HTTPStatus.NOT_FOUND, "questions go to /inspect")
+                raise Refusal(HTTPStatus.NOT_FOUND, "send requests to /inspect")
             found = self.server.inspect(*self._question(body))
         except Refusal as refusal:
             self._answer_json(refusal.status, {"error": str(refusal)})
@@ -136,12 +136,12 @@ class _Handler(BaseHTTPRequestHandler):
             raise Refusal(HTTPStatus.FORBIDDEN, f"Host must be {' or '.join(hosts)}")
         origins = self.headers.get_all("Origin", [])
         if any(origin not in [f"http://{host}" for host in hosts] for origin in origins):
-            raise Refusal(HTTPStatus.FORBIDDEN, "another page must not ask this server")
+            raise Refusal(HTTPStatus.FORBIDDEN, "requests of other pages are refused")
 
     def _body(self) -> bytes:
         length = self.headers.get("Content-Length", "")
         if not (length.isascii() and length.isdigit()):
-            raise Refusal(HTTPStatus.LENGTH_REQUIRED, "the question must state its Content-Length")
+            raise Refusal(HTTPStatus.LENGTH_REQUIRED, "the request must have a Content-Length")
         if len(length) > 9 or int(length) > MAX_BODY:
             raise Refusal(
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
@@ -152,9 +152,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _question(self, body: bytes) -> tuple[str, int]:
         """Text and layer."""
         if self.headers.get_content_type() != "application/json":
-            raise Refusal(
-                HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "the question must be application/json"
-            )
+            raise Refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "the request must be application/json")
         try:
             question = json.loads(body)
             text, layer = question["text"], question["layer"]

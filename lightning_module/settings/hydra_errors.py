@@ -33,7 +33,7 @@ def in_one_line(error: Exception, command: str, configs: Path) -> str:
     if ambiguous := re.match(r"Ambiguous value for argument '([^=]*)=(.*)'", message):
         key, value = ambiguous.groups()
         return (
-            f"{key}={value} are several values: for a list put them in brackets, {key}=[{value}], "
+            f"{key}={value} is several values: for a list use brackets, {key}=[{value}]; "
             "to train with each of them add -m"
         )
     if message.startswith("Config group override must be a string or a list"):
@@ -103,8 +103,8 @@ def _no_such_choice(message: str) -> str:
 def _not_read(error: OverrideParseException) -> str:
     typed = error.override
     if "=" not in typed and not typed.startswith("~"):
-        return f"{typed!r} is no setting: settings are KEY=VALUE, groups GROUP=NAME"
+        return f"{typed!r} is not a setting: settings are KEY=VALUE, groups GROUP=NAME"
     reason = str(error).partition("\nSee https")[0]
     reason = " ".join(reason.removeprefix(f"Error parsing override '{typed}'").split())
-    quotes = "; a text with a quote in it goes into quotes of the other kind" * ("'" in typed)
+    quotes = "; put a text with a quote into quotes of the other kind" * ("'" in typed)
     return f"{typed} cannot be read: {reason}{quotes}"

@@ -119,7 +119,7 @@ def read_job(sweep_dir: Path, number: int) -> Job | None:
         return Job(**json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise DamagedFile(
-            f"{file} is damaged ({error}): without it job {number} counts as not begun; remove it"
+            f"{file} is damaged ({error}): remove it, then job {number} runs again"
         ) from None
 
 
@@ -135,12 +135,12 @@ def read_description(sweep_dir: Path) -> dict[str, Any]:
         kinds = {"sweeper": str, "objective": str, "direction": str, "parameters": dict}
         for name, kind in {**kinds, "fixed": list}.items():
             if not isinstance(described[name], kind):
-                raise TypeError(f"{name} is no {kind.__name__}")
+                raise TypeError(f"{name} is not a {kind.__name__}")
         return described
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise DamagedFile(
-            f"{file} is damaged ({type(error).__name__}: {error}): no report, and no resuming, "
-            "without it"
+            f"{file} is damaged ({type(error).__name__}: {error}): without it the "
+            "sweep can be neither reported nor resumed"
         ) from None
 
 

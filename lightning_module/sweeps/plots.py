@@ -106,7 +106,7 @@ def draw_parallel(sweep: "Sweep", path: Path) -> list[str]:
     jobs = [job for job in sweep.jobs if job.state in (COMPLETE, FAILED)]
     if not sweep.parameters or not sweep.complete:
         path.unlink(missing_ok=True)
-        return ["No parallel coordinates: that takes a swept setting and a complete job."]
+        return ["No parallel coordinates: they need a swept setting and a complete job."]
     axes = [
         parameter_axis(name, described, [sweep.value(job, name) for job in jobs])
         for name, described in sweep.parameters.items()
@@ -227,7 +227,7 @@ def draw_importance(sweep: "Sweep", path: Path) -> list[str]:
     ]
     if len(sweep.complete) < FEWEST or len(varied) < 2:
         path.unlink(missing_ok=True)
-        return [f"No importance: that takes {FEWEST} complete jobs and two settings that vary."]
+        return [f"No importance: it needs {FEWEST} complete jobs and two settings that vary."]
     shares, method = importance(sweep, varied)
     names = sorted(shares, key=shares.get)
     figure = Figure(figsize=(7.2, 1.5 + 0.42 * len(names)), layout="constrained")

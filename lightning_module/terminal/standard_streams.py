@@ -59,6 +59,7 @@ class LastingOutput:
         except OSError as error:
             self.stream = None
             print(
-                f"standard output cannot be written ({error.strerror}); the run goes on without it",
+                f"standard output cannot be written ({error.strerror}); the run continues without "
+                "it",
                 file=sys.stderr,
             )

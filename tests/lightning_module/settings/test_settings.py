@@ -213,7 +213,7 @@ def changed(file, *changes):
     )
 )
 def test_texts_come_back_from_a_config_as_they_were(text):
-    config = from_yaml(yaml.safe_dump({"a": [{"b": text}]}))
+    config = from_yaml(yaml.safe_dump({"a": [{"b": text}]}, default_style='"'))  # 0E0 is a text too
     assert OmegaConf.to_container(config, resolve=True) == {"a": [{"b": text}]}
     written = OmegaConf.to_yaml(config, resolve=True)
     assert OmegaConf.to_container(from_yaml(written), resolve=True) == {"a": [{"b": text}]}
@@ -241,10 +241,10 @@ def test_a_resumed_run_reads_changes_as_a_fresh_run_does(file):
         ("trainer.max_stepz=9", "did you mean trainer.max_steps"),
         ("trainer.max_steps=abc", "trainer.max_steps must be a whole number.*config.yaml"),
         ("trainer.max_steps=1,2", "single run"),
-        ("model/layer_type=lstm", "cannot be changed in a run under way"),
-        ("experiment=quickstart", "cannot be changed in a run under way"),
-        ("trainer=default", "cannot be changed in a run under way"),
-        ("~optimizer.lr", "cannot be changed in a run under way"),
+        ("model/layer_type=lstm", "cannot be changed in a resumed run"),
+        ("experiment=quickstart", "cannot be changed in a resumed run"),
+        ("trainer=default", "cannot be changed in a resumed run"),
+        ("~optimizer.lr", "cannot be changed in a resumed run"),
         ("run_dir=other", "copy the run"),
         ("foo=[", "cannot be read"),
     ],
