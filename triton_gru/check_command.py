@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 import torch
 
-from triton_gru.torch_modes import interpreting
 from triton_gru.verdicts import checks
 from triton_gru.verdicts.environment import environment
 from triton_gru.verdicts.measuring import MODES, Outcome
@@ -127,8 +126,6 @@ def _obstacle(name: str) -> str | None:
     if device.type == "cuda" and torch.cuda.is_available():
         count = torch.cuda.device_count()
         return None if (device.index or 0) < count else f"there are {count} GPUs here, no {name}"
-    if device.type != "cuda" and interpreting():
-        return None
     return 'there is no CUDA GPU here; on a CPU backend="auto" needs no measurement'
 
 

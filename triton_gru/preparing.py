@@ -9,7 +9,6 @@ from torch.nn.utils.rnn import PackedSequence
 
 from triton_gru.dispatch import compute_dtype
 from triton_gru.layer import GRU
-from triton_gru.torch_modes import interpreting
 from triton_gru.verdicts import checks, deciding, store
 from triton_gru.verdicts.environment import environment
 from triton_gru.verdicts.measuring import MODES
@@ -42,7 +41,7 @@ def prepare(module: nn.Module, x: Tensor | PackedSequence) -> dict[str, Verdict]
         {}
     """
     device = x.data.device
-    measurable = device.type == "cuda" or interpreting()
+    measurable = _measurable(device)
     where = environment(device) if measurable else ""
     shapes = _classes(module, x) if measurable else []
     leader = _everyone(where).index(where) == _rank()
@@ -68,6 +67,10 @@ def prepare(module: nn.Module, x: Tensor | PackedSequence) -> dict[str, Verdict]
         for mode in MODES:
             _say_if_too_late(device, shape, mode == "training", found)
     return found
+
+
+def _measurable(device: torch.device) -> bool:
+    return device.type == "cuda"
 
 
 def _classes(module: nn.Module, x: Tensor | PackedSequence) -> list[ShapeClass]:
