@@ -5,7 +5,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import _VF, Tensor
+from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import has_torch_function
 
@@ -154,13 +154,13 @@ def gru(
     settings = (bias, L, dropout, training, bidirectional)
     if engine == "torch" and packed is None and lengths is None:
         # As nn.GRU calls it, with its batch_first, so the output is not a view.
-        y, h_n = _VF.gru(x, hx, params, *settings, rows_first)
+        y, h_n = torch.gru(x, hx, params, *settings, rows_first)
     elif (
         engine == "torch"
         and packed is not None
         and not (backend == "auto" and _padded_is_faster(x, hx, params, dropout))
     ):
-        y, h_n = _VF.gru(x, batch_sizes, hx, params, *settings)
+        y, h_n = torch.gru(x, batch_sizes, hx, params, *settings)
     elif engine == "cpu":
         y, h_n = _on_cpu_engine(
             *(x, hx, params, D, dropout),
@@ -394,7 +394,7 @@ def gru_cell(
         tensors=tensors,
     )
     if choice.backend == "torch":
-        h = _VF.gru_cell(x, hx, weight_ih, weight_hh, bias_ih, bias_hh)
+        h = torch.gru_cell(x, hx, weight_ih, weight_hh, bias_ih, bias_hh)
     else:
         params = [weight_ih, weight_hh]
         if bias_ih is not None:

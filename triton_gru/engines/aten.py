@@ -8,7 +8,7 @@ within its length, so that it starts at its last step.
 """
 
 import torch
-from torch import _VF, Tensor
+from torch import Tensor
 
 from triton_gru.engines import varlen
 from triton_gru.equations import LayerWeights, stack
@@ -41,7 +41,7 @@ def layer(
         if bias_ih is not None and bias_hh is not None:
             params += [bias_ih[d], bias_hh[d]]
         rows = x if d == 0 or mirrored is None else varlen.reverse(x, mirrored)
-        y, _ = _VF.gru(
+        y, _ = torch.gru(
             rows, first.unsqueeze(0), params, bias_ih is not None, 1, 0.0, train, False, False
         )
         at_end = y.flatten(0, 1).index_select(0, last_index)
