@@ -281,7 +281,7 @@ def test_construction(arguments, error, message, cls):
         ({"batch_first": 0}, TypeError, "batch_first should be of type bool, got: int"),
     ],
 )
-@pytest.mark.compat("arguments", "proj_size", "works", "refused in nn.GRU's words")
+@pytest.mark.compat("arguments", "proj_size", "works", "refused with nn.GRU's message")
 def test_construction_of_a_layer(arguments, error, message):
     with pytest.raises(error, match=message):
         GRU(**{"input_size": I, "hidden_size": H, **arguments})

@@ -57,7 +57,7 @@ def results(model, tokens):
 
 
 @pytest.mark.parametrize("backend", ["auto", "torch", "reference"])
-@pytest.mark.compat("beyond", "replace_gru(model)", "works", "in place; `undo()` brings it back")
+@pytest.mark.compat("beyond", "replace_gru(model)", "works", "in place; `undo()` restores nn.GRU")
 def test_swaps_every_gru_wherever_it_is_and_changes_no_result(model, tokens, backend):
     expected = results(model, tokens)
     replacement = replace_gru(model, backend=backend)
@@ -286,7 +286,7 @@ def test_random_numbers_are_left_alone(model):
 
 
 @pytest.mark.compat(
-    "attributes", "isinstance(module, nn.GRU)", "differs", "False; ask for `nn.RNNBase`"
+    "attributes", "isinstance(module, nn.GRU)", "differs", "False; test for `nn.RNNBase`"
 )
 def test_a_swapped_gru_is_an_rnn_base_and_no_nn_gru(model):
     replace_gru(model)
