@@ -32,6 +32,7 @@ from lightning_module.distributed import ranks
 from lightning_module.distributed.processes import EXPECTED, launch
 from lightning_module.distributed.ranks import World, make_strategy
 from lightning_module.errors import CheckpointError, RankFailed, RunError, SettingsError, Stopped
+from lightning_module.kernel_check import measure_kernels
 from lightning_module.lightning_warnings import quiet
 from lightning_module.model import SentencePredictor
 from lightning_module.run_directory import (
@@ -97,6 +98,8 @@ def train(
             log.info(model.describe())
         if config.compile:
             model.compile()
+        if config.get("check", "auto") == "auto":  # older configs have none
+            measure_kernels(model.core, model.hparams.embedding_size, data, trainer)
         if go_on:
             undo = ranks.once(lambda: go_on_in_run_dir(lock.run_dir, config, data, trainer, saved))
         else:

@@ -34,7 +34,7 @@ model
 checkpoints generation
 loggers
 callbacks
-inspect run_directory sweeps
+inspect kernel_check run_directory sweeps
 memory serve
 train predict evaluate
 commands

@@ -84,6 +84,8 @@ class RunReport(L.Callback):
 
     def __init__(self, run_dir: str | Path) -> None:
         self.run_dir = Path(run_dir)
+        # What the Triton kernels measured for the shapes of the run, by class; see kernel_check.
+        self.verdicts: dict[str, dict[str, Any]] = {}
         self._earlier_seconds = 0.0
         self._begun = time.monotonic()
 
@@ -108,6 +110,8 @@ class RunReport(L.Callback):
         summary["steps"] = trainer.global_step
         summary["device"] = _device_name(pl_module.device)
         summary["versions"] = _versions()
+        if self.verdicts:
+            summary["verdicts"] = self.verdicts
         text = json.dumps(summary, indent=2, ensure_ascii=False)
         (self.run_dir / SUMMARY).write_text(text + "\n", encoding="utf-8")
 

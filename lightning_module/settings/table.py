@@ -82,6 +82,7 @@ RUN: dict[str, Kind] = {
     "trust": replace(TEXTS, swept=False),
     "compile": FLAG,
     "rank_timeout": number(0, above=0),
+    "check": choice("auto", "off"),
     "optimizer.lr": number(0),
     "optimizer.betas": pair(DROPOUT),
     "optimizer.weight_decay": number(0),
