@@ -1,4 +1,4 @@
-"""What the grid and the search have in common: names, directories, what is refused."""
+"""The common part of the grid and the search: names, directories, checks."""
 
 import contextlib
 import itertools
@@ -19,12 +19,12 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-# lightning_module is imported where it is used: Hydra scans its plugins whatever the program, and
+# lightning_module is imported where it is used: Hydra imports its plugins in every program, and
 # torch takes seconds.
 
 
 class SweepError(Exception):
-    """A sweep that cannot begin as asked for; the message says why and what to do."""
+    """A sweep that cannot begin as requested; the message says why and what to do."""
 
 
 class NamedSweeper(Sweeper):
@@ -44,7 +44,7 @@ class NamedSweeper(Sweeper):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """As Hydra calls it before `sweep`."""
+        """Called by Hydra before `sweep`."""
         self.hydra_context, self.config = hydra_context, config
         self.launcher: Launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
@@ -52,7 +52,7 @@ class NamedSweeper(Sweeper):
         self.directory = Path(config.hydra.sweep.dir)
 
     def sweep(self, arguments: list[str]) -> None:
-        """Run all jobs and write the report; leaves with SystemExit where that is not 0."""
+        """Runs all jobs and writes the report; raises SystemExit unless the exit code is 0."""
         from lightning_module.errors import DamagedFile
         from lightning_module.sweeps.report import report
         from lightning_module.terminal.signals import (
@@ -97,7 +97,7 @@ class NamedSweeper(Sweeper):
 
     @abstractmethod
     def _describe(self, override: Override) -> dict[str, Any]:
-        """A swept parameter as sweep.json holds it."""
+        """A swept parameter as in sweep.json."""
 
     # -- before the first job --------------------------------------------------------------------
 
@@ -167,7 +167,7 @@ class NamedSweeper(Sweeper):
     @contextlib.contextmanager
     def _directory_of(self, overrides: list[Override]) -> Iterator[None]:
         """The sweep directory, as this process's own and made for these settings."""
-        import fcntl  # which only Unix has; a single run does without
+        import fcntl  # Unix only; a single run does not need it
 
         from lightning_module.atomic_files import write_atomically
         from lightning_module.sweeps.jobs import (
@@ -226,7 +226,7 @@ class NamedSweeper(Sweeper):
             SweepError: they could not be run.
         """
         records = {}
-        # A launcher numbers its jobs one after the other.
+        # A launcher numbers its jobs consecutively.
         for _, run in itertools.groupby(enumerate(sorted(jobs)), lambda pair: pair[1] - pair[0]):
             numbers = [number for _, number in run]
             try:
@@ -234,7 +234,7 @@ class NamedSweeper(Sweeper):
                     [jobs[number] for number in numbers], initial_job_idx=numbers[0]
                 )
                 records |= {n: r.return_value for n, r in zip(numbers, returns, strict=True)}
-            except Exception as error:  # not a training's: the launcher's, or a disk that is full
+            except Exception as error:  # not of a training: of the launcher, or of a full disk
                 raise SweepError(
                     f"what starts and records the jobs failed ({type(error).__name__}: {error}). "
                     "To go on with the sweep, run the same command with "

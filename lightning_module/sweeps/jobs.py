@@ -1,21 +1,22 @@
-"""One job of a sweep: a training in a process of its own, and the record of how it ended.
+"""One job of a sweep: a training in its own process, and the record of its outcome.
 
 Whatever launches the jobs (this process, joblib, submitit, Ray) calls `run_job`, which starts
-`triton-gru-train` with the job's settings as an ordinary single run. Why a process each:
+`triton-gru-train` with the job's settings as an ordinary single run. Each job has its own process because:
 
-- What trains in several processes starts the others from what it knows of itself: its command line
-  (Lightning), its environment (SLURM). Those of a sweep would run the sweep again, in a second
-  directory and, drawn again, with other parameters (lightning#11300). Those of a job are the job.
-- A job that crashes or is killed, for want of memory say, is one failed job and not the end.
-- Process groups, signal handlers and GPU memory of one job do not reach the next.
+- A training in several processes starts the others from its command line (Lightning) or its
+  environment (SLURM). Those of a sweep would run the sweep again, in a second directory and, drawn
+  again, with other parameters (lightning#11300). Those of a job run the job.
+- A job that crashes or is killed, for lack of memory for example, is one failed job; the sweep
+  continues.
+- Process groups, signal handlers and GPU memory of one job do not affect the next.
 
-It costs the start of Python and torch, a few seconds a job.
+It costs the start of Python and torch, a few seconds per job.
 
-A sweep directory holds, beside one run directory a job:
+A sweep directory contains, beside one run directory per job:
 
-    sweep.json      what is searched, and for what (see hydra_plugins/triton_gru_sweepers)
-    jobs/3.json     how job 3 ended, a `Job`; written when it starts and again when it ends
-    jobs/3.log      what it printed
+    sweep.json      search space and objective (see hydra_plugins/triton_gru_sweepers)
+    jobs/3.json     the outcome of job 3, a `Job`; written at its start and at its end
+    jobs/3.log      its output
 """
 
 import contextlib
@@ -49,13 +50,13 @@ log = logging.getLogger(__name__)
 SWEEP = "sweep.json"
 JOBS = "jobs"
 UNFINISHED, COMPLETE, FAILED = "unfinished", "complete", "failed"
-# What a search is told of a failed job: finite, because samplers and their storage take no NaN or
-# infinity, and never better than what it is told of a complete one, so that it keeps away from
+# The value of a failed job for a search: finite, because samplers and their storage accept neither
+# NaN nor infinity, and never better than that of a complete job, so that the search avoids regions
 # where jobs fail.
 WORST = 1e6
-# Settings that say where and how jobs run, not what they compute.
+# Settings of where and how jobs run, which do not change their results.
 NOT_OF_THE_JOB = ("launcher", "run_dir")
-# Of conf/launcher: the module and the extra that brings it.
+# The launchers of conf/launcher: module, and the extra that installs it.
 LAUNCHERS = {
     "joblib": ("hydra_plugins.hydra_joblib_launcher", "sweep"),
     "submitit_local": ("hydra_plugins.hydra_submitit_launcher", "slurm"),
@@ -68,16 +69,16 @@ SWEEP_PROCESS = "TRITON_GRU_SWEEP_PROCESS"  # the process that runs the whole sw
 
 @dataclasses.dataclass
 class Job:
-    """How a job of a sweep ended.
+    """The record of a job of a sweep.
 
     Attributes:
-        number: of the job, and of its directory.
+        number: number of the job and of its directory.
         overrides: its settings as `key=value`.
         run_dir: its run directory.
         state: "unfinished", "complete" or "failed".
         value: the objective of a complete job.
-        reason: why it failed.
-        seconds: wall time, the start of Python included; of all attempts.
+        reason: reason of a failure.
+        seconds: wall time of all attempts, including the start of Python.
         metrics: at the best checkpoint, see `summarize`.
     """
 
@@ -91,26 +92,26 @@ class Job:
     metrics: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def told(self, direction: str) -> float:
-        """The value that a search is told: finite, and a failed job's the worst there is."""
+        """The value for a search: finite, for a failed job the worst possible."""
         if self.state == COMPLETE:
             return max(-WORST, min(self.value, WORST))
         return WORST if direction == "minimize" else -WORST
 
     def command(self) -> str:
-        """The command line that does the same as a single run, ready for a shell."""
+        """The command line of the same single run, quoted for a shell."""
         return shlex.join(["triton-gru-train", *self.overrides])
 
 
 def record_file(sweep_dir: Path, number: int) -> Path:
-    """Where the record of a job lies."""
+    """The file of the record of a job."""
     return sweep_dir / JOBS / f"{number}.json"
 
 
 def read_job(sweep_dir: Path, number: int) -> Job | None:
-    """The record of a job, None for one that has not begun.
+    """The record of a job; None if it has not begun.
 
     Raises:
-        DamagedFile: it is no such record.
+        DamagedFile: the file is not such a record.
     """
     file = record_file(sweep_dir, number)
     if not file.exists():
@@ -124,10 +125,10 @@ def read_job(sweep_dir: Path, number: int) -> Job | None:
 
 
 def read_description(sweep_dir: Path) -> dict[str, Any]:
-    """What sweep.json says was searched.
+    """The content of sweep.json: search space and objective.
 
     Raises:
-        DamagedFile: it is not what a sweep writes.
+        DamagedFile: a sweep did not write it, or it was changed.
     """
     file = sweep_dir / SWEEP
     try:
@@ -151,21 +152,21 @@ def read_jobs(sweep_dir: Path) -> list[Job]:
 
 
 def own_overrides(overrides: list[str]) -> list[str]:
-    """Those settings of a sweep's command line that a job computes by."""
+    """The settings of a sweep's command line that change the results of a job."""
     return [o for o in overrides if o.partition("=")[0].lstrip("+~") not in NOT_OF_THE_JOB]
 
 
 def run_job() -> Job:
     """Run the job that Hydra has configured in this process.
 
-    A job that was interrupted goes on from its last checkpoint; one that is complete is left alone.
-    While another process still runs it (a job of a cluster outlives the sweep that sent it), this
-    one waits and then takes over its result.
+    An interrupted job resumes from its last checkpoint; a complete one is not run again. While
+    another process still runs it (a job of a cluster outlives the sweep that submitted it), this
+    one waits and then uses its result.
 
     Returns:
-        The record. A training that fails raises nothing here.
+        The record. A training that fails raises no exception here.
     """
-    import fcntl  # which only Unix has; single runs do without
+    import fcntl  # Unix only; single runs do not need it
 
     _end_worker_with_sweep()
     hydra = HydraConfig.get()
@@ -175,11 +176,11 @@ def run_job() -> Job:
         number, own_overrides(list(hydra.overrides.task)), str(sweep_dir / hydra.sweep.subdir)
     )
     (sweep_dir / JOBS).mkdir(parents=True, exist_ok=True)
-    # Under SLURM every rank of a job comes here; the first keeps the record.
+    # Under SLURM every rank of a job runs this; the first writes the record.
     rank = int(os.environ.get("SLURM_PROCID", 0)) if "SLURM_STEP_ID" in os.environ else 0
     name = f"{number}" if rank == 0 else f"{number}.rank{rank}"
     with (sweep_dir / JOBS / f"{name}.lock").open("w") as lock:
-        # Without locks of the system's, as on some network file systems, there is the run's own.
+        # Some network file systems have no system locks; the run's own lock remains.
         with contextlib.suppress(OSError):
             fcntl.flock(lock, fcntl.LOCK_EX)
         wait_until_free(Path(job.run_dir))
@@ -215,17 +216,17 @@ def _arguments(job: Job, hydra: DictConfig, interrupted: bool) -> list[str]:
         if source.provider == "command-line":
             command += ["--config-dir", source.path]
     if interrupted and (run_dir / CHECKPOINTS / LAST).is_file() and (run_dir / CONFIG).is_file():
-        # The targets that this command names are its user's own; the run's config repeats them.
+        # The user named the targets in this command; the run's config repeats them.
         named = [o.partition("=")[2] for o in job.overrides if "_target_=" in o]
         trust = [f"trust=[{','.join(named)}]"] if named else []
         return [*command, f"resume={run_dir}", *trust]
     if run_dir.exists():
-        shutil.rmtree(run_dir)  # of an attempt that failed or has no checkpoint
+        shutil.rmtree(run_dir)  # of a failed attempt, or one without a checkpoint
     return [*command, *job.overrides, f"run_dir={run_dir}"]
 
 
 def _run(arguments: list[str], cwd: str, output: Any, lock: int) -> int:
-    """The exit code of a process, which keeps the lock and does not outlive this one."""
+    """The exit code of a process that holds the lock and ends with this one."""
     process = subprocess.Popen(
         arguments,
         cwd=cwd,
@@ -237,18 +238,18 @@ def _run(arguments: list[str], cwd: str, output: Any, lock: int) -> int:
     )
     try:
         return process.wait()
-    except BaseException:  # Ctrl-C, or a cluster that wants its node back: the run saves and ends
+    except BaseException:  # Ctrl-C, or a preempting cluster: the run saves and ends
         process.terminate()
         process.wait()
         raise
 
 
 def end_with_sweep() -> None:
-    """In the process of a job: be terminated, and so save, when the sweep's process is killed."""
+    """In the process of a job: terminates it, so that it saves, when the sweep is killed."""
     parent = os.environ.pop(_PARENT, None)  # not for the other ranks: their parent is this process
     if parent is None:
         return
-    # With this submitit tells the process above that the time is nearly over; that one ends this.
+    # submitit sends it to the parent when the time is nearly over; the parent ends this process.
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG, man 2 prctl
@@ -259,15 +260,15 @@ def end_with_sweep() -> None:
 
 
 def _end_worker_with_sweep() -> None:
-    """In a process that the sweep's started to run jobs (joblib): be terminated when it is gone."""
+    """In a worker process of the sweep (joblib): terminates it when the sweep has ended."""
     sweep = int(os.environ.get(SWEEP_PROCESS, 0))
-    # Elsewhere jobs run in the sweep's own process, or on machines that outlive it.
+    # Otherwise jobs run in the sweep's own process, or on machines that outlive it.
     if sweep == os.getppid():
         _end_with(sweep)
 
 
 def _end_with(parent: int) -> None:
-    """From now on terminates this process when its parent is another one."""
+    """Starts a thread that terminates this process when its parent changes."""
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -278,7 +279,7 @@ def _end_with(parent: int) -> None:
 
 
 def refuse_missing_launcher() -> None:
-    """Say what to install for `launcher=NAME`, which Hydra could only not find."""
+    """Reports what to install for `launcher=NAME`; Hydra reports only that it is missing."""
     for argument in sys.argv[1:]:
         key, _, name = argument.partition("=")
         plugin, extra = LAUNCHERS.get(name, ("", "")) if key == "launcher" else ("", "")
@@ -291,7 +292,7 @@ def refuse_missing_launcher() -> None:
 
 
 def _record_outcome(job: Job, code: int, objective: str, output: Path, start: int) -> None:
-    """Fill in how a job ended whose process ended with `code`."""
+    """Sets the outcome of a job whose process ended with `code`."""
     job.metrics = summarize(read_metrics(Path(job.run_dir) / METRICS))
     job.state, job.value = FAILED, None
     if code != 0:
@@ -306,7 +307,7 @@ def _record_outcome(job: Job, code: int, objective: str, output: Path, start: in
 
 
 def _reason(code: int, output: Path, start: int) -> str:
-    """The first error that a process printed, or else what ended it."""
+    """The first error that a process printed, else its signal or exit code."""
     with output.open("rb") as file:
         file.seek(start)
         lines = file.read().decode(errors="replace").splitlines()
@@ -322,6 +323,6 @@ def _reason(code: int, output: Path, start: int) -> str:
 
 
 def write_job(sweep_dir: Path, job: Job) -> None:
-    """Write a record; a reader sees the old one or the new one."""
+    """Writes a record atomically."""
     text = json.dumps(dataclasses.asdict(job), indent=1, ensure_ascii=False) + "\n"
     write_atomically(record_file(sweep_dir, job.number), text.encode())

@@ -1,4 +1,4 @@
-"""The pictures of a sweep: parallel coordinates, and how much each setting mattered."""
+"""The plots of a sweep: parallel coordinates, and the importance of each setting."""
 
 import dataclasses
 import itertools
@@ -14,22 +14,22 @@ from matplotlib.figure import Figure
 from lightning_module.sweeps.jobs import COMPLETE, FAILED, Job
 from lightning_module.sweeps.sweep import Sweep, short
 
-# Dark is good; the map's lightest end would vanish on white.
+# Dark is good; the lightest end of the map is invisible on white.
 _COLOURS = colormaps["viridis"]
 _LIGHTEST = 0.92
-# Fewer complete jobs than this say nothing about what mattered.
+# With fewer complete jobs the importance is meaningless.
 FEWEST = 4
 
 
 @dataclasses.dataclass
 class Axis:
-    """One vertical axis: where values stand between 0 and 1, and what is written beside it.
+    """One vertical axis: positions of values between 0 and 1, and labels.
 
     Attributes:
         name: of the parameter.
-        places: of each job's value, in the order of the jobs.
-        ticks: place and label.
-        discrete: whether jobs share places, and lines need spreading to be told apart.
+        places: position of each job's value, in the order of the jobs.
+        ticks: position and label.
+        discrete: whether jobs share positions, so that lines must be spread.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Axis:
 def parameter_axis(name: str, described: dict[str, Any], values: list[str]) -> Axis:
     """The axis of one parameter, its search space from bottom to top.
 
-    Choices stand evenly spaced, numbers among them by size; intervals linear, or logarithmic where
+    Choices are evenly spaced, numbers among them by size; intervals are linear, or logarithmic if
     they are searched so.
     """
     if "choices" in described:
@@ -73,7 +73,7 @@ def parameter_axis(name: str, described: dict[str, Any], values: list[str]) -> A
 
 
 def _round_numbers(low: float, high: float, log: bool) -> list[float]:
-    """Five or so round numbers within an interval, and its ends where those are far from them."""
+    """About five round numbers within an interval, and its ends if they are far from these."""
     if log:
         steps = (1, 3) if high / low > 20 else (1, 2, 5)
         first, last = int(np.floor(np.log10(low))), int(np.ceil(np.log10(high)))
@@ -98,10 +98,10 @@ def _labels(numbers: list[float], log: bool) -> list[str]:
 
 
 def draw_parallel(sweep: "Sweep", path: Path) -> list[str]:
-    """Draw each job as a line through its settings to its result; failed ones end in the margin.
+    """Draws each job as a line through its settings to its result; failed ones end in the margin.
 
     Returns:
-        What to tell the reader: why there is no picture.
+        Messages for the user: why there is no plot.
     """
     jobs = [job for job in sweep.jobs if job.state in (COMPLETE, FAILED)]
     if not sweep.parameters or not sweep.complete:
@@ -182,7 +182,7 @@ def draw_parallel(sweep: "Sweep", path: Path) -> list[str]:
 
 
 def _spread(axis: Axis, place: float, spread: random.Random) -> float:
-    """Lines through one value of a discrete axis, told apart."""
+    """A position near `place`, to separate lines through one value of a discrete axis."""
     if not axis.discrete:
         return place
     room = 0.22 / max(1, len(axis.ticks) - 1)
@@ -190,12 +190,12 @@ def _spread(axis: Axis, place: float, spread: random.Random) -> float:
 
 
 def _draw_axis(plot: Any, x: int, name: str, ticks: list[tuple[float, str]], where: str) -> None:
-    """Draw an axis with its labels above the lines: to its left, to its right, or on it."""
+    """Draws an axis with its labels above the lines: to its left, to its right, or on it."""
     plot.plot([x, x], [-0.03, 1.03], color="0.25", linewidth=1.1, zorder=3)
     side, align = {"left": (-0.035, "right"), "right": (0.035, "left"), "on": (0.0, "center")}[
         where
     ]
-    # Lines pass behind a label: a choice is a box that they go through, a number hides them.
+    # Lines pass behind a label: they cross the box of a choice, and a number hides them.
     edge = {"edgecolor": "0.25", "linewidth": 0.8} if where == "on" else {"edgecolor": "none"}
     box = {"boxstyle": "round,pad=0.25" if where == "on" else "square,pad=0.1"}
     for place, label in ticks:
@@ -217,10 +217,10 @@ def _draw_axis(plot: Any, x: int, name: str, ticks: list[tuple[float, str]], whe
 
 
 def draw_importance(sweep: "Sweep", path: Path) -> list[str]:
-    """Draw how much of the result each setting explains.
+    """Draws how much of the result each setting explains.
 
     Returns:
-        What to tell the reader: why there is no picture.
+        Messages for the user: why there is no plot.
     """
     varied = [
         p for p in sweep.parameters if len({sweep.value(job, p) for job in sweep.complete}) > 1
@@ -248,10 +248,10 @@ def draw_importance(sweep: "Sweep", path: Path) -> list[str]:
 
 
 def importance(sweep: "Sweep", parameters: list[str]) -> tuple[dict[str, float], str]:
-    """How much each parameter matters, and by which method.
+    """The importance of each parameter, and the method.
 
-    fANOVA (Hutter et al. 2014), the share of the variance over the search space, where Optuna and
-    scikit-learn are installed; else by ranks, which see no interaction.
+    fANOVA (Hutter et al. 2014), the share of the variance over the search space, if Optuna and
+    scikit-learn are installed; else by ranks, without interactions.
     """
     try:
         import sklearn  # noqa: F401
@@ -264,7 +264,7 @@ def importance(sweep: "Sweep", parameters: list[str]) -> tuple[dict[str, float],
 
 
 def _study(sweep: "Sweep", parameters: list[str]) -> Any:
-    """The complete jobs as Optuna sees them."""
+    """The complete jobs as an Optuna study."""
     import optuna
     from optuna.distributions import CategoricalDistribution, FloatDistribution
 

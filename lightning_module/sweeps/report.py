@@ -1,7 +1,7 @@
-"""What a sweep found: the command `triton-gru-sweep-report`, which a sweep also ends with.
+"""The results of a sweep: the command `triton-gru-sweep-report`, which also runs after a sweep.
 
 Everything is made from the records of the jobs (see sweeps/jobs.py), so the report of a sweep that
-still runs, or was killed, shows what is known by then.
+still runs, or was killed, shows the results so far.
 """
 
 import csv
@@ -28,13 +28,13 @@ from lightning_module.sweeps.sweep import NoSweep, Sweep, read_sweep, short
 RESULTS = "results.csv"
 PARALLEL = "parallel.png"
 IMPORTANCE = "importance.png"
-# Rows that a terminal shows; results.csv has all.
+# Rows shown in a terminal; results.csv has all.
 ROWS = 40
-FOLDED = 10  # characters a line of text values that are folded
+FOLDED = 10  # characters per line of folded text values
 
 
 def report(directory: Path) -> list[Job]:
-    """Print a table and the best command line; write results.csv and the two pictures.
+    """Prints a table and the best command line; writes results.csv and the two plots.
 
     Returns:
         The records of all jobs, best first.
@@ -42,7 +42,7 @@ def report(directory: Path) -> list[Job]:
     from lightning_module.sweeps import plots  # matplotlib is slow to import
 
     sweep = read_sweep(directory)
-    # Without a terminal there is no width to keep to.
+    # Without a terminal the width is not limited.
     console = Console(width=None if sys.stdout.isatty() else 140)
     states = [job.state for job in sweep.jobs]
     counts = [f"{states.count(s)} {s}" for s in dict.fromkeys((COMPLETE, FAILED, *states))]
@@ -51,7 +51,7 @@ def report(directory: Path) -> list[Job]:
     found = table(sweep)
     if console.measure(found, options=anything).maximum > console.width:
         found = table(sweep, fold=True)
-        # A line longer than the terminal rather than a header or number cut short.
+        # Rather a line longer than the terminal than a cut header or number.
         console.width = max(console.width, console.measure(found, options=anything).maximum)
     console.print(found)
     if len(sweep.jobs) > ROWS:
@@ -71,7 +71,7 @@ def report(directory: Path) -> list[Job]:
 
 
 def table(sweep: Sweep, fold: bool = False) -> Table:
-    """The jobs, best first, at most `ROWS`; with `fold`, text values broken over lines."""
+    """The jobs, best first, at most `ROWS`; with `fold`, text values folded."""
     found = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     found.add_column("job", justify="right", no_wrap=True)
     found.add_column(sweep.objective, justify="right", no_wrap=True)
@@ -100,7 +100,7 @@ def table(sweep: Sweep, fold: bool = False) -> Table:
 
 
 def short_names(parameters: Iterable[str]) -> dict[str, str]:
-    """Each parameter's last name (`lr` of `optimizer.lr`), or all of it where two share that."""
+    """Each parameter's last name (`lr` of `optimizer.lr`), or the full name if two share that."""
     last = {parameter: re.split(r"[./]", parameter)[-1] for parameter in parameters}
     shared = {name for name, count in Counter(last.values()).items() if count > 1}
     return {parameter: parameter if name in shared else name for parameter, name in last.items()}
@@ -116,7 +116,7 @@ def failures(sweep: Sweep) -> dict[str, list[Job]]:
 
 
 def write_csv(sweep: Sweep) -> None:
-    """Write `results.csv`: a row a job, best first, with every metric and the command line."""
+    """Writes `results.csv`: one row per job, best first, with every metric and the command line."""
     metrics = list(dict.fromkeys(name for job in sweep.jobs for name in job.metrics))
     fields = ["job", "state", *sweep.parameters, *metrics, "seconds", "reason", "command"]
     with (sweep.directory / RESULTS).open("w", newline="", encoding="utf-8") as file:
@@ -144,7 +144,7 @@ def _are_numbers(values: list[str]) -> bool:
 
 
 def run(directory: Path) -> None:
-    """What `triton-gru-sweep-report` does; leaves with SystemExit where that failed."""
+    """Runs `triton-gru-sweep-report`; raises SystemExit on an error."""
     try:
         report(directory)
     except (NoSweep, DamagedFile) as error:

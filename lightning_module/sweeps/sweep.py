@@ -1,4 +1,4 @@
-"""A sweep directory, read: what was searched, and how its jobs ended."""
+"""Reading a sweep directory: the search space and the records of the jobs."""
 
 import dataclasses
 from pathlib import Path
@@ -9,13 +9,13 @@ from lightning_module.sweeps.jobs import COMPLETE, FAILED, SWEEP, Job, read_desc
 
 @dataclasses.dataclass
 class Sweep:
-    """A sweep directory, read.
+    """The content of a sweep directory.
 
     Attributes:
-        directory: where it is.
-        objective: the metric that jobs are compared by.
+        directory: the sweep directory.
+        objective: the metric by which jobs are compared.
         direction: "minimize" or "maximize".
-        parameters: what is swept, each as in sweep.json: `choices`, or `low`, `high` and `log`.
+        parameters: swept settings as in sweep.json: `choices`, or `low`, `high` and `log`.
         jobs: best first, then the failed, then the unfinished.
     """
 
@@ -37,14 +37,14 @@ class Sweep:
 
 
 class NoSweep(ValueError):
-    """A directory that holds no sweep."""
+    """A directory that does not contain a sweep."""
 
 
 def read_sweep(directory: Path) -> Sweep:
-    """Read a sweep directory.
+    """Reads a sweep directory.
 
     Raises:
-        NoSweep: it is none.
+        NoSweep: there is no sweep in it.
         DamagedFile: a file in it is damaged.
     """
     file = directory / SWEEP
@@ -69,7 +69,7 @@ def read_sweep(directory: Path) -> Sweep:
 
 
 def short(value: str) -> str:
-    """A number with at most four digits that count; other text as it is."""
+    """A number with at most four significant digits; other text unchanged."""
     try:
         return value if value.lstrip("-").isdecimal() else f"{float(value):.4g}"
     except ValueError:
