@@ -1,12 +1,13 @@
-"""Backends of the GRU in a whole training: tokens per second, and the loss against wall time.
+"""Backends of the GRU in a complete training: tokens per second, and loss against wall time.
 
     triton-gru-train -m experiment=char_best trainer.precision=bf16-mixed trainer.max_steps=2000 \
         trainer.max_time=null model.layer_type.backend=torch,triton seed=1,2,3
     python -m benchmarks.compare_backends multirun/<date> --out FOLDER
 
 Writes training.json and training.png to FOLDER and prints a table. Backends round differently, so
-their losses differ as those of two seeds may: the same within noise means that the mean over seeds
-lies no further from the first backend's than two seeds of that one do. Ends with 1 if it does not.
+their losses may differ like those of two seeds. They count as equal within noise if the mean over
+seeds differs from the first backend's by at most the difference of two seeds of that one. Exits
+with 1 otherwise.
 """
 
 import argparse
@@ -23,12 +24,12 @@ from omegaconf import OmegaConf
 from lightning_module.run_config import from_yaml
 from lightning_module.run_files import CONFIG, METRICS, SUMMARY, read_metrics
 
-FIRST = "torch"  # whom the others are compared with
+FIRST = "torch"  # the backend to compare the others with
 COLOURS = {"torch": "tab:gray", "triton": "tab:blue", "reference": "tab:orange"}
 
 
 def runs(folder: Path) -> list[dict[str, Any]]:
-    """Of each finished run in `folder`: backend, seed, speed, the last loss, and its curve.
+    """Backend, seed, speed, last loss and loss curve of each finished run in `folder`.
 
     Raises:
         ValueError: there are not two backends with the same two or more seeds, or the runs differ
@@ -65,11 +66,11 @@ def runs(folder: Path) -> list[dict[str, Any]]:
 
 
 def curve(rows: list[dict[str, float]], tokens: int) -> list[tuple[float, float]]:
-    """Seconds spent training and the validation loss then.
+    """Seconds of training and the validation loss at that time.
 
     Args:
         rows: as `read_metrics` returns them.
-        tokens: of a step.
+        tokens: per step.
     """
     seconds, step, points = 0.0, -1, []
     for row in rows:
@@ -82,7 +83,7 @@ def curve(rows: list[dict[str, float]], tokens: int) -> list[tuple[float, float]
 
 
 def compared(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row per backend: runs, median tokens per second, the last loss's mean and its noise."""
+    """A row per backend: runs, median tokens per second, mean and noise of the last loss."""
     table = []
     for backend in dict.fromkeys(run["backend"] for run in found):
         of_it = [run for run in found if run["backend"] == backend]
@@ -100,13 +101,13 @@ def compared(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def within_noise(table: list[dict[str, Any]]) -> bool:
-    """Whether every backend's loss is the first one's, but for what a seed makes."""
+    """Whether every backend's loss equals the first one's within the noise of seeds."""
     first = table[0]
     return all(abs(row["loss"] - first["loss"]) <= first["noise"] for row in table)
 
 
 def text_table(table: list[dict[str, Any]]) -> str:
-    """In Markdown, with what is to be said of the losses."""
+    """The table in Markdown, with the verdict on the losses."""
     lines = [
         "| backend | runs | tokens/s | ratio | validation loss | between seeds |",
         "|---|---|---|---|---|---|",
@@ -123,7 +124,7 @@ def text_table(table: list[dict[str, Any]]) -> str:
 
 
 def draw(found: list[dict[str, Any]], path: Path) -> None:
-    """The validation loss against the seconds of training into a PNG, one line per run."""
+    """Draws validation loss against seconds of training into a PNG, one line per run."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
@@ -139,7 +140,7 @@ def draw(found: list[dict[str, Any]], path: Path) -> None:
     axes.set_ylabel("validation loss, nats per token")
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, title="a line a seed")
+    axes.legend(frameon=False, title="one line per seed")
     figure.savefig(path, dpi=130)
 
 

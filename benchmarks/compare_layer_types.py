@@ -5,7 +5,7 @@
     python -m benchmarks.compare_layer_types multirun/<date>
 
 Refuses runs whose parameters or wall times differ by more than `TOLERANCE` within a text, because
-the table says that they are equal.
+the table states that they are equal.
 """
 
 import argparse
@@ -32,10 +32,10 @@ COLUMNS = (
 
 
 def runs(folder: Path) -> list[dict[str, Any]]:
-    """What the table says of each run in `folder`, by text and layer type.
+    """The table's values of each run in `folder`, by text and layer type.
 
     Raises:
-        ValueError: there are no finished runs, or they are not equal in what they should be.
+        ValueError: there are no finished runs, or their parameters or times are not equal.
     """
     found = []
     for file in folder.glob(f"*/{SUMMARY}"):
@@ -72,7 +72,7 @@ def runs(folder: Path) -> list[dict[str, Any]]:
 
 
 def table(found: list[dict[str, Any]]) -> str:
-    """The runs as Markdown, a sample sentence of each below."""
+    """The runs as Markdown, with a sample sentence of each below."""
     lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
     for run in found:
         lines.append(

@@ -2,10 +2,10 @@
 
     python -m benchmarks.contention --rounds 5
 
-Trains the quickstart's model for a few seconds at a time: alone and beside the busy process, with
-each setting of how waiting OpenMP threads wait, all in turn, so that whatever else the machine does
-falls on all of them. Prints tokens per second (the median of the rounds) and their ratios to
-OpenMP's own behaviour alone.
+Trains the quickstart's model for a few seconds at a time, alone and beside the busy process, with
+each setting of how waiting OpenMP threads wait. All cases run in turn, so that other load on the
+machine affects all of them. Prints tokens per second (the median of the rounds) and their ratios
+to OpenMP's own behaviour alone.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import sys
 
 from lightning_module.commands import WAITING
 
-# For libgomp, which torch's wheels for Linux bring; see `WAITING` for the default of the commands.
+# For libgomp, part of torch's wheels for Linux; see `WAITING` for the default of the commands.
 SETTINGS: dict[str, dict[str, str]] = {
     "OpenMP's own": {},
     "the commands'": WAITING,
@@ -58,7 +58,7 @@ print(count * 64 * 32 / (time.perf_counter() - begun))
 
 
 def tokens_per_second(setting: dict[str, str], busy: bool, seconds: float) -> float:
-    """The speed of a training in a process of its own."""
+    """The speed of a training in its own process."""
     spins = ("OMP_", "GOMP_", "KMP_")
     environment = {k: v for k, v in os.environ.items() if not k.startswith(spins)} | setting
     neighbour = subprocess.Popen([sys.executable, "-c", BUSY]) if busy else None
@@ -99,7 +99,7 @@ def main() -> None:
     print(f"{'':<16}{'alone':>10}{'beside':>10}{'alone / first':>16}{'alone / beside':>16}")
     for name, speeds in found.items():
         alone, beside = (statistics.median(speeds[where]) for where in ("alone", "beside"))
-        # Round by round, so that what slowed a round falls on both.
+        # Round by round, so that a slow round affects both.
         cost = statistics.median(a / b for a, b in zip(speeds["alone"], first, strict=True))
         slower = statistics.median(
             a / b for a, b in zip(speeds["alone"], speeds["beside"], strict=True)

@@ -3,10 +3,10 @@
     python -m benchmarks.corpus_memory FOLDER --gigabytes 0.25 1 2
     python -m benchmarks.corpus_memory FOLDER --gigabytes 10 --tokens-only
 
-Writes a made text of each size to FOLDER and runs the real command on it: the first time makes the
-tokens, the second finds them, and three more say how long it takes until training starts, of which
-the shortest counts. `--tokens-only` writes the file of tokens itself, of that
-size, instead of making it from text; the training reads it as any other.
+Writes generated text of each size to FOLDER and runs the real command on it: the first run makes
+the tokens, the second finds them, and three more measure the time until training starts, of which
+the shortest counts. `--tokens-only` writes a file of tokens of that size instead of making it from
+text; the training reads it as any other.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from lightning_module.data.checksums import write_checksums
 
 
 def write_text(path: Path, size: int) -> None:
-    """Lines of made words; blocks of a megabyte, each another."""
+    """Lines of random words; each megabyte is different."""
     random = np.random.default_rng(0)
     alphabet = np.frombuffer(b"abcdefghijklmnopqrstuvwxyz     ,.", np.uint8)
     with path.open("wb") as file:
@@ -34,7 +34,7 @@ def write_text(path: Path, size: int) -> None:
 
 
 def write_tokens(folder: Path, size: int) -> None:
-    """Puts tokens of `size` bytes in the place of a cache's."""
+    """Replaces the tokens of a cache by tokens of `size` bytes."""
     about = json.loads((folder / "about.json").read_text())
     random = np.random.default_rng(0)
     with (folder / "train.tokens").open("wb") as file:

@@ -1,15 +1,15 @@
-"""What one time step costs, counted while the compiled kernels are executed on the CPU.
+"""Instruction counts of a time step, from executing the compiled kernels on the CPU.
 
     python -m benchmarks.counts --arch 90
     python -m benchmarks.counts --arch 80 --hidden 256 768 --variants after
 
-Runs forward and backward by the planner's first plan in the machine of `tests/ptx` (it stands with
-the tests, whose tool it is; run this from the repository's root, where `tests` can be imported),
-checks the results against float64, and prints a Markdown table of what one program executes in a
-step: instructions a warp by class, barriers, wavefronts of shared memory with the least that would
-move the same words, sectors of global memory. What is executed in looks that found a vector
-incomplete is left out: how often that happens is a matter of time, and there is none here.
-Instructions are those of PTX: ptxas removes moves and adds arithmetic of its own.
+Runs forward and backward by the planner's first plan in the emulator of `tests/ptx` (it is part of
+the tests; run this from the repository's root, where `tests` can be imported), checks the results
+against float64, and prints a Markdown table of what one program executes per step: instructions per
+warp by class, barriers, wavefronts of shared memory and the least number that can move the same
+words, sectors of global memory. Polls that find a vector incomplete are not counted: their number
+depends on timing, which is not emulated. Instructions are those of PTX: ptxas removes moves and
+adds its own arithmetic.
 """
 
 import argparse
@@ -29,8 +29,8 @@ from triton_gru.plan.planner import DoesNotFit, best_plan
 
 HIDDEN = (128, 256, 512, 650, 768)
 STEPS = 3
-# Classes of PTX operations by prefix, the first that fits; what is left is arithmetic, branches
-# counted among the integers.
+# Classes of PTX operations by prefix, the first match; the rest is arithmetic, branches count as
+# integer operations.
 CLASSES = {
     "mma": ("mma.", "wgmma."),
     "shared": ("ld.shared", "st.shared", "ldmatrix", "stmatrix"),
@@ -47,13 +47,13 @@ COLUMNS = ("mma", "shared", "global", "functions", *ARITHMETIC, "shuffles", "mov
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """Of one program in one step, looks that found a vector incomplete left out.
+    """Counts of one program in one step, without polls that find a vector incomplete.
 
     Attributes:
-        classes: instructions a warp, by class.
-        wavefronts: accesses of shared memory as they are served, 128 bytes at most each.
-        least: as few as could serve them, without bank conflicts.
-        sectors: of 32 bytes of global memory, each warp's and instruction's for themselves.
+        classes: instructions per warp, by class.
+        wavefronts: accesses of shared memory as they are served, of at most 128 bytes each.
+        least: the smallest number that could serve them, without bank conflicts.
+        sectors: of 32 bytes of global memory, for each warp and instruction separately.
     """
 
     classes: dict[str, float]
@@ -75,7 +75,7 @@ def class_of(operation: str) -> str:
 
 
 def counts(launch: Launch, steps: int) -> Counts:
-    """What a launch that was counted (`counting=True`) did in its loop, per step."""
+    """Counts per step in the loop of a launch that was counted (`counting=True`)."""
     program = launch.program
     classes, wavefronts, least, sectors = {}, 0.0, 0.0, 0.0
     for number in program.loop - program.polls:
@@ -95,11 +95,11 @@ def counts(launch: Launch, steps: int) -> Counts:
 def scans(
     arch: int, precision: str, batch: int, hidden: int, reset_after: bool
 ) -> Iterator[tuple[str, str, Counts]]:
-    """Direction, plan in short, and counts, of forward and backward.
+    """Direction, short plan, and counts, of forward and backward.
 
     Raises:
         DoesNotFit: No kernel takes this shape.
-        RuntimeError: A result is wrong, and so are the counts.
+        RuntimeError: A result is wrong.
     """
     for direction in ("forward", "backward"):
         dtype, tensor_cores = selection.DTYPES[DTYPES[precision]], precision != "ieee"

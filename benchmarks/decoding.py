@@ -1,9 +1,9 @@
 """Decoding with GRU.step against running the prefix again: `python -m benchmarks.decoding`.
 
 A SentencePredictor takes the likeliest token, `--tokens` times, for several rows at once: with
-`SentencePredictor.step`, and by running the whole text so far again for every token, as a model
-without a state has to. Both give the same tokens, which is checked. Printed are microseconds per
-token of all rows, and the median of the ratios of repeats that ran one after another.
+`SentencePredictor.step`, and by running the whole prefix again for every token, as a model without
+a state must. Both must give the same tokens. Prints microseconds per token of all rows, and the
+median of the ratios of repeats that ran one after another.
 """
 
 import argparse
@@ -45,13 +45,13 @@ def seconds(clock: Callable, decode: Callable, *arguments) -> tuple[float, Tenso
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tokens", type=int, default=128, help="to say (default: 128)")
+    parser.add_argument("--tokens", type=int, default=128, help="to generate (default: 128)")
     parser.add_argument("--repeats", type=int, default=3, help="of each shape (default: 3)")
     parser.add_argument("--threads", type=int, default=2, help="of torch (default: 2)")
     parser.add_argument(
         "--cpu-time",
         action="store_true",
-        help="count the time on processors, for a machine that does other things too",
+        help="measure CPU time, for a machine with other load",
     )
     options = parser.parse_args()
     clock = time.process_time if options.cpu_time else time.perf_counter
@@ -67,7 +67,7 @@ def main() -> None:
                 one, said = seconds(clock, by_steps, model, tokens, options.tokens)
                 whole, again = seconds(clock, by_prefixes, model, tokens, options.tokens)
                 if not torch.equal(said, again):
-                    raise RuntimeError("step and prefix say different tokens")
+                    raise RuntimeError("step and prefix give different tokens")
                 steps.append(one / options.tokens)
                 ratios.append(whole / one)
         print(

@@ -1,7 +1,7 @@
 """The implementations that are timed, each built for a cell on the same weights and inputs.
 
-An implementation is a function from (cell, weights) to a `Runner`. One whose package is missing
-raises `Missing`, one that has no such function `Unsupported`; the record has the reason.
+An implementation is a function from (cell, weights) to a `Runner`. It raises `Missing` if its
+package is not installed, `Unsupported` if it has no such function; the record has the reason.
 """
 
 import dataclasses
@@ -37,13 +37,13 @@ class Unsupported(RuntimeError):
 
 @dataclasses.dataclass
 class Inputs:
-    """One set of inputs, leaves of a graph of their own.
+    """One set of inputs, leaves of their own graph.
 
     Attributes:
         x: [T, B, I], or a PackedSequence.
-        leaf: the tensor of x that gradients are taken by.
+        leaf: the tensor of x by which gradients are taken.
         lengths: [B] on x's device, or None.
-        dy: what the loss passes to y.
+        dy: the gradient of the loss with respect to y.
     """
 
     x: Tensor | PackedSequence
@@ -54,12 +54,12 @@ class Inputs:
 
 @dataclasses.dataclass
 class Runner:
-    """An implementation, ready.
+    """An implementation, ready to run.
 
     Attributes:
-        forward: from Inputs to y, or the data of y where x is packed.
+        forward: from Inputs to y, or the data of y if x is packed.
         parameters: in the order of `nn.GRU.parameters()`.
-        exact: whether y is what float64 is compared with (an LSTM's is not).
+        exact: whether y is comparable with float64 (an LSTM's is not).
     """
 
     forward: Callable[[Inputs], Tensor]
@@ -68,7 +68,7 @@ class Runner:
 
 
 def make_weights(cell: Cell, device: torch.device) -> nn.GRU:
-    """The weights of all implementations, rounded to the cell's dtype."""
+    """The weights for all implementations, rounded to the cell's dtype."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         module = nn.GRU(cell.H, cell.H, bidirectional=cell.directions == 2)
@@ -125,7 +125,7 @@ def takes_lengths() -> bool:
 
 
 def reference(cell: Cell, weights: nn.GRU) -> Runner:
-    """The equations in float64, with the weights as the implementations have them."""
+    """The equations in float64, with the rounded weights."""
     module = triton_gru.GRU(
         cell.H,
         cell.H,
@@ -170,7 +170,7 @@ def _step(gates_x: Tensor, h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def _compiled_step() -> Callable:
-    # Again for each cell: after eight shapes Dynamo would quietly run the function as it is.
+    # Compiled for each cell: after eight shapes Dynamo would silently run the function uncompiled.
     torch.compiler.reset()
     return torch.compile(_step, dynamic=False)
 

@@ -1,14 +1,14 @@
-"""What GRU costs on a CPU, as ratios to torch.nn.GRU: `python -m benchmarks.layer_cpu`.
+"""Time of GRU on a CPU as ratios to torch.nn.GRU: `python -m benchmarks.layer_cpu`.
 
-With --grid, backend="cpu" against nn.GRU over a grid of shapes: the least time of short rounds in
-turn, which a machine that does other things too disturbs least; on one thread, of processor time.
-Fails where "auto" takes the engine in a shape in which it is not faster.
+With --grid, backend="cpu" against nn.GRU over a grid of shapes: the minimum over short interleaved
+rounds, which other load on the machine affects least; on one thread, of CPU time. Fails if "auto"
+runs the engine for a shape for which it is not faster.
 
-With --overhead, calls so short that Python counts: T 1 to 4, B 1, H 16, on one thread.
+With --overhead, calls so short that Python matters: T 1 to 4, B 1, H 16, on one thread.
 
-Every repeat runs all implementations one after another and each is compared with nn.GRU of the same
-repeat, so that what else the machine does meets all of them alike. Printed is the median of these
-ratios and the quartiles around it.
+Every repeat runs all implementations one after another, and each is compared with nn.GRU of the
+same repeat, so that other load affects all of them. Prints the median of these ratios and the
+quartiles.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from torch import nn
 from triton_gru import GRU, GRUCell
 from triton_gru.engines.cpu import library
 
-# (T, B, I, H); the first is the shape that the limits below are stated for.
+# (T, B, I, H); the limits below are for the first shape.
 SHAPES = [
     (64, 32, 256, 256),
     (64, 32, 128, 128),
@@ -31,7 +31,7 @@ SHAPES = [
     (1, 1, 64, 64),
     (200, 1, 64, 64),
 ]
-AUTO_LIMIT = 0.95  # of nn.GRU's time, in the shapes in which "auto" takes the CPU engine
+AUTO_LIMIT = 0.95  # of nn.GRU's time, in the shapes for which "auto" runs the CPU engine
 LIMITS = {"auto": AUTO_LIMIT, "reference": 1.3}
 OVERHEAD_LIMIT = 1.15
 
@@ -49,7 +49,7 @@ def implementations(input_size: int, hidden_size: int) -> dict[str, nn.Module]:
 
 
 def seconds(module: nn.Module, x: torch.Tensor, dy: torch.Tensor, calls: int) -> float:
-    """A forward and backward, gradients of input and parameters included."""
+    """Seconds of a forward and backward, including gradients of input and parameters."""
     start = time.perf_counter()
     for _ in range(calls):
         y, _ = module(x)
@@ -66,7 +66,7 @@ def measure(shape: tuple[int, int, int, int], repeats: int) -> dict[str, list[fl
         calls *= 2
     times = {name: [] for name in modules}
     for repeat in range(repeats + 2):
-        # The order turns, as an implementation's caches depend on who ran before it.
+        # The order rotates, as an implementation's caches depend on the one that ran before.
         names = list(modules)
         for name in names[repeat % len(names) :] + names[: repeat % len(names)]:
             times[name].append(seconds(modules[name], x, dy, calls))
@@ -74,7 +74,7 @@ def measure(shape: tuple[int, int, int, int], repeats: int) -> dict[str, list[fl
 
 
 def overhead(repeats: int, calls: int = 100) -> None:
-    """Prints microseconds of CPU time a call, ours against torch's, in turn."""
+    """Prints microseconds of CPU time per call, ours against torch's, in turn."""
     torch.set_num_threads(1)
     layer, cell = nn.GRU(16, 16), nn.GRUCell(16, 16)
     pairs = {"GRU": (layer, GRU.from_torch(layer)), "GRUCell": (cell, GRUCell.from_torch(cell))}
@@ -108,18 +108,18 @@ def overhead(repeats: int, calls: int = 100) -> None:
 
 
 def grid(threads: int, budget: float, variants: bool) -> bool:
-    """Prints, for each shape, ours as a share of nn.GRU's time, and the geometric means.
+    """Prints our share of nn.GRU's time for each shape, and the geometric means.
 
-    "auto" in these is the engine in the shapes that "auto" takes it for.
+    For "auto" the share is that of the engine, over the shapes for which "auto" runs it.
 
     Args:
         threads: Of torch.
-        budget: Seconds for each figure; three rounds at least.
-        variants: Also with reset_after=False, and with lengths of T / 2 to T; their figure is the
-            time of a step that a row has as a share of a padded one's, by the same engine.
+        budget: Seconds for each figure; at least three rounds.
+        variants: Also with reset_after=False, and with lengths of T / 2 to T; the latter's figure
+            is the time per step that a row has, divided by a padded row's, by the same engine.
 
     Returns:
-        Whether all that "auto" takes took at most `AUTO_LIMIT` of nn.GRU's time.
+        Whether every shape for which "auto" runs it took at most `AUTO_LIMIT` of nn.GRU's time.
     """
     clock = time.thread_time if threads == 1 else time.perf_counter
     shares: dict[tuple[str, str], list[float]] = {}
@@ -170,7 +170,7 @@ def _least_times(
     budget: float,
     clock: Callable[[], float],
 ) -> dict[str, float]:
-    """The least seconds of a call of each, in rounds that call all of them in turn."""
+    """The minimum seconds per call of each, in rounds that call all of them in turn."""
     least, number = dict.fromkeys(calls, float("inf")), 1
     x = x.detach().requires_grad_(backward)
     rounds, end = 0, time.perf_counter() + budget
@@ -192,13 +192,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=40, help="of each shape (default: 40)")
     parser.add_argument("--threads", type=int, default=2, help="of torch (default: 2)")
-    parser.add_argument("--shapes", type=int, default=len(SHAPES), help="only the first so many")
+    parser.add_argument("--shapes", type=int, default=len(SHAPES), help="only the first ones")
     parser.add_argument("--overhead", action="store_true", help="short calls instead")
     parser.add_argument("--grid", action="store_true", help="the engine over a grid of shapes")
     parser.add_argument(
         "--variants", action="store_true", help="--grid: reset_after=False and lengths too"
     )
-    parser.add_argument("--budget", type=float, default=0.5, help="--grid: seconds a figure")
+    parser.add_argument("--budget", type=float, default=0.5, help="--grid: seconds per figure")
     options = parser.parse_args()
     if options.grid:
         torch.set_num_threads(options.threads)

@@ -2,8 +2,8 @@
 
     python -m benchmarks.layer_types_cpu
 
-Times are of the process's CPU, one thread, the layer types in turn, so that they hold on a machine
-that others use as well; a ratio is the median over the rounds of the ratio within a round.
+Times are CPU times of the process, one thread, with the layer types in turn, so that other
+processes affect them least; a ratio is the median over the rounds of the ratio within a round.
 """
 
 import argparse
@@ -22,12 +22,12 @@ UNITS = {"gru": 256, "gru_reset_before": 256, "lstm": 219, "rnn": 449}
 
 
 def seconds_a_step(layer_type: str, hidden_size: int, repeats: int) -> tuple[float, int]:
-    """CPU seconds of forward, backward and optimizer, and the parameters."""
+    """CPU seconds of forward, backward and optimizer, and the number of parameters."""
     torch.manual_seed(0)
     model = SentencePredictor(
         VOCABULARY, {"name": layer_type}, embedding_size=EMBEDDING, hidden_size=hidden_size
     )
-    model.log = lambda *_, **__: None  # no trainer listens
+    model.log = lambda *_, **__: None  # there is no trainer
     optimizer = partial(torch.optim.AdamW, fused=True)(model.parameters())
     tokens = torch.randint(VOCABULARY, (2, STEPS, BATCH_SIZE))
     chunk = Chunk(tokens[0], tokens[1], torch.ones(BATCH_SIZE, dtype=torch.bool))

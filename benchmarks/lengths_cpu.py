@@ -1,9 +1,9 @@
-"""What rows of unequal length cost on a CPU: `python -m benchmarks.lengths_cpu`.
+"""Time of rows of unequal length on a CPU: `python -m benchmarks.lengths_cpu`.
 
 Lengths are uniform between 0.3 and 1 of T. Each implementation is compared with torch.nn.GRU over
 the same rows padded, in the same repeat, forward and backward together and forward alone. Packed
-ones start and end with padded rows, as the others do. Printed is the median of the ratios and the
-quartiles around it.
+ones start and end with padded rows, as the others. Prints the median of the ratios and the
+quartiles.
 """
 
 import argparse
@@ -62,7 +62,7 @@ def measure(shape: tuple, repeats: int, train: bool, clock: Callable) -> dict[st
     runs = implementations(x, lengths, nn.GRU(I, H, layers, bidirectional=bidirectional))
     times = {name: [] for name in runs}
     for repeat in range(repeats + 2):
-        # The order turns, as an implementation's caches depend on who ran before it.
+        # The order rotates, as an implementation's caches depend on the one that ran before.
         names = list(runs)
         for name in names[repeat % len(names) :] + names[: repeat % len(names)]:
             times[name].append(seconds(*runs[name], x, train, clock))
@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument(
         "--cpu-time",
         action="store_true",
-        help="count the time on processors, for a machine that does other things too",
+        help="measure CPU time, for a machine with other load",
     )
     options = parser.parse_args()
     clock = time.process_time if options.cpu_time else time.perf_counter

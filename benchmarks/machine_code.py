@@ -1,7 +1,7 @@
-"""Compiles kernels for GPUs that need not be there, and reads the machine code that comes out.
+"""Compiles kernels for GPUs that need not be present, and reads the machine code.
 
-The Triton at hand compiles, the wheel's own cuobjdump takes apart. The instructions that count are
-those of the loop over time.
+Uses the installed Triton and the cuobjdump of its wheel. Instructions are counted in the loop over
+time.
 """
 
 import collections
@@ -11,8 +11,8 @@ import re
 import subprocess
 import tempfile
 
-# What is compiled must not find the interpreter in triton's place, and triton looks when it is
-# imported: nothing that uses this module imports it before.
+# Compiling needs triton without its interpreter, which triton decides when it is imported: no user
+# of this module imports triton before it.
 os.environ.pop("TRITON_INTERPRET", None)
 
 import torch
@@ -31,7 +31,7 @@ KERNELS = {
     "backward": backward.scan_backward_kernel,
     "step": step.step_kernel,
 }
-# Argument types of the kernels; what is not named here is a pointer to the tensors' dtype.
+# Argument types of the kernels; arguments not named here are pointers to the tensors' dtype.
 INTEGERS = {"steps", "batch", "hidden", "padded", "y_row", "polls", "first_group"}
 INT32_POINTERS = {"lengths", "resets", "counters", "error"}
 FLOAT32_POINTERS = {"dh0", "update"}
@@ -41,7 +41,7 @@ MATRIX = ("HMMA", "HGMMA", "UTCHMMA", "UTCQMMA")
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """What the compiler reports of one kernel."""
+    """The compiler's report on one kernel."""
 
     shared: int
     registers: int
@@ -73,11 +73,11 @@ def assemble(
     aligned: bool,
     stages: int = 1,
 ):
-    """Triton's result for compute capability `arch`; `aligned` says that H is a multiple of 16."""
+    """Triton's result for compute capability `arch`; `aligned`: H is a multiple of 16."""
     names = [name for name in kernel.arg_names if name not in constants]
     signature = {name: _type_of(name, dtype) for name in names}
     signature |= dict.fromkeys(constants, "constexpr")
-    # What the kernels do not specialise, and so what a launch tells the compiler nothing about.
+    # Arguments that the kernels do not specialise: a launch gives the compiler no hints about them.
     unaligned = {parameter.name for parameter in kernel.params if parameter.do_not_specialize}
     unaligned.add("polls")
     if not aligned:
@@ -98,7 +98,7 @@ _read: dict[str, Compiled] = {}  # by Triton's hash of what was compiled
 
 
 def compile_kernel(*arguments, **options) -> Compiled:
-    """What becomes of a kernel; arguments as for `assemble`."""
+    """The report on a kernel; arguments as for `assemble`."""
     compiled = assemble(*arguments, **options)
     if compiled.hash not in _read:  # problems of all batch sizes share a kernel
         _read[compiled.hash] = _read_code(compiled)
@@ -131,7 +131,7 @@ def _cuobjdump(flag: str, path: str) -> str:
 
 
 def _local_bytes(op: str) -> int:
-    """Bytes a thread that a local load or store moves; 0 for any other instruction."""
+    """Bytes per thread that a local load or store moves; 0 for any other instruction."""
     if not op.startswith(("LDL", "STL")):
         return 0
     width = re.search(r"\.(64|128)\b", op)
@@ -186,17 +186,17 @@ def weight_loads_in_loop(ttgir: str) -> int:
     return count
 
 
-# Triton picks for each operand of a matrix product how many consecutive elements of K a thread
-# holds (kWidth), four threads of a warp side by side. Where a warp has fewer elements of K than
-# that, part of what was loaded reaches no matrix instruction, and the result is silently wrong
-# (tile.load_flags has a case). Two traces of it: the layout itself in TTGIR, and in PTX the
+# For each operand of a matrix product Triton chooses how many consecutive elements of K a thread
+# holds (kWidth), four threads of a warp side by side. If a warp has fewer elements of K than that,
+# part of the loaded data reaches no matrix instruction, and the result is silently wrong
+# (tile.load_flags has a case). There are two traces of it: the layout itself in TTGIR, and in PTX
 # shuffles that move such words between threads, whose results no instruction reads.
 THREADS_ALONG_K = 4
 OPERAND = re.compile(r"tensor<([\dx]+)x(\w+), #ttg\.dot_op<\{opIdx = (\d), [^}]*kWidth = (\d+)\}>")
 
 
 def wide_operands(ttgir: str) -> tuple[str, ...]:
-    """The matrix operands of which a warp holds less of K than its layout spreads over threads."""
+    """The matrix operands whose layout spreads more of K over threads than a warp holds."""
     found = set()
     for shape, element, index, width in OPERAND.findall(ttgir):
         *_, rows, columns = map(int, shape.split("x"))
@@ -215,7 +215,7 @@ def unread_shuffles(ptx: str) -> int:
 
 
 def lost_operands(compiled) -> tuple[str, ...]:
-    """What of matrix operands is lost in a kernel that `assemble` returned; empty if nothing is."""
+    """The lost parts of matrix operands in a result of `assemble`; empty if there are none."""
     found = [
         f"an operand wider than a warp's K: {one}" for one in wide_operands(compiled.asm["ttgir"])
     ]

@@ -1,15 +1,15 @@
-"""The file of measurements: its format, how it is written, and how a run resumes.
+"""The file of measurements: its format, writing, and resuming.
 
-    format       of this description
+    format       version of this format
     suite        smoke, quick or full
-    started      when, in UTC
+    started      time, in UTC
     environment  device, driver, versions, commit
-    in_flight    [kind, id, implementation] being measured, or null: known after a crash
+    in_flight    [kind, id, implementation] being measured, or null; shows what a crash interrupted
     probes       by name: {"status", ...}, see benchmarks.probes
     cells        by id: the cell's fields, and "results" by implementation: {"status", ...}
 
 A status is "ok", "failed", "missing" (not installed), "unsupported" (no such function), "lost" (the
-process died or hung on it) or "not run" (the time was up). All but the last are final.
+process died or hung on it) or "not run" (the time was over). All but the last are final.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ NOT_RUN = "not run"
 
 
 def environment(device, commit: str | None = None) -> dict:
-    """What the times depend on besides the code."""
+    """The environment on which the times depend, besides the code."""
     import torch
 
     found = {
@@ -71,7 +71,7 @@ def _version(package: str) -> str | None:
 
 
 def _sources() -> str:
-    """Of the layer's code: tells two states of a tree apart that have one commit or none."""
+    """A hash of the layer's code: distinguishes states of a tree with the same commit or none."""
     digest = hashlib.sha256()
     for path in sorted((ROOT / "triton_gru").rglob("*.py")):
         digest.update(path.read_bytes())
@@ -86,7 +86,7 @@ def _output(*command: str) -> str:
 
 
 class Record:
-    """A record in memory and on disk; `save` replaces the file in one step."""
+    """A record in memory and on disk; `save` replaces the file atomically."""
 
     def __init__(self, path: Path, data: dict):
         self.path, self.data = path, data
@@ -124,7 +124,7 @@ class Record:
         write_atomically(self.path, (json.dumps(self.data, indent=1) + "\n").encode())
 
     def belongs_to(self, environment: dict) -> None:
-        """Takes an environment, or refuses to mix two.
+        """Sets the environment, or refuses to mix two.
 
         Raises:
             ValueError: The record was measured on another device, software or code.
@@ -141,7 +141,7 @@ class Record:
                 )
 
     def slot(self, kind: str, id: str, implementation: str | None) -> dict:
-        """Where the result of one measurement is kept, as `in_flight` names it."""
+        """The dict for the result of one measurement, named as in `in_flight`."""
         if kind == "probe":
             return self.data["probes"][id]
         return self.data["cells"][id]["results"][implementation]
@@ -152,7 +152,7 @@ class Record:
         slot.update(result)
 
     def lose(self, reason: str) -> list | None:
-        """Marks what was in flight as lost; returns it, or None if nothing was."""
+        """Marks the measurement in flight as lost; returns it, or None if there was none."""
         lost, self.data["in_flight"] = self.data["in_flight"], None
         if lost is not None:
             self.put(*lost, {"status": "lost", "reason": reason})

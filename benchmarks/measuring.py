@@ -1,4 +1,4 @@
-"""Measures the implementations of a cell on the same inputs, weights and exact result.
+"""Measures the implementations of a cell on the same inputs and weights, with one exact result.
 
 The result of an implementation is its times, its error against float64 and its memory, or the
 reason why there are none.
@@ -11,18 +11,18 @@ from collections.abc import Iterator
 
 from benchmarks.suites import Cell
 
-# Of all inputs together, at least this many times the L2; at most so many sets or bytes. (Inputs
-# of which 64 sets fit into the L2 are small beside the weights, which all calls share anyway.)
+# All inputs together have at least this many times the size of the L2; at most so many sets or
+# bytes. (If 64 sets fit into the L2, they are small beside the weights, which all calls share.)
 L2_TIMES, MOST_SETS, MOST_SET_BYTES = 2, 64, 8 << 30
 ROUNDS = 2
 SECONDS = 0.25
-# Elements of y beyond which the error is taken over fewer steps.
+# Elements of y above which the error is computed over fewer steps.
 MOST_EXACT = 1 << 26
 
 
 @contextlib.contextmanager
 def tf32_of(cell: Cell) -> Iterator[None]:
-    """float32 products as the cell says, in torch's products, cuDNN and the kernels alike."""
+    """float32 products as the cell requires, for torch's products, cuDNN and the kernels alike."""
     import torch
 
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
@@ -43,7 +43,7 @@ def failure(error: Exception) -> dict:
 
 
 class Measuring:
-    """What the implementations of one cell share: weights, inputs, and the exact result."""
+    """The common parts of the implementations of one cell: weights, inputs, the exact result."""
 
     def __init__(self, cell: Cell, device, clock):
         from benchmarks import implementations
@@ -83,7 +83,7 @@ class Measuring:
         return IMPLEMENTATIONS[name](self.cell, self.weights)
 
     def call(self, runner, inputs) -> list:
-        """What is timed: y, or y and the gradients by input and parameters."""
+        """The timed call: y, or y and the gradients by input and parameters."""
         import torch
 
         if self.cell.mode == "forward":
@@ -106,7 +106,7 @@ class Measuring:
         return found
 
     def shortened(self):
-        """The first inputs, over no more steps than float64 has room for."""
+        """The first inputs, over no more steps than fit in float64."""
         from benchmarks import implementations
 
         cell, first = self.cell, self.inputs[0]
@@ -153,7 +153,7 @@ class Measuring:
 
 
 def set_count(inputs, device) -> int:
-    """Sets of inputs to turn through, so that none is in the L2 when its turn comes."""
+    """Number of input sets to rotate, so that none is in the L2 when it is used again."""
     if device.type != "cuda":
         return 2
     import torch

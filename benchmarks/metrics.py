@@ -7,18 +7,18 @@ from benchmarks.suites import CUDNN, OURS
 
 NAMES = {"bfloat16": "bf16", "float16": "fp16", "tf32": "tf32", "float32": "fp32"}
 MODES = {"forward": "forward", "train": "forward + backward"}
-# The cells that the goal of a mean speed-up is stated for.
+# The cells of the goal for the mean speed-up.
 GOAL_H, GOAL_B, GOAL_T = (256, 1024), (8, 128), 128
 
 
 def median_ms(cell: dict, name: str) -> float | None:
-    """An implementation's median in a cell, or None where it has none."""
+    """An implementation's median in a cell, or None if it has none."""
     result = cell["results"].get(name, {})
     return result["median_ms"] if result.get("status") == "ok" else None
 
 
 def speedup(cell: dict, over: str = CUDNN) -> float | None:
-    """How many times as fast ours is."""
+    """The speed-up of ours."""
     ours, theirs = median_ms(cell, OURS), median_ms(cell, over)
     return theirs / ours if ours and theirs else None
 
@@ -29,7 +29,7 @@ def geometric_mean(values: Iterable[float]) -> float | None:
 
 
 def in_goal(cell: dict) -> bool:
-    """Whether the goal of the mean speed-up covers the cell."""
+    """Whether the goal of the mean speed-up includes the cell."""
     return (
         cell["mode"] == "train"
         and cell["dtype"] in ("bfloat16", "float16")
@@ -47,7 +47,7 @@ def speedups(record: dict, wanted: Callable[[dict], bool]) -> list[float]:
 
 
 def worst_error_ratio(cell: dict) -> float | None:
-    """The largest of our errors against nn.GRU's, over y and the gradients."""
+    """The largest ratio of our errors to nn.GRU's, over y and the gradients."""
     ours, theirs = (cell["results"].get(name, {}).get("error") for name in (OURS, CUDNN))
     if not ours or not theirs:
         return None

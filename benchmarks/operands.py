@@ -1,7 +1,7 @@
 """Whether any plan loses part of a matrix operand: `python -m benchmarks.static --every-plan`.
 
-The grid of static.py holds the best plan of each shape; `tune` may take any plan that fits, of any
-hidden_size. Here one plan of each kind is compiled, with and without lengths and resets.
+The grid of static.py contains the best plan of each shape; `tune` may choose any plan that fits, of
+any hidden_size. Here one plan of each kind is compiled, with and without lengths and resets.
 """
 
 import concurrent.futures
@@ -28,8 +28,8 @@ DTYPES = (("bfloat16", True), ("float32", True), ("float32", False))  # and tens
 def kinds_of_plans(device: Device, dtype: str, tensor_cores: bool) -> list[tuple[Problem, Plan]]:
     """One of each kind of plan that fits, for every hidden_size, both variants and directions.
 
-    Plans that differ in the batch, or only in how many programs and (beyond two) chunks there are,
-    have the same layouts and are of one kind; the smallest hidden_size stands for it.
+    Plans that differ only in the batch, the number of programs or the number of chunks (beyond two)
+    have the same layouts and are of one kind; the smallest hidden_size represents it.
     """
     room = device.resident_programs * device.shared_bytes / (3 * ELEMENT_BYTES[dtype])
     largest = int((2 * room) ** 0.5)  # nothing fits beyond: part of the weights may be in registers
@@ -72,7 +72,7 @@ def _job(job: tuple) -> dict:
 
 
 def report(archs: list[int], processes: int) -> list[dict]:
-    """Every row, with a line on each architecture and dtype as it is done."""
+    """Every row; prints a line per architecture and dtype when it is done."""
     rows = []
     with concurrent.futures.ProcessPoolExecutor(processes) as pool:
         for arch, (dtype, tensor_cores) in itertools.product(archs, DTYPES):

@@ -2,7 +2,7 @@
 
     python -m benchmarks.output_loss [--positions 2048] [--hidden 256]
 
-What `FUSED_LOSS_VOCABULARY` in lightning_module/model.py rests on.
+The basis of `FUSED_LOSS_VOCABULARY` in lightning_module/model.py.
 """
 
 import argparse

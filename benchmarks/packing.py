@@ -1,8 +1,8 @@
-"""How much of a batch is useful: lines packed into full rows against lines padded to the longest.
+"""Share of useful tokens in a batch: lines packed into full rows, or padded to the longest.
 
     python -m benchmarks.packing [tokenizer=char data.batch_size=64 data.seq_len=128]
 
-Takes the settings of `triton-gru-train` and reads all of the text to train on.
+Takes the settings of `triton-gru-train` and reads all of the training text.
 """
 
 import sys

@@ -1,6 +1,6 @@
 """The plots of a record: steps against sizes, speed-ups, kernels against their plans, the exchange.
 
-matplotlib is imported when a plot is drawn: the tables do without it.
+matplotlib is imported only when a plot is drawn: the tables do not need it.
 """
 
 import math
@@ -13,7 +13,7 @@ COLORS = {OURS: "#1b6ca8", CUDNN: "#d1495b", LSTM: "#8d96a3", "compiled loop": "
 
 
 def plots(record: dict, directory: Path) -> list[Path]:
-    """Every plot for which there are numbers, as PNG and SVG."""
+    """Every plot for which there is data, as PNG and SVG."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -53,7 +53,7 @@ def plots(record: dict, directory: Path) -> list[Path]:
 
 
 def _grid_cells(record: dict) -> list[dict]:
-    """The cells over H and B: bf16, one direction, reset after, at the T that most of them have."""
+    """The cells over H and B: bf16, one direction, reset after, at the most frequent T."""
     cells = [
         cell
         for cell in record["cells"].values()
@@ -203,7 +203,7 @@ def _exchange(record: dict):
     axis.set_ylim(bottom=0)
     axis.grid(alpha=0.3)
     axis.set_xlabel("programs that exchange")
-    axis.set_ylabel("time an exchange, µs")
+    axis.set_ylabel("time per exchange, µs")
     axis.legend(frameon=False)
     axis.set_title("Exchange alone: 16 words from each program to all", fontsize=10)
     figure.tight_layout(rect=(0, 0.02, 1, 1))

@@ -1,6 +1,6 @@
 """The first measurements: peak rates, the latency of an exchange, plans against predictions.
 
-Each probe is a function of a device and of whether to keep it tiny; it returns what goes into the
+Each probe is a function of a device and of whether to keep it tiny; it returns its entry of the
 record. `PROBES` lists them in the order in which a suite runs them.
 """
 
@@ -66,10 +66,10 @@ def exchange_kernel(
     SPAN: tl.constexpr,
     PROTOCOL: tl.constexpr,
 ):
-    """Programs that do nothing but hand each other WIDTH words per step.
+    """Programs that only exchange WIDTH words per step.
 
     A step's value is 1, plus a quarter of the program's own last value, plus a quarter of the mean
-    over all: it tends to 2, and to nothing else when a word is missed.
+    over all: it converges to 2, unless a word is missed.
     """
     member = tl.program_id(0)
     own = member * WIDTH + tl.arange(0, WIDTH)
@@ -93,7 +93,7 @@ WIDTH = 16
 
 
 def exchange_step(device: torch.device, protocol: str, group: int, steps: int) -> Callable:
-    """A call that launches `exchange_kernel` on fresh buffers, and says if the result is right."""
+    """A call that launches `exchange_kernel` on fresh buffers, and a check of the result."""
     buffer = torch.empty(steps, group * WIDTH, device=device)
     words = torch.zeros(64, dtype=torch.int32, device=device)
     out = torch.empty(group * WIDTH, device=device)
@@ -130,7 +130,7 @@ def exchange_step(device: torch.device, protocol: str, group: int, steps: int) -
 def exchange_latency(device: torch.device, clock, tiny: bool, protocol: str) -> dict:
     """Microseconds per step against the number of programs that exchange.
 
-    The difference between a long and a short launch, so that the launch itself drops out.
+    Computed from the difference between a long and a short launch, without the launch itself.
     """
     limits = selection.device_limits(device)
     groups = (2, 3) if tiny else (2, 4, 8, 16, 32, 48, 64, 96, limits.resident_programs)
@@ -156,7 +156,7 @@ def _timed_alone(call: Callable[[], object], device: torch.device, clock) -> lis
     if device.type != "cuda":
         return clock.seconds([call])
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda._sleep(500_000)  # the host issues everything while this runs
+    torch.cuda._sleep(500_000)  # the host issues all calls while this runs
     start.record()
     call()
     end.record()
@@ -182,7 +182,7 @@ KERNELS = [
     (512, 16, 768, "tf32", True),
     (512, 16, 64, "float32", True),
 ]
-# Shapes of which the next best plans are measured too.
+# Shapes for which the next best plans are measured too.
 RIVALS = [(512, 16, 768, "bfloat16", True), (512, 64, 1024, "bfloat16", True)]
 MOST_RIVALS = 6
 TINY = [(2, 2, 20, "bfloat16", True), (2, 2, 40, "float32", False)]
@@ -195,7 +195,7 @@ DTYPES = {
 
 
 def kernels(device: torch.device, clock, tiny: bool, rivals: bool) -> dict:
-    """Measured time of each scan's launches beside the lower bound and the estimate of its plan."""
+    """Measured time of each scan's launches, with lower bound and estimate of its plan."""
     rows = []
     for shape in (TINY[:1] if rivals else TINY) if tiny else (RIVALS if rivals else KERNELS):
         for direction in ("forward", "backward"):
@@ -243,14 +243,14 @@ def _kernel_rows(device, clock, shape, direction: str, tiny: bool, rivals: bool)
                 row["step_us"] = 1e6 * quantile(times, 0.5) / T
             except Exception as error:
                 row["failed"] = f"{type(error).__name__}: {error}"
-                clock.synchronize()  # raises where the context is lost, which ends the probe
+                clock.synchronize()  # raises if the context is lost, which ends the probe
         return rows
     finally:
         torch.backends.cudnn.allow_tf32 = before
 
 
 def compile_kernels(shape: tuple, direction: str, rivals: bool, device: torch.device) -> None:
-    """Launches what `kernels` will time, so that it is compiled by then."""
+    """Launches everything that `kernels` will time, so that it is compiled."""
     from benchmarks.timing import clock_for
 
     _kernel_rows(device, clock_for(device), shape, direction, False, rivals)

@@ -1,7 +1,7 @@
 """Tables and plots of a record: `python -m benchmarks.report FILE.json [--out DIR]`.
 
 Prints the table in Markdown; with --out writes it to DIR/report.md beside the plots, each
-as PNG and SVG. matplotlib is needed for the plots alone.
+as PNG and SVG. Only the plots need matplotlib.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from benchmarks.suites import CUDNN, LSTM, OURS
 
 
 def one_line(result: dict) -> str:
-    """A result in a few words, for the log."""
+    """A short result for the log."""
     if result["status"] != "ok":
         return f"{result['status']}: {result.get('reason', '')}".rstrip(": ")
     if "rows" in result:
@@ -38,7 +38,7 @@ def one_line(result: dict) -> str:
 
 
 def label(cell: dict) -> str:
-    """Shape and kind of a cell in a few words."""
+    """Short shape and kind of a cell."""
     words = [f"T{cell['T']} B{cell['B']} H{cell['H']}", NAMES[cell["dtype"]], cell["mode"]]
     words += [] if cell["reset_after"] else ["reset before"]
     words += ["2 directions"] if cell["directions"] == 2 else []
@@ -47,7 +47,7 @@ def label(cell: dict) -> str:
 
 
 def text(record: dict) -> str:
-    """The short table that a run ends with."""
+    """The short table at the end of a run."""
     lines = []
     for name, probe in record["probes"].items():
         lines.append(f"{name:20} {one_line(probe)}"[:160])
@@ -96,7 +96,7 @@ def _probe_row(row: dict) -> str:
 
 
 def markdown(record: dict) -> str:
-    """The table in Markdown: where it was measured, then a row per cell."""
+    """The table in Markdown: the environment, then a row per cell."""
     place = record["environment"] or {}
     lines = [
         f"{place.get('device', 'unknown device')}, driver {place.get('driver', 'none')}, torch "
@@ -183,7 +183,7 @@ def _plain(value: float | None, form: str, unit: str = "") -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("record", type=Path, help="what benchmarks.run wrote")
+    parser.add_argument("record", type=Path, help="file written by benchmarks.run")
     parser.add_argument("--out", type=Path, help="directory for report.md and the plots")
     options = parser.parse_args(arguments)
     record = json.loads(options.record.read_text())

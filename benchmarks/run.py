@@ -3,10 +3,10 @@
 Needs torch, triton and numpy. Measures first the device's peak rates and the plans' predictions,
 then every cell of the suite with all its implementations on the same inputs, each with its error
 against float64. The file is complete after every single measurement: a run that is killed keeps
-its measurements, and the same command resumes it. What is not reached before --minutes
-are over is recorded as not run.
+its measurements, and the same command resumes it. Measurements not reached within --minutes are
+recorded as not run.
 
-The measurements run in a process of their own, which is replaced when it dies, hangs or loses its
+The measurements run in a separate process, which is replaced when it dies, hangs or loses its
 device; the measurement in progress is then recorded as lost.
 
     --device cpu    a wall clock on a CPU; with TRITON_INTERPRET=1 the kernels run in the
@@ -30,13 +30,13 @@ from benchmarks.measuring import Measuring, failure, tf32_of
 from benchmarks.suites import SUITES, Cell
 
 DEFAULT_MINUTES = {"smoke": 2, "quick": 8, "full": 45}
-# Without output for so long, an implementation hangs: compiling takes most of a minute at worst,
-# except for FlashRNN, which starts nvcc.
+# Seconds without output after which an implementation hangs: compiling takes most of a minute at
+# worst, except for FlashRNN, which runs nvcc.
 STALL_SECONDS, STALL_SECONDS_NVCC = 150, 400
-# Processes that compile before anything is timed, and how long they may take.
+# Processes that compile before anything is timed, and their time limit.
 COMPILERS, COMPILE_SECONDS = 8, 90
-COMPILED_STEPS = 16  # as divisible as the T of the suites: Triton compiles for that
-# A process that lost its device ends with this, so that a fresh one goes on.
+COMPILED_STEPS = 16  # as divisible as the T of the suites, for which Triton specialises
+# Exit code of a process that lost its device, so that a new one continues.
 LOST_DEVICE = 3
 MOST_PROCESSES = 40
 
@@ -44,10 +44,10 @@ MOST_PROCESSES = 40
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--suite", choices=SUITES, default="quick")
-    parser.add_argument("--out", type=Path, required=True, help="JSON file; goes on if it exists")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file; resumed if it exists")
     parser.add_argument("--minutes", type=float, help="time budget (2, 8 and 45 by suite)")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--commit", help="recorded where there is no git repository")
+    parser.add_argument("--commit", help="recorded if there is no git repository")
     parser.add_argument("--no-probes", action="store_true", help="cells only")
     parser.add_argument("--worker", type=float, help=argparse.SUPPRESS)
     parser.add_argument("--compile", type=int, help=argparse.SUPPRESS)
@@ -90,9 +90,9 @@ def probe_names(options) -> list[str]:
 
 
 def compile_ahead(options) -> None:
-    """Fills Triton's cache on all cores; one process alone would spend half of the time on it.
+    """Fills Triton's cache on all cores; one process alone would need half of the time for it.
 
-    What fails here is left to be found, and recorded, when it is measured.
+    Failures here are ignored: they occur again, and are recorded, when measured.
     """
     command = [sys.executable, "-m", "benchmarks.run", "--suite", options.suite]
     command += ["--out", str(options.out.absolute()), "--compile"]
@@ -118,12 +118,12 @@ def compile_share(options) -> int:
             work_item(device)
         except Exception:
             if device.type == "cuda":
-                torch.cuda.synchronize()  # raises where the device is lost, which ends this process
+                torch.cuda.synchronize()  # raises if the device is lost, which ends this process
     return 0
 
 
 def compile_jobs(cells: list[Cell]) -> list[Callable]:
-    """A function of the device for each launch that differs in what is compiled."""
+    """A function of the device for each launch that is compiled differently."""
     from benchmarks import probes
 
     shapes: dict[tuple, Cell] = {}
@@ -150,7 +150,7 @@ def _compile_cell(cell: Cell, device) -> None:
 
 
 def supervise(options, until: float) -> int:
-    """Starts processes that measure until nothing is left to do or the time is up."""
+    """Starts processes that measure until everything is done or the time is over."""
     command = [sys.executable, "-m", "benchmarks.run", "--suite", options.suite]
     command += [
         "--out",
@@ -164,7 +164,7 @@ def supervise(options, until: float) -> int:
         command += ["--commit", options.commit]
     for _ in range(MOST_PROCESSES):
         with tempfile.TemporaryFile("w+") as errors:
-            os.utime(options.out)  # from here on counts how long nothing is written
+            os.utime(options.out)  # starts the time without output
             worker = subprocess.Popen(command, stderr=errors, cwd=ROOT)
             code = _watch(worker, options.out)
             errors.seek(0)
@@ -175,10 +175,10 @@ def supervise(options, until: float) -> int:
             "hung" if code is None else f"its process ended with {code}: {complaint[-800:]}"
         )
         if lost is None and code != LOST_DEVICE:
-            # It could not even start; a fresh one would not either.
+            # It could not even start; a new one would not either.
             print(complaint, file=sys.stderr)
             return 1
-        print(f"lost: {lost}; going on in a new process", file=sys.stderr, flush=True)
+        print(f"lost: {lost}; continuing in a new process", file=sys.stderr, flush=True)
     return 1
 
 
@@ -263,7 +263,7 @@ def run_cell(record: Record, cell: Cell, device, clock, until: float) -> bool:
     with tf32_of(cell):
         try:
             measuring = Measuring(cell, device, clock)
-        except Exception as error:  # no room for the inputs
+        except Exception as error:  # not enough memory for the inputs
             keep = functools.partial(_keep, record, "cell", cell.id, clock=clock)
             lost = [keep(name, result=failure(error)) for name in waiting]
             return any(lost)
@@ -280,7 +280,7 @@ def run_cell(record: Record, cell: Cell, device, clock, until: float) -> bool:
 
 
 def _keep(record: Record, kind, id, implementation, result: dict, clock) -> bool:
-    """Writes a result; returns whether the device was lost on the way."""
+    """Writes a result; returns whether the device was lost meanwhile."""
     try:
         clock.synchronize()
         lost = False

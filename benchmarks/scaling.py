@@ -1,11 +1,11 @@
-"""What limits tokens per second on many GPUs: arithmetic, nothing here is a measurement.
+"""Limits of tokens per second on many GPUs: arithmetic, nothing here is a measurement.
 
     python -m benchmarks.scaling --gpus 8 64 512
 
 Data parallel training of embedding, GRU layers and output layer. One optimizer step of a rank is
 
     scan        seq_len x layers x (forward + backward lower bound), from triton_gru/plan/costs.py
-    products    what is not in the scan: input projections, output layer, all weight gradients
+    products    everything outside the scan: input projections, output layer, all weight gradients
     optimizer   parameters x 28 bytes over the memory (AdamW: p, m, v read and written, g read)
     all-reduce  the part that does not overlap with the backward
 
@@ -41,7 +41,7 @@ class Model:
     layers: int
 
     def inputs(self, layer: int) -> int:
-        """What a layer takes."""
+        """Features of a layer's input."""
         return self.embedding if layer == 0 else self.hidden
 
     def layer_parameters(self, layer: int) -> int:
@@ -50,12 +50,12 @@ class Model:
 
     @property
     def embedding_parameters(self) -> int:
-        """Of the table, not tied."""
+        """Of the embedding, if not tied."""
         return self.vocab * self.embedding
 
     @property
     def output_parameters(self) -> int:
-        """Of the layer that scores the vocabulary."""
+        """Of the output layer."""
         return self.vocab * (self.hidden + 1)
 
     @property
@@ -72,8 +72,8 @@ class Model:
     def product_flops(self, layer: int) -> tuple[int, int]:
         """Forward and backward flops per token outside the scan.
 
-        Forward: x W_ih^T. Backward: its two gradients, dW_hh, and h W_hh^T once more, from which
-        the gates come back.
+        Forward: x W_ih^T. Backward: its two gradients, dW_hh, and h W_hh^T again, from which the
+        gates are recomputed.
         """
         forward = 2 * 3 * self.hidden * self.inputs(layer)
         return forward, 2 * forward + 2 * (2 * 3 * self.hidden * self.hidden)
@@ -86,15 +86,15 @@ class Model:
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """What the arithmetic assumes of the machines; every figure can be given on the command line.
+    """Assumptions about the machines; every figure is an option of the command line.
 
     Attributes:
         device: of triton_gru/plan/devices.py, by compute capability.
-        per_node: GPUs that NVLink joins.
+        per_node: GPUs connected by NVLink.
         nvlink: bytes per second and GPU, one way. 450e9: NVLink 4, the vendor's figure.
         network: bytes per second and GPU between nodes. 50e9: one 400 Gb/s port per GPU.
-        near: seconds a message takes within a node.
-        far: seconds a message takes between nodes.
+        near: seconds per message within a node.
+        far: seconds per message between nodes.
         flops: dense 16-bit products per second. 989e12: H100 and H200, the vendor's figure.
         reached: share of flops and of memory that large products and the optimizer reach.
         memory: bytes per second. 4.8e12: H200, the vendor's figure.
@@ -111,7 +111,7 @@ class Cluster:
     memory: float = 4.8e12
 
     def all_reduce(self, size: float, gpus: int) -> float:
-        """Seconds to sum `size` bytes over so many GPUs, and hand the sum to each."""
+        """Seconds to sum `size` bytes over the GPUs and distribute the sum to each."""
         group = min(gpus, self.per_node)
         nodes = -(-gpus // self.per_node)
         within = 2 * (group - 1) / group * size / self.nvlink
@@ -155,7 +155,7 @@ class Step:
 
 
 def scan_lower_bounds(model: Model, cluster: Cluster, batch_size: int) -> tuple[float, float]:
-    """Seconds that one step of one layer's scan cannot be shorter than, forward and backward.
+    """Lower bounds in seconds of one step of one layer's scan, forward and backward.
 
     Raises:
         triton_gru.plan.planner.DoesNotFit: hidden_size or batch_size is too large for the kernels.
@@ -178,7 +178,7 @@ def step(
         cluster: the machines.
         gpus: ranks.
         batch_size: of one rank.
-        seq_len: tokens a chunk.
+        seq_len: tokens per chunk.
         accumulate: chunks per step.
     """
     tokens = batch_size * seq_len
@@ -208,7 +208,7 @@ def step(
 
 
 def table(model: Model, cluster: Cluster, steps: list[Step], alone: Step, seq_len: int) -> str:
-    """The steps side by side, and against as many GPUs that never wait for each other."""
+    """The steps as a table, compared with the same number of GPUs without communication."""
     forward, backward = scan_lower_bounds(model, cluster, steps[0].batch_size)
     lines = [
         "arithmetic, not a measurement: "
@@ -251,7 +251,7 @@ def main() -> None:
         help="of all GPUs together, divided among them, instead of --batch-size",
     )
     parser.add_argument("--seq-len", type=int, default=128)
-    parser.add_argument("--accumulate", type=int, default=1, help="chunks an optimizer step")
+    parser.add_argument("--accumulate", type=int, default=1, help="chunks per optimizer step")
     for name, default in (("vocab", 32000), ("embedding", 512), ("hidden", 1024), ("layers", 2)):
         parser.add_argument(f"--{name}", type=int, default=default)
     for field in dataclasses.fields(Cluster):

@@ -1,18 +1,18 @@
-"""What the compiler makes of the kernels, for GPUs that need not be there.
+"""Compiles the kernels for GPUs that need not be present, and reports on the machine code.
 
     python -m benchmarks.static --arch 80 86 89 90 100 --json table.json
     python -m benchmarks.static --sizes 650 768 1000 1500
     python -m benchmarks.static --every-plan --arch 90
 
-Plans a grid of shapes for each architecture, compiles the kernel of each plan with the Triton at
-hand and reads the wheel's own cuobjdump. A row falls short when it spills inside the time loop,
-needs more shared memory than the architecture has, loads weights inside the time loop, issues no
-matrix instruction, loses part of a matrix operand (operands.py), or spans more programs than can be
-resident. Exits 1 if any row does. `--every-plan` looks for lost operands alone, in every plan that
-`tune` may take.
+Plans a grid of shapes for each architecture, compiles the kernel of each plan with the installed
+Triton and reads the output of its wheel's cuobjdump. A row falls short when it spills inside the
+time loop, needs more shared memory than the architecture has, loads weights inside the time loop,
+issues no matrix instruction, loses part of a matrix operand (operands.py), or spans more programs
+than can be resident. Exits with 1 if any row does. `--every-plan` checks only for lost operands, in
+every plan that `tune` may choose.
 
-Times are the arithmetic of `triton_gru.plan.costs` (bytes and operations over the rates of the
-table of devices), not measurements.
+Times are computed by `triton_gru.plan.costs` (bytes and operations over the rates of the table of
+devices), not measured.
 """
 
 import argparse
@@ -40,20 +40,20 @@ from triton_gru.plan.planner import DoesNotFit, all_plans, best_plan
 
 HIDDEN = (64, 128, 256, 512, 650, 768, 1000, 1024, 1536, 2048)
 BATCHES = (1, 16, 64, 256)
-# What continuous integration compiles: each kernel, variant and dtype at least once an arch.
+# Compiled by continuous integration: each kernel, variant and dtype at least once per architecture.
 SHORT_HIDDEN, SHORT_BATCHES = (128, 768), (16,)
 # The largest hidden_size of each architecture: in bfloat16, and in float32 with tf32.
 LARGEST = {80: (1696, 1024), 86: (1280, 640), 89: (1280, 640), 90: (2048, 1408), 100: (2048, 1280)}
 
 
 def examine(arch: int, problem: Problem, protocol: str | None = None, uneven: bool = False) -> dict:
-    """One row: the plan of a problem on an architecture and what became of its kernel.
+    """One row: the plan of a problem on an architecture, and the report on its kernel.
 
     Args:
         arch: compute capability as in the table of devices.
-        problem: what to plan.
-        protocol: the best plan with this protocol instead of the best plan.
-        uneven: with lengths and resets.
+        problem: the problem to plan.
+        protocol: use the best plan with this protocol instead of the best plan.
+        uneven: compile with lengths and resets.
     """
     device = for_triton(DEVICES[arch], TRITON_VERSION)
     row = {"arch": arch, "uneven": uneven, **dataclasses.asdict(problem)}
@@ -91,7 +91,7 @@ def _why_none(problem: Problem, device: Device) -> str:
 
 
 def shortcomings(row: dict, device: Device) -> list[str]:
-    """What is wrong with a row; empty if nothing is."""
+    """The faults of a row; empty if there are none."""
     found = []
     if row["loop_spill_bytes"]:
         found.append(f"spills {row['loop_spill_bytes']} B per step")
@@ -111,7 +111,7 @@ def shortcomings(row: dict, device: Device) -> list[str]:
 
 
 def examine_step(arch: int, dtype: str) -> list[dict]:
-    """The step kernel's three phases; there is no loop over time in it."""
+    """The step kernel's three phases; it has no loop over time."""
     tiles = step_tiles(dtype)
     rows = []
     for phase in (0, 1, 2):
@@ -145,7 +145,7 @@ def _rows(jobs: list[tuple]) -> list[list[dict]]:
 
 
 def _same_kernel(job: tuple) -> str:
-    """Jobs that have this in common compile one kernel: batches differ in their launches alone."""
+    """Jobs with equal results compile one kernel: batches differ in their launches alone."""
     kind, arch, problem, *rest = job
     if kind == "step":
         return repr(job)
@@ -171,8 +171,8 @@ def report(archs: list[int], short: bool, processes: int) -> list[dict]:
                         for direction in ("forward", "backward"):
                             problem = Problem(batch, size, dtype, reset_after, direction)
                             jobs.append(("scan", arch, problem))
-        # Once a direction and variant: the other protocol (both are to be measured), lengths and
-        # resets, both directions of a layer, float32 without tf32, and the largest that fits.
+        # Once per direction and variant: the other protocol (both are to be measured), lengths and
+        # resets, both directions of a layer, float32 without tf32, and the largest size that fits.
         for reset_after in (True, False):
             for direction in ("forward", "backward"):
                 make = functools.partial(Problem, 16, reset_after=reset_after, direction=direction)
@@ -198,7 +198,7 @@ def report(archs: list[int], short: bool, processes: int) -> list[dict]:
 
 
 def sizes(arch: int, hidden: list[int], batch: int = 16) -> list[dict]:
-    """What hidden sizes that are no power of two cost, bf16: see `sizes_table`."""
+    """Overhead of hidden sizes that are no power of two, bf16: see `sizes_table`."""
     return [
         examine(arch, Problem(batch, size, "bfloat16", reset_after, direction))
         for size in hidden
@@ -243,7 +243,7 @@ def sizes_table(rows: list[dict]) -> str:
 
 
 def _also(row: dict) -> list[str]:
-    """What a row has that most have not: two directions, lengths and resets, no tf32."""
+    """Properties of a row that most lack: two directions, lengths and resets, no tf32."""
     exact = row["dtype"] == "float32" and not row["tensor_cores"]
     found = {"2": row["directions"] == 2, "uneven": row["uneven"], "ieee": exact}
     return [name for name, has in found.items() if has]
@@ -276,7 +276,7 @@ COLUMNS = {  # heading: (width, key or function)
 
 
 def table(rows: list[dict]) -> str:
-    """The scans as text, one line each, then the steps, then what does not fit and why."""
+    """The scans as text, one line each, then the steps, then what does not fit with the reasons."""
     scans = [r for r in rows if r["kernel"] in ("single", "group")]
     lines = [" ".join(f"{head:>{width}}" for head, (width, _) in COLUMNS.items())]
     for row in scans:
@@ -304,15 +304,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arch", type=int, nargs="+", default=[90], choices=DEVICES)
     parser.add_argument("--short", action="store_true", help="the part that CI compiles")
-    parser.add_argument("--json", help="write every row, with all it holds, to this file")
+    parser.add_argument("--json", help="write every row, with all values, to this file")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument(
-        "--sizes", type=int, nargs="+", help="only what these hidden sizes cost, at B=16 in bf16"
+        "--sizes", type=int, nargs="+", help="only the overhead of these sizes, at B=16 in bf16"
     )
     parser.add_argument(
         "--every-plan",
         action="store_true",
-        help="only whether any plan loses part of an operand; 2,000 kernels an architecture",
+        help="only whether any plan loses part of an operand; 2,000 kernels per architecture",
     )
     arguments = parser.parse_args()
     started = time.time()

@@ -1,6 +1,6 @@
-"""The cells that are measured: shape, dtype, variant, direction and what is timed, best first.
+"""The measured cells: shape, dtype, variant, direction and mode, most important first.
 
-A suite is a list in order of importance, so that what a time budget cuts off is what matters least.
+A suite is a list in order of importance, so that a time budget cuts off the least important cells.
 The input has as many features as the state.
 """
 
@@ -30,7 +30,7 @@ class Cell:
         directions: 1 or 2.
         lengths: "full", or rows of 0.3 T to T, uniform: as a PackedSequence ("packed") or as padded
             rows with the layer's `lengths` argument.
-        implementations: who is timed.
+        implementations: names of the timed implementations.
     """
 
     T: int
@@ -45,7 +45,7 @@ class Cell:
 
     @property
     def id(self) -> str:
-        """What names the cell in a record."""
+        """The name of the cell in a record."""
         variant = "after" if self.reset_after else "before"
         shape = f"T{self.T}-B{self.B}-H{self.H}-D{self.directions}"
         return f"{self.mode}-{self.dtype}-{variant}-{shape}-{self.lengths}"
@@ -70,7 +70,7 @@ def _smoke() -> list[Cell]:
 
 
 def _quick() -> list[Cell]:
-    # The shapes that goals are stated for.
+    # The shapes of the goals.
     cells = _both(1024, 16, 768, implementations=COMPARED)
     cells += _both(1024, 16, 768, dtype="float16", implementations=COMPARED)
     cells += _both(512, 64, 1024, implementations=COMPARED)
@@ -128,7 +128,7 @@ def _full() -> list[Cell]:
 
 
 def _once(cells: list[Cell]) -> list[Cell]:
-    """Each cell once, at its first place, with everybody that any of its mentions names."""
+    """Each cell once, at its first position, with the implementations of all its occurrences."""
     merged: dict[str, Cell] = {}
     for cell in cells:
         known = merged.get(cell.id, cell)

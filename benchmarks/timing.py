@@ -1,4 +1,4 @@
-"""Clocks, repeats and quantiles: how one call is timed."""
+"""Clocks, repeats and quantiles for timing a call."""
 
 import contextlib
 import itertools
@@ -37,8 +37,8 @@ class WallClock:
 class CudaClock:
     """Times calls with events on the current stream, without waiting between them.
 
-    So a call that keeps the GPU busy is timed alone, and one that the host cannot issue fast enough
-    shows what the host needs.
+    So a call that keeps the GPU busy is timed alone, and for one that the host cannot issue fast
+    enough the time is the host's.
     """
 
     name = "CUDA events"
@@ -57,7 +57,7 @@ class CudaClock:
         torch.cuda.synchronize()
 
     def peak_bytes(self, call: Callable[[], object]) -> int | None:
-        """Most memory that a call held at once beyond what was there before it."""
+        """Peak memory of a call in bytes, beyond the memory in use before it."""
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -79,8 +79,8 @@ def measure(
     Args:
         calls: The same work on different inputs, taken in turn.
         clock: WallClock or CudaClock.
-        seconds: What the repeats should take together.
-        least: Repeats there are at any rate; MOST_REPEATS at most.
+        seconds: Total time of the repeats.
+        least: Minimum number of repeats; MOST_REPEATS is the maximum.
     """
 
     def turns(count: int) -> list[Callable[[], object]]:
@@ -94,7 +94,7 @@ def measure(
 
 
 def quantile(values: Sequence[float], q: float) -> float:
-    """Linear between the order statistics, as numpy's default."""
+    """Linear interpolation between the order statistics, numpy's default."""
     ordered = sorted(values)
     at = q * (len(ordered) - 1)
     low = math.floor(at)
@@ -106,7 +106,7 @@ def summary(rounds: Sequence[Sequence[float]]) -> dict:
     """Quantiles of all repeats in milliseconds, and the median of each round.
 
     The other implementations run between the rounds, so the medians of the rounds show how much two
-    measurements of the same thing differ: a smaller difference between implementations is noise.
+    measurements of the same thing differ: smaller differences between implementations are noise.
     """
     every = [1e3 * value for values in rounds for value in values]
     named = {f"p{round(100 * q)}_ms": quantile(every, q) for q in QUANTILES}
@@ -122,7 +122,7 @@ def summary(rounds: Sequence[Sequence[float]]) -> dict:
 
 @contextlib.contextmanager
 def kernel_events() -> Iterator[list[tuple[torch.cuda.Event, torch.cuda.Event]]]:
-    """Inside, every launch of a scan is put between two events, which are collected."""
+    """A context that records two events around every launch of a scan, and collects them."""
     from triton_gru.kernels import launch
 
     launches, pairs = launch.launches, []
@@ -131,7 +131,7 @@ def kernel_events() -> Iterator[list[tuple[torch.cuda.Event, torch.cuda.Event]]]
         for grid_and_arguments in launches(*args):
             pair = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             pair[0].record()
-            yield grid_and_arguments  # whose kernel the caller launches before it asks for the next
+            yield grid_and_arguments  # the caller launches its kernel before it requests the next
             pair[1].record()
             pairs.append(pair)
 
@@ -147,9 +147,9 @@ HEAD_START = 2_000_000
 
 
 def kernel_seconds(call: Callable[[], object], device: torch.device, repeats: int) -> list[float]:
-    """Seconds that the scan's launches inside a call take on the device, nothing else counted.
+    """Seconds of the scan's launches in a call on the device, without anything else.
 
-    On a CPU, where there are no events, the whole call.
+    On a CPU, which has no events, of the whole call.
     """
     call()
     if device.type != "cuda":

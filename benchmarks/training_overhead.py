@@ -1,11 +1,11 @@
-"""What Lightning, the callbacks and the data module cost against a bare loop on the same model.
+"""Overhead of Lightning, the callbacks and the data module over a plain loop on the same model.
 
     python -m benchmarks.training_overhead [--steps 200] [--rounds 5]
 
 Both train the model of `experiment=quickstart` on the same chunks with the same optimizer and
-clipping, step by step in turn, so that what else the machine does meets both alike. The ratio of
-the speeds is what to read; the goal is at least 0.9. A last round under Lightning's profiler says
-where the time goes; of that, the next chunk is to take 2 % at most.
+clipping, with interleaved steps, so that other load on the machine affects both. The result is the
+ratio of the speeds; the goal is at least 0.9. A last round under Lightning's profiler gives the
+shares of the parts; the goal for the next chunk is at most 2 %.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from lightning_module.data.datamodule import SentenceDataModule
 from lightning_module.lightning_warnings import quiet
 from lightning_module.settings.config_folder import CONFIGS
 
-# Steps in which loggers open their files and allocators grow; a training has thousands.
+# Steps in which loggers open their files and allocators grow; not counted.
 WARM_UP = 20
 
 
@@ -48,10 +48,10 @@ class Bare(nn.Module):
 
 
 class BareLoop(L.Callback):
-    """Takes a step of its own after each of Lightning's.
+    """Does its own step after each of Lightning's.
 
     Attributes:
-        seconds: of Lightning's steps, and of its own.
+        seconds: times of Lightning's steps, and of its own.
     """
 
     def __init__(self, model: Bare, optimizer: torch.optim.Optimizer) -> None:
@@ -67,7 +67,7 @@ class BareLoop(L.Callback):
         self._since = ended
 
     def _step(self, batch: Chunk) -> None:
-        # A function of its own: the graph is taken down when it returns, and belongs to the step.
+        # A separate function: the graph is freed when it returns, which is part of the step.
         logits, state = self.model(batch.inputs, self.state)
         self.state = state.detach()
         loss = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten())
@@ -94,7 +94,7 @@ def composed(steps: int, run_dir: str) -> DictConfig:
 
 
 def train(config: DictConfig, data: SentenceDataModule, **more) -> None:
-    """The quickstart's training, as the command does it."""
+    """The quickstart's training, as the command runs it."""
     callbacks = [*(instantiate(c) for c in config.callbacks.values()), *more.pop("callbacks", ())]
     loggers = [instantiate(c) for c in config.logger.values()]
     predictor = instantiate(config.model, optimizer=config.optimizer, vocab_size=data.vocab_size)
@@ -103,10 +103,10 @@ def train(config: DictConfig, data: SentenceDataModule, **more) -> None:
 
 
 def profile(profiler: SimpleProfiler) -> list[tuple[str, float]]:
-    """What takes which share of the training, largest first; parts of parts are not named twice.
+    """Shares of the parts of the training, largest first; parts of parts are not listed.
 
     Raises:
-        LookupError: Lightning calls a part otherwise than when this was written (2.6.6).
+        LookupError: Lightning's name of a part differs from that of version 2.6.6.
     """
     seconds = {name: sum(times) for name, times in profiler.recorded_durations.items()}
     whole = seconds["run_training_epoch"]

@@ -1,7 +1,7 @@
 """One job of a sweep: a training in its own process, and the record of its outcome.
 
 Whatever launches the jobs (this process, joblib, submitit, Ray) calls `run_job`, which starts
-`triton-gru-train` with the job's settings as an ordinary single run. Each job has its own process because:
+`triton-gru-train` with the job's settings as an ordinary single run, in its own process because:
 
 - A training in several processes starts the others from its command line (Lightning) or its
   environment (SLURM). Those of a sweep would run the sweep again, in a second directory and, drawn
