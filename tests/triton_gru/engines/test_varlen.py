@@ -6,7 +6,6 @@ from torch import nn
 
 from tests.tolerances import assert_close
 from triton_gru import GRU
-from triton_gru.engines import aten
 
 T, B, I, H = 11, 3, 5, 7  # noqa: E741
 # Where sequences begin in each row: one that is reset at once, one of one step, none.
@@ -276,13 +275,13 @@ def test_nothing_waits_for_the_device(backend, reset_after):
 def test_cudnn_is_told_when_its_backward_will_be_asked_for(monkeypatch, recorded, mode):
     """Its forward keeps nothing for the backward unless it is called in training mode."""
     flags = []
-    own = torch._VF.gru
+    own = torch.gru
 
     def spy(*args):
         flags.append(args[6])
         return own(*args)
 
-    monkeypatch.setattr(aten._VF, "gru", spy)
+    monkeypatch.setattr(torch, "gru", spy)
     layer = make_layer(backend="torch", bidirectional=True, dropout=0.5).train(mode)
     with torch.set_grad_enabled(recorded):
         layer(torch.randn(T, B, I).double(), lengths=torch.tensor([4, 0, T]))
