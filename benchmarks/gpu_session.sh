@@ -1,29 +1,31 @@
 #!/usr/bin/env bash
 # Everything that wants a GPU, in one call, from the repository's root or anywhere:
 #
-#     benchmarks/gpu_session.sh DIR [tests] [bench] [sanitizer] [training]
+#     benchmarks/gpu_session.sh DIR [tests] [check] [bench] [sanitizer] [training]
 #
-# Runs the parts that are named, or all four in this order, and leaves in DIR
+# Runs the parts that are named, or all five in this order, and leaves in DIR
 #
 #     environment.txt   device, driver, versions, commit
 #     tests.txt         pytest -m gpu
+#     check.txt         the tests of the check, and python -m triton_gru check; its verdicts are in
+#                       cache/verdicts
 #     SUITE.json        benchmarks.run, and SUITE.txt what it printed
 #     memcheck.txt, racecheck.txt
 #     training.json, .png, .txt   the real command with each backend (benchmarks.compare_backends),
 #                       and what its jobs printed
 #     summary.txt       what is printed last
 #
-# Settings, by environment: PYTHON (python3), SUITE (quick), MINUTES of the suite (8), WORKERS of
-# the tests that may share the device (6), TRAINING (settings of the training, in place of ours) and
-# BACKENDS (torch,triton), COMMIT where there is no git. What is in DIR from before is written over.
-# Ends with 1 if a test or a check failed. Nothing is installed, and no setting of the device is
+# Settings, by environment: PYTHON (python3), CHECK (--quick), SUITE (quick), MINUTES of the suite
+# (8), WORKERS of the tests that may share the device (6), TRAINING (settings of the training, in
+# place of ours) and BACKENDS (torch,triton), COMMIT where there is no git. What is in DIR from
+# before is written over. Ends with 1 if a test or a check failed. Nothing is installed, and no setting of the device is
 # touched. All but `training` need torch, triton, numpy and pytest alone; that one also Lightning,
 # Hydra and the corpus in TRITON_GRU_CACHE.
 set -uo pipefail
 
-out=${1:?usage: benchmarks/gpu_session.sh DIR [tests] [bench] [sanitizer] [training]}
+out=${1:?usage: benchmarks/gpu_session.sh DIR [tests] [check] [bench] [sanitizer] [training]}
 shift
-parts=${*:-tests bench sanitizer training}
+parts=${*:-tests check bench sanitizer training}
 python=${PYTHON:-python3}
 suite=${SUITE:-quick}
 minutes=${MINUTES:-8}
@@ -72,6 +74,20 @@ tests() {
   note tests "values ended with $values, launches and layer with $rest"
   grep -E '^(FAILED|ERROR)|passed|failed' "$out/tests.txt" >>"$out/summary.txt"
   ((values == 0 && rest == 0)) || status=1
+}
+
+check() {
+  # Kernels that are broken on purpose, then what a user runs, with its exit status.
+  timeout 400 "$python" -m pytest -q -m gpu -p no:cacheprovider --durations=8 \
+    tests/gpu/test_check.py 2>&1 | tee "$out/check.txt"
+  local tests=${PIPESTATUS[0]}
+  # shellcheck disable=SC2086 - arguments are words
+  TRITON_GRU_CACHE="$out/cache" timeout 190 "$python" -m triton_gru check ${CHECK:---quick} 2>&1 |
+    tee -a "$out/check.txt"
+  local code=${PIPESTATUS[0]}
+  note check "its tests ended with $tests, the command with $code"
+  grep -E '^(FAILED|ERROR)|passed|failed|inference|training|not measured|^triton_gru ' "$out/check.txt" >>"$out/summary.txt"
+  ((tests == 0 && code == 0)) || status=1
 }
 
 bench() {
@@ -127,7 +143,7 @@ training() {
 
 for part in $parts; do
   case $part in
-    tests | bench | sanitizer | training) begun=$SECONDS && "$part" && note "$part" "took $((SECONDS - begun)) s" ;;
+    tests | check | bench | sanitizer | training) begun=$SECONDS && "$part" && note "$part" "took $((SECONDS - begun)) s" ;;
     *) echo "unknown part $part" >&2 && exit 2 ;;
   esac
 done
