@@ -176,10 +176,10 @@ def load_predictor(path: str | Path) -> tuple[SentencePredictor, Tokenizer]:
             f"{TOKENIZER} is missing beside {path}; copy it from the run that wrote the checkpoint"
         )
     tokenizer = Tokenizer.load(tokenizer_file)
-    if tokenizer.vocab_size != model.hparams.vocab_size:
+    if tokenizer.vocab_size != model.hparams["vocab_size"]:
         raise CheckpointError(
             f"{tokenizer_file} has {tokenizer.vocab_size} tokens, but the model of {path.name} was "
-            f"trained with {model.hparams.vocab_size}: it is another run's tokenizer"
+            f"trained with {model.hparams['vocab_size']}: it is another run's tokenizer"
         )
     if tokenizer_fingerprint(checkpoint) not in (None, tokenizer.fingerprint):
         raise CheckpointError(
@@ -203,7 +203,7 @@ def _code_in(path: Path) -> list[str]:
         file = io.BytesIO(content)
         while file.tell() < len(content):
             for opcode, argument, _ in pickletools.genops(file):
-                if opcode.name in ("GLOBAL", "INST"):
+                if opcode.name in ("GLOBAL", "INST") and isinstance(argument, str):
                     named[argument.replace(" ", ".")] = None
                 elif opcode.name == "STACK_GLOBAL":
                     named[".".join(texts[-2:])] = None

@@ -189,7 +189,9 @@ def version() -> str:
     """The version of this project, from triton_gru/version.py, whose package imports torch."""
     import runpy
 
-    package = Path(find_spec("triton_gru").origin).parent
+    spec = find_spec("triton_gru")
+    assert spec is not None and spec.origin is not None, "triton_gru is not installed"
+    package = Path(spec.origin).parent
     return runpy.run_path(str(package / "version.py"))["__version__"]
 
 
@@ -210,7 +212,7 @@ def _command(program: str) -> Iterator[None]:
                 if sys.stdout is not None:
                     sys.stdout.flush()  # a full disk may fail only here
     except SystemExit as ended:
-        if ended.code in map(exit_code, SIGNALS):
+        if any(ended.code == exit_code(number) for number in SIGNALS):
             for number in SIGNALS:  # a further Ctrl-C must not change the exit code
                 signal.signal(number, signal.SIG_IGN)
         raise
@@ -229,7 +231,7 @@ def _compose_and_run(config_name: str, load: Callable[[], Run]) -> None:
     # For each group that --help lists, Hydra copies its sources and everything registered here,
     # although nothing changes it: 0.4 s of CPU time of 1.4.
     store = ConfigStore.instance()
-    store.__deepcopy__ = lambda memo: store
+    vars(store)["__deepcopy__"] = lambda memo: store
     composed = False
 
     @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)

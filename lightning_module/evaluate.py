@@ -1,9 +1,10 @@
 """The command `triton-gru-eval`: the loss of a checkpoint on every token of a text."""
 
 if __name__ == "__main__":  # python -m, before the imports below, see commands.py
-    from lightning_module.commands import evaluate
+    from lightning_module import commands
 
-    raise SystemExit(evaluate())
+    commands.evaluate()
+    raise SystemExit
 
 import json
 import sys
@@ -57,7 +58,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
             _own_text(data, tokenizer, checkpoint)
         else:
             _read_files(data, tokenizer, config.data.paths, Path(folder))
-        model.hparams.chars_per_token = data.chars_per_token
+        model.hparams["chars_per_token"] = data.chars_per_token
         trainer = L.Trainer(
             accelerator=device.type,
             devices=1 if device.index is None else [device.index],

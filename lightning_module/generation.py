@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_module.data.tokenizers import Tokenizer
-from lightning_module.model import SentencePredictor, map_state
+from lightning_module.model import SentencePredictor, State, map_state
 
 # The members of Unicode's Sentence_Terminal that end most sentences of a living script.
 SENTENCE_END = frozenset(".!?…‼⁇⁈⁉‽。！？．｡﹒﹖﹗؟۔।॥։።፧။៕⸮")
@@ -85,8 +85,8 @@ def continue_prompt(
     logits = first.expand(num_sentences, -1)
     state = map_state(state, lambda s: s.expand(-1, num_sentences, -1).contiguous())
     sentences = [_Sentence(tokenizer) for _ in range(num_sentences)]
-    never = [i for i in (tokenizer.doc_id, tokenizer.unk_id) if i is not None]
-    never = torch.tensor(never, device=first.device, dtype=torch.int64)
+    special = [i for i in (tokenizer.doc_id, tokenizer.unk_id) if i is not None]
+    never = torch.tensor(special, device=first.device, dtype=torch.int64)
     check_every = 1 if _check_is_free(first.device) else CHECK_EVERY
     unread: list[Tensor] = []
     for number in range(1, max_tokens + 1):
@@ -141,7 +141,7 @@ def _belongs_to_end(character: str) -> bool:
     )
 
 
-def _read(model: SentencePredictor, tokenizer: Tokenizer, prompt: str) -> tuple[Tensor, Tensor]:
+def _read(model: SentencePredictor, tokenizer: Tokenizer, prompt: str) -> tuple[Tensor, State]:
     """Logits `[1, V]` after the prompt, and the state."""
     ids = tokenizer.encode(prompt) or [tokenizer.doc_id]
     logits, state = model(torch.tensor(ids, device=model.device)[:, None])

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.utilities.enums import GradClipAlgorithmType
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
@@ -154,15 +155,16 @@ class SentencePredictor(L.LightningModule):
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """`torch.compile` for the computation of a step; arguments are those of `torch.compile`."""
-        self.features = torch.compile(self.features, *args, **kwargs)
-        self._nll = torch.compile(self._nll, *args, **kwargs)
+        # Attributes of the instance, which hide the methods.
+        vars(self)["features"] = torch.compile(self.features, *args, **kwargs)
+        vars(self)["_nll"] = torch.compile(self._nll, *args, **kwargs)
 
     def describe(self) -> str:
         """The model in a line for users: its parts, their parameters, the total size."""
-        own = self.output if not self.hparams.tie_weights else None
+        own = self.output if not self.hparams["tie_weights"] else None
         parts = {
             "embedding": self.embedding,
-            f"{self.hparams.num_layers} x {self.hparams.layer_type['name']}": self.core,
+            f"{self.hparams['num_layers']} x {self.hparams['layer_type']['name']}": self.core,
             "projection": self.to_embedding,
             "output": own,
         }
@@ -173,7 +175,7 @@ class SentencePredictor(L.LightningModule):
         size = sum(p.numel() * p.element_size() for p in parameters) / 1e6
         listed = ", ".join(f"{name} {count:,}" for name, count in counts.items() if count)
         total = sum(p.numel() for p in parameters)
-        hidden = self.hparams.hidden_size
+        hidden = self.hparams["hidden_size"]
         return f"Model of {total:,} parameters ({size:.1f} MB), hidden size {hidden}: {listed}"
 
     @property
@@ -219,6 +221,7 @@ class SentencePredictor(L.LightningModule):
         if not isinstance(self.core, GRU):
             logits, state = self(tokens.unsqueeze(0), state)
             return logits.squeeze(0), state
+        assert not isinstance(state, tuple), "the state of a GRU is one tensor"
         x = self.dropout(self.embedding(tokens).unsqueeze(0))  # [1, B, E], as LockedDropout expects
         hidden, state = self.core.step(x.squeeze(0), state)
         hidden = self.dropout(hidden.unsqueeze(0)).squeeze(0)
@@ -229,7 +232,7 @@ class SentencePredictor(L.LightningModule):
         self.carried["train"] = map_state(state, torch.detach)
         # The mean over the tokens of all ranks, however many each has: strategies average the
         # gradients of the ranks (and loggers the losses), hence the factor.
-        count = max(batch.count(), 1)
+        count = max(batch.token_count(), 1)
         loss = self._nll(features, batch.targets) * (ranks.size() / count)
         self.log("train_loss", loss.detach(), batch_size=batch.targets.shape[1], sync_dist=True)
         accumulated = self._accumulated_batches()
@@ -295,7 +298,7 @@ class SentencePredictor(L.LightningModule):
             {
                 f"{stage}_loss": loss,
                 f"{stage}_perplexity": loss.exp(),
-                f"{stage}_bits_per_char": loss / math.log(2) / self.hparams.chars_per_token,
+                f"{stage}_bits_per_char": loss / math.log(2) / self.hparams["chars_per_token"],
                 f"{stage}_top1": self.val_top1.compute(),
                 f"{stage}_top5": self.val_top5.compute(),
             }
@@ -330,10 +333,13 @@ class SentencePredictor(L.LightningModule):
         for part in (self.core, self.to_embedding):
             if next(part.parameters(), None) is not None:
                 fully_shard(part, mesh=mesh)
-        for part in [[self.embedding, self.output]] if tied else [self.embedding, self.output]:
-            fully_shard(part, mesh=mesh)
+        if tied:
+            fully_shard([self.embedding, self.output], mesh=mesh)
+        else:
+            for part in (self.embedding, self.output):
+                fully_shard(part, mesh=mesh)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         if self.optimizer_factory is None:
             raise ValueError(
                 "to train, SentencePredictor needs optimizer=, as in partial(AdamW, lr=4e-3)"
@@ -410,7 +416,7 @@ class SentencePredictor(L.LightningModule):
         features, targets = features.flatten(0, 1), targets.flatten()
         # FSDP gathers the module's shards only when the module is called.
         whole = not isinstance(self.output.weight, DTensor)
-        large = self.hparams.vocab_size >= FUSED_LOSS_VOCABULARY
+        large = self.hparams["vocab_size"] >= FUSED_LOSS_VOCABULARY
         if whole and large and hasattr(F, "linear_cross_entropy"):
             return F.linear_cross_entropy(
                 features,

@@ -4,10 +4,12 @@ With `--serve`, short for `format=web`, as a page that updates during typing, se
 """
 
 if __name__ == "__main__":  # python -m, before the imports below, see commands.py
-    from lightning_module.commands import predict
+    from lightning_module import commands
 
-    raise SystemExit(predict())
+    commands.predict()
+    raise SystemExit
 
+import io
 import json
 import sys
 from collections.abc import Iterator
@@ -92,7 +94,8 @@ def predict(config: DictConfig, prompt: str | None) -> bool:
         return True
     # JSON is UTF-8 (RFC 8259) in every locale; a terminal uses its own encoding.
     as_json = config.format == "json"
-    sys.stdout.reconfigure(encoding="utf-8" if as_json else None, errors="replace")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8" if as_json else None, errors="replace")
     console = Console(highlight=False)
     names = ("num_sentences", "max_tokens", "seed", "temperature", "top_p")
     settings = {name: config[name] for name in names}

@@ -29,15 +29,15 @@ import time
 import uuid
 from dataclasses import asdict, dataclass
 from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 from lightning_module.atomic_files import beside
 from lightning_module.errors import RunError
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
+# None on Windows.
+fcntl = import_module("fcntl") if find_spec("fcntl") else None
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ class RunLock:
         """
         self._me = Holder.here()
         try:
-            self._acquire()
+            self._acquire(self._me)
         except OSError as error:
             raise RunError(f"cannot write to {self.run_dir}: {error.strerror}") from error
         self._ended.clear()
@@ -135,7 +135,7 @@ class RunLock:
         os.close(self._descriptor)
         self._descriptor = -1
 
-    def _acquire(self) -> None:
+    def _acquire(self, holder: Holder) -> None:
         while True:
             made = True
             try:
@@ -151,17 +151,17 @@ class RunLock:
                 self._refuse_if_held(free, made)
                 # Otherwise it was unlinked meanwhile: the next process makes and locks another.
                 if _same_file(descriptor, self.file):
-                    self._sign(descriptor)
+                    self._sign(descriptor, holder)
                     return
             except BaseException:
                 os.close(descriptor)
                 raise
             os.close(descriptor)
 
-    def _sign(self, descriptor: int) -> None:
+    def _sign(self, descriptor: int, holder: Holder) -> None:
         try:
             os.ftruncate(descriptor, 0)
-            os.write(descriptor, json.dumps(asdict(self._me), indent=1).encode())
+            os.write(descriptor, json.dumps(asdict(holder), indent=1).encode())
             os.fsync(descriptor)
         except OSError:
             self.file.unlink()
@@ -219,8 +219,8 @@ class RunLock:
                     os.utime(self.file)
                 elif holder is not None:
                     raise self._held_by(holder, _seconds_since_touch(self.file))
-                elif not self.file.exists():  # deleted by hand
-                    self._acquire()
+                elif self._me is not None and not self.file.exists():  # deleted by hand
+                    self._acquire(self._me)
             except RunError as error:
                 self._lost = RunError(f"this process lost the run while it was suspended: {error}")
                 return

@@ -7,6 +7,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Timer
 
 from lightning_module.distributed import ranks
+from lightning_module.trainer_attributes import declared
 
 
 class SharedClock(L.Callback):
@@ -25,12 +26,12 @@ class SharedClock(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Reads the clock."""
-        if trainer.global_step % trainer.log_every_n_steps == 0:
+        if trainer.global_step % declared(trainer).log_every_n_steps == 0:
             self.spent = ranks.from_rank_zero(_time_spent(trainer))
 
 
 def _time_spent(trainer: L.Trainer) -> float:
-    for timer in trainer.callbacks:
+    for timer in declared(trainer).callbacks:
         if isinstance(timer, Timer) and (left := timer.time_remaining()) is not None:
             spent = timer.time_elapsed()
             return spent / max(spent + left, 1e-9)
@@ -51,6 +52,6 @@ def progress(trainer: L.Trainer) -> float:
     if trainer.max_epochs and trainer.max_epochs > 0 and 0 < batches < math.inf:
         steps_an_epoch = math.ceil(batches / trainer.accumulate_grad_batches)
         shares.append(trainer.global_step / (steps_an_epoch * trainer.max_epochs))
-    clock = next((c for c in trainer.callbacks if isinstance(c, SharedClock)), None)
+    clock = next((c for c in declared(trainer).callbacks if isinstance(c, SharedClock)), None)
     shares.append(_time_spent(trainer) if clock is None else clock.spent)
     return min(1.0, max(shares))

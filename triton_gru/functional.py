@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +31,7 @@ from triton_gru.validation import (
 def gru(
     input: Tensor | PackedSequence,
     hx: Tensor | None,
-    params: Sequence[Tensor],
+    params: list[Tensor] | tuple[Tensor, ...],
     *,
     bias: bool = True,
     bidirectional: bool = False,
@@ -45,7 +46,7 @@ def gru(
     recurrent_dropout: float = 0.0,
     weight_dropout: float = 0.0,
     zoneout: float = 0.0,
-    gains: Sequence[Tensor] | None = None,
+    gains: list[Tensor] | tuple[Tensor, ...] | None = None,
 ) -> tuple[Tensor | PackedSequence, Tensor]:
     """A GRU of one or more layers over a sequence, as `torch.nn.GRU` computes it.
 
@@ -104,7 +105,7 @@ def gru(
         (torch.Size([5, 3, 20]), torch.Size([2, 3, 20]))
     """
     packed = input if isinstance(input, PackedSequence) else None
-    x = input if packed is None else packed.data
+    x = input.data if isinstance(input, PackedSequence) else input
     recurrent_dropout, weight_dropout, zoneout = check_probabilities(
         recurrent_dropout=recurrent_dropout, weight_dropout=weight_dropout, zoneout=zoneout
     )
@@ -126,7 +127,7 @@ def gru(
         batch_sizes, B = None, x.shape[0 if rows_first else 1]
     else:  # int() would make it a constant in a trace
         batch_sizes = packed.batch_sizes
-        B = batch_sizes[0] if torch.jit.is_tracing() else int(batch_sizes[0])
+        B = cast(int, batch_sizes[0]) if torch.jit.is_tracing() else int(batch_sizes[0])
     hx = _first_states(hx, (L * D, B, H), x)
     if packed is not None and packed.sorted_indices is not None:
         hx = hx.index_select(1, packed.sorted_indices)
@@ -157,7 +158,7 @@ def gru(
         y, h_n = torch.gru(x, hx, params, *settings, rows_first)
     elif (
         engine == "torch"
-        and packed is not None
+        and batch_sizes is not None
         and not (backend == "auto" and _padded_is_faster(x, hx, params, dropout))
     ):
         y, h_n = torch.gru(x, batch_sizes, hx, params, *settings)
@@ -177,7 +178,7 @@ def gru(
             x, hx, params = x.to(dtype), hx.to(dtype), [p.to(dtype) for p in params]
             gains = None if gains is None else [gain.to(dtype) for gain in gains]
         past_end = None
-        if packed is not None:
+        if batch_sizes is not None:
             lengths, indices = varlen.indices(batch_sizes, B, x.shape[0], x.device)
             x = varlen.pad(x, indices, batch_sizes.shape[0], B)
         elif lengths is not None:
@@ -187,6 +188,7 @@ def gru(
         if resets is not None:
             resets = varlen.resets_of_directions(resets, lengths, D)
         options = ScanOptions(reset_after, lengths, resets)
+        layer: Callable[..., tuple[Tensor, Tensor]] | None
         if inside:
             layer = partial(
                 regularized.layer,
@@ -239,6 +241,7 @@ def _without_recurrence(
 ) -> Callable[..., tuple[Tensor, Tensor]] | None:
     """The function of a layer where `Recurrence` does not run (see `engines.autograd`), or None."""
     if engine == "torch":
+        assert options.lengths is not None  # else nn.GRU's own operator ran
         return partial(aten.layer, lengths=options.lengths)
     if engine == "onnx":
         return partial(onnx.layer, options=options)
@@ -279,7 +282,9 @@ def _on_cpu_engine(
         rows, hx = PackedRows.of(lengths, len(x)), hx.index_select(1, order)
         indices = rows.indices(order)
     if resets is not None:
-        original = None if order is None else lengths.index_select(0, order.argsort())
+        original = None
+        if order is not None and lengths is not None:
+            original = lengths.index_select(0, order.argsort())
         resets = varlen.resets_of_directions(resets, original, D)
         resets = (resets if indices is None else varlen.pack(resets, indices)).contiguous()
     y = x if indices is None else varlen.pack(x, indices)
@@ -296,7 +301,7 @@ def _on_cpu_engine(
         )
         every_last.append(last)
     h_n = last if L == 1 else torch.cat(every_last)
-    if indices is not None:
+    if indices is not None and rows is not None and order is not None:
         y = varlen.pad(y, indices, len(x), rows.batch_size)
         h_n = h_n.index_select(1, order.argsort())
     y = y.transpose(0, 1) if transposed else y
@@ -326,7 +331,9 @@ def own(view: Tensor) -> Tensor:
     return view.detach()
 
 
-def _of_layer(params: Sequence[Tensor], layer: int, L: int, D: int) -> list[Tensor]:
+def _of_layer(
+    params: list[Tensor] | tuple[Tensor, ...], layer: int, L: int, D: int
+) -> list[Tensor]:
     """The parameters of a layer, kind by kind, with its directions stacked."""
     kinds = len(params) // (L * D)
     group = params[layer * D * kinds : (layer + 1) * D * kinds]
@@ -397,7 +404,7 @@ def gru_cell(
         h = torch.gru_cell(x, hx, weight_ih, weight_hh, bias_ih, bias_hh)
     else:
         params = [weight_ih, weight_hh]
-        if bias_ih is not None:
+        if bias_ih is not None and bias_hh is not None:
             params += [bias_ih, bias_hh]
         if choice.backend == "cpu":
             x, hx, *params = [t.to(dtype) for t in (x, hx, *params)]

@@ -58,10 +58,9 @@ def trace(
             "as in trace(row) with row [T, I]"
         )
     module._update_flat_weights()
-    params = module._flat_weights
+    params = [weight for weight in module._flat_weights if weight is not None]
     unbatched = check_sequence(input, hx, params[0], False, module.batch_first)
     L, D, H = module.num_layers, 2 if module.bidirectional else 1, module.hidden_size
-    options = {"reset_after": reset_after, "backend": backend}
     x = input.unsqueeze(1) if unbatched else input.transpose(0, 1) if module.batch_first else input
     hx = hx.unsqueeze(1) if unbatched and hx is not None else hx
     hx = functional._first_states(hx, (L * D, x.shape[1], H), x)
@@ -70,8 +69,15 @@ def trace(
     for layer, h0 in enumerate(hx.unflatten(0, (L, D))):
         group = params[layer * per_layer : (layer + 1) * per_layer]
         y, _ = functional.gru(
-            x, h0, group, bias=module.bias, bidirectional=module.bidirectional, **options
+            x,
+            h0,
+            group,
+            bias=module.bias,
+            bidirectional=module.bidirectional,
+            reset_after=reset_after,
+            backend=backend,
         )
+        assert isinstance(y, Tensor)  # as x is
         with without_autocast(x.device):  # in the dtype of the states
             layers.append(_gates(x, h0, y, group, D, reset_after))
         x = y
@@ -89,10 +95,12 @@ def _gates(
     directions = []
     for d, h in enumerate(y.unflatten(-1, (D, -1)).unbind(2)):
         tensors = [parameter.to(y.dtype) for parameter in params[d * kinds : (d + 1) * kinds]]
-        weight_ih, weight_hh, bias_ih, bias_hh = [*tensors, None, None][:4]
+        weight_ih, weight_hh = tensors[:2]
+        bias_ih, bias_hh = tensors[2:] if kinds == 4 else (None, None)
         first = h0[d : d + 1].to(y.dtype)
         before = torch.cat([h[1:], first] if d else [first, h[:-1]])
         gates_x = torch.nn.functional.linear(x.to(y.dtype), weight_ih, bias_ih)
         r, z, n, _ = equations.gates(gates_x, before, weight_hh, bias_hh, reset_after)
         directions.append((r, z, n, h))
-    return tuple(torch.stack(tensors) for tensors in zip(*directions, strict=True))
+    r, z, n, h = (torch.stack(tensors) for tensors in zip(*directions, strict=True))
+    return r, z, n, h

@@ -34,7 +34,7 @@ class StochasticWeightAveraging(WeightAveraging):
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
         """After every step."""
-        if step_idx is None:
+        if step_idx is None or self._average_model is None or self._trainer is None:
             return False
         if not self._begun:
             self._average_model.n_averaged.zero_()  # the next weights replace the current mean

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning_module.distributed import ranks
 from lightning_module.loggers.rewind import UNLOGGED, unlogged_row
 from lightning_module.run_files import LAST
+from lightning_module.trainer_attributes import declared
 from lightning_module.training_progress import progress
 
 
@@ -43,7 +44,7 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         if not may_save(trainer):
             return
-        if trainer.global_step % trainer.log_every_n_steps == 0:
+        if trainer.global_step % declared(trainer).log_every_n_steps == 0:
             minutes = ranks.from_rank_zero(time.monotonic() - self._saved_at) / 60
             self._due = self._due or minutes >= self.every_minutes
         if self._due:
@@ -78,9 +79,10 @@ def may_save(trainer: L.Trainer) -> bool:
     It would not repeat a validation that follows the batch: the checkpoint is saved after it.
     """
     loop = trainer.fit_loop
+    fetcher = loop._data_fetcher
     validation_follows = (
         progress(trainer) >= 1  # see ValidateAtEnd
-        or loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+        or (fetcher is not None and loop.epoch_loop._should_check_val_fx(fetcher))
     )
     return between_steps(trainer) and not validation_follows
 

@@ -12,6 +12,7 @@ from rich.progress import Progress, TaskID
 
 from lightning_module.data.chunks import Chunk
 from lightning_module.terminal.progress_bars import progress_bars
+from lightning_module.trainer_attributes import declared
 from lightning_module.training_progress import progress
 
 
@@ -36,8 +37,8 @@ class Throughput(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Chunk, *_: Any
     ) -> None:
-        self._tokens += batch.count()
-        if trainer.global_step % trainer.log_every_n_steps == 0:
+        self._tokens += batch.token_count()
+        if trainer.global_step % declared(trainer).log_every_n_steps == 0:
             seconds, tokens = self._read(pl_module)
             pl_module.log("tokens_per_second", tokens / seconds)
 
@@ -98,7 +99,7 @@ class RunProgress(L.Callback):
             self._bars.start()
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        if trainer.global_step % trainer.log_every_n_steps and not trainer.should_stop:
+        if trainer.global_step % declared(trainer).log_every_n_steps and not trainer.should_stop:
             return
         self._show(trainer, progress(trainer), self._status(trainer))
 
@@ -122,13 +123,13 @@ class RunProgress(L.Callback):
             return
         done, of = batch_idx + 1, sum(trainer.num_val_batches)
         status = f"validation: chunk {done:,} of {of:,}"
-        if self._validation is not None:
+        if self._bars is not None and self._validation is not None:
             self._bars.update(self._validation, completed=done, description=status)
         elif self._line_is_due():
             self._say(trainer, f"{progress(trainer):4.0%} step {trainer.global_step}  {status}")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._validation is not None:
+        if self._bars is not None and self._validation is not None:
             self._bars.remove_task(self._validation)
             self._validation = None
             self._show(trainer, progress(trainer), self._status(trainer))
@@ -157,7 +158,7 @@ class RunProgress(L.Callback):
             self._bars = None
 
     def _show(self, trainer: L.Trainer, used: float, status: str) -> None:
-        if self._bars is not None:
+        if self._bars is not None and self._run is not None:
             self._bars.update(self._run, completed=used, description=status)
         elif self._line_is_due():
             self._say(trainer, f"{used:4.0%} {status}")
@@ -173,7 +174,7 @@ class RunProgress(L.Callback):
         begun, used_then = self._begun
         used = progress(trainer) if used is None else used
         left = (time.monotonic() - begun) * (1 - used) / max(used - used_then, 1e-9)
-        shown: list[tuple[str, Callable[[torch.Tensor], str]]] = [
+        shown: list[tuple[str, Callable[[float], str]]] = [
             ("train_loss", lambda v: f"loss {v:.3f}"),
             ("val_loss", lambda v: f"validation {v:.3f}"),
             ("tokens_per_second", lambda v: f"{v:,.0f} tokens/s"),

@@ -3,9 +3,10 @@
 import json
 import platform
 import time
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -13,7 +14,9 @@ import torch
 from lightning_module.callbacks.progress import Throughput
 from lightning_module.data.tokenizers import Tokenizer
 from lightning_module.generation import continue_prompt
+from lightning_module.model import SentencePredictor
 from lightning_module.run_files import CURVES, METRICS, SAMPLES, SUMMARY, read_metrics, summarize
+from lightning_module.trainer_attributes import declared
 
 LEARNING_RATE = "lr"
 
@@ -42,25 +45,26 @@ class SampleWriter(L.Callback):
     ) -> None:
         self.file = Path(run_dir) / SAMPLES
         self.prompts = list(prompts)
-        self.settings = {
-            "num_sentences": num_sentences,
-            "temperature": temperature,
-            "top_p": top_p,
-            "max_tokens": max_tokens,
-        }
+        self._continue = partial(
+            continue_prompt,
+            num_sentences=num_sentences,
+            temperature=temperature,
+            top_p=top_p,
+            max_tokens=max_tokens,
+        )
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         for prompt in self.prompts:  # an unknown character fails here, not after an hour
-            trainer.datamodule.tokenizer.encode(prompt)
+            declared(trainer).datamodule.tokenizer.encode(prompt)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
-        tokenizer: Tokenizer = trainer.datamodule.tokenizer
+        tokenizer: Tokenizer = declared(trainer).datamodule.tokenizer
         loss = trainer.callback_metrics["val_loss"].item()
         lines = [f"== step {trainer.global_step}, validation loss {loss:.4f} nats per token"]
         for prompt in self.prompts or [self._opening(trainer, tokenizer)]:
-            for text in continue_prompt(pl_module, tokenizer, prompt, **self.settings):
+            for text in self._continue(cast(SentencePredictor, pl_module), tokenizer, prompt):
                 lines.append(f"> {prompt}|{text}")
         with self.file.open("a", encoding="utf-8") as file:
             file.write("\n".join(lines) + "\n\n")
@@ -68,7 +72,7 @@ class SampleWriter(L.Callback):
     @staticmethod
     def _opening(trainer: L.Trainer, tokenizer: Tokenizer) -> str:
         """The first line of the validation text, as far as the tokenizer has its characters."""
-        ids = next(iter(trainer.val_dataloaders)).inputs[:40, 0].tolist()
+        ids = next(iter(declared(trainer).datamodule.val_dataloader())).inputs[:40, 0].tolist()
         if ids[0] == tokenizer.doc_id:
             del ids[0]
         if tokenizer.unk_id in ids:
@@ -102,7 +106,9 @@ class RunReport(L.Callback):
         if not trainer.is_global_zero:
             return
         summary = summarize(self._rows(trainer))
-        throughput = next((c for c in trainer.callbacks if isinstance(c, Throughput)), None)
+        throughput = next(
+            (c for c in declared(trainer).callbacks if isinstance(c, Throughput)), None
+        )
         if throughput is not None:
             summary["tokens_per_second"] = throughput.tokens_per_second
         summary["parameters"] = sum(p.numel() for p in pl_module.parameters())

@@ -45,7 +45,7 @@ class NoteSlowdown(L.Callback):
     ) -> None:
         """End the window if it is long enough."""
         now = time.monotonic()
-        self._tokens += batch.count()
+        self._tokens += batch.token_count()
         self._seconds += now - (now if self._since is None else self._since)
         self._since = now
         if self._seconds < self.window_seconds:

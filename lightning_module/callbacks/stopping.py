@@ -19,6 +19,7 @@ from lightning_module.errors import Diverged, Stopped
 from lightning_module.run_files import LAST
 from lightning_module.run_lock import RunLock
 from lightning_module.terminal.signals import SIGNALS, Interrupted
+from lightning_module.trainer_attributes import declared
 from lightning_module.training_progress import progress
 
 _UNTIL_SAVED = (
@@ -47,7 +48,7 @@ class StopWhenDiverged(L.Callback):
         bad_now = ~torch.isfinite(loss) & (self._first_bad == 0)
         self._first_bad = torch.where(bad_now, trainer.global_step, self._first_bad)
         every_step = loss.device.type == "cpu" and trainer.world_size == 1
-        if every_step or trainer.global_step % trainer.log_every_n_steps == 0:
+        if every_step or trainer.global_step % declared(trainer).log_every_n_steps == 0:
             self._check()
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -109,7 +110,9 @@ class StopOnSignal(Checkpoint):
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         alone = trainer.world_size == 1
-        if may_save(trainer) and (alone or trainer.global_step % trainer.log_every_n_steps == 0):
+        if may_save(trainer) and (
+            alone or trainer.global_step % declared(trainer).log_every_n_steps == 0
+        ):
             self._stop_if_asked_to(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

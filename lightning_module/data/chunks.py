@@ -48,7 +48,7 @@ class Chunk(NamedTuple):
     tokens: int | None = None
     resets: torch.Tensor | None = None
 
-    def count(self) -> int:
+    def token_count(self) -> int:
         """Targets that are not `IGNORE`, in the rows of all ranks."""
         return int((self.targets != IGNORE).sum()) if self.tokens is None else self.tokens
 

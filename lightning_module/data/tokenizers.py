@@ -131,13 +131,14 @@ class Tokenizer:
         min_frequency = _MIN_FREQUENCY[settings.kind]
         everything = 2**31 - 1
         if settings.kind == "bpe":
-            trainer = trainers.BpeTrainer(
+            assert settings.vocab_size is not None  # checked above
+            byte_pairs = trainers.BpeTrainer(
                 vocab_size=settings.vocab_size - 1,
                 min_frequency=min_frequency,
                 initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
                 show_progress=False,
             )
-            splitter.train_from_iterator(pieces(texts), trainer)
+            splitter.train_from_iterator(pieces(texts), byte_pairs)
             trained = json.loads(splitter.to_str())["model"]
             vocab = trained["vocab"]
             vocab[DOC] = len(vocab)
@@ -157,11 +158,11 @@ class Tokenizer:
                 frequent = [chr(code) for code in codes]
             else:
                 splitter.model = models.WordLevel(unk_token=UNK)
-                trainer = trainers.WordLevelTrainer(
+                words = trainers.WordLevelTrainer(
                     vocab_size=most, min_frequency=min_frequency, show_progress=False
                 )
-                splitter.train_from_iterator(pieces(texts), trainer)
-                frequent = splitter.get_vocab()
+                splitter.train_from_iterator(pieces(texts), words)
+                frequent = list(splitter.get_vocab())
             # In the order of the code points: independent of the order of the text.
             vocab = {token: id for id, token in enumerate([DOC, UNK, *sorted(frequent)])}
             tokenizer = huggingface.Tokenizer(models.WordLevel(vocab, unk_token=UNK))

@@ -164,6 +164,7 @@ def join(world: World, timeout: float) -> None:
     if world.size == 1 or dist.is_initialized():
         return
     environment = world.environment
+    assert environment is not None, "several ranks are always started by something"
     os.environ["MASTER_ADDR"] = environment.main_address
     os.environ["MASTER_PORT"] = str(environment.main_port)
     if world.device == "cuda":
@@ -227,7 +228,7 @@ def gathered(value: Result) -> list[Result]:
     """The values of all ranks, on rank 0; empty on the others. Collective."""
     if size() == 1:
         return [value]
-    found = [None] * size() if rank() == 0 else None
+    found: list[Any] | None = [None] * size() if rank() == 0 else None
     dist.gather_object(value, found, 0)
     return found or []
 
@@ -288,15 +289,16 @@ def _called_by(
 ) -> Result | None:
     if size() == 1:
         return function()
-    result = error = None
+    result: Result | None = None
+    error: Exception | None = None
     if mine:
         try:
             result = function()
         except Exception as raised:
             error = raised
-    errors = [None] * size()
+    errors: list[Exception | None] = [None] * size()
     dist.all_gather_object(errors, error, group=group)
-    for raised in errors:
-        if raised is not None:
-            raise raised
+    for error in errors:
+        if error is not None:
+            raise error
     return result

@@ -19,7 +19,6 @@ if TYPE_CHECKING:  # takes 0.5 s to import
 
 # Blue keeps the past and orange drops it, in every picture and on the page; white is half of each.
 KEEP, HALF, DROP = "#1f5fa8", "#f6f4ef", "#e06c00"
-HEAD = {"loc": "left", "fontsize": 9}
 DEFAULT_FONT = "DejaVu Sans"  # part of matplotlib
 FONT_HINT = (
     "Install a font that has them, for Chinese for example: apt install fonts-noto-cjk (Debian, "
@@ -38,10 +37,10 @@ def fonts_for(text: str) -> tuple[list[str], set[str]]:
 
     missing = {ord(character) for character in text if character.isprintable()}
     families = [DEFAULT_FONT]
-    missing -= set(_characters(font_manager.findfont(DEFAULT_FONT)))
+    missing -= _characters(font_manager.findfont(DEFAULT_FONT))
     if missing:
         for path in sorted(font_manager.findSystemFonts(), key=_plainness):
-            found = missing & set(_characters(path))
+            found = missing & _characters(path)
             if found:
                 font_manager.fontManager.addfont(path)
                 families.append(font_manager.get_font(path).family_name)
@@ -51,16 +50,17 @@ def fonts_for(text: str) -> tuple[list[str], set[str]]:
     return families, {chr(code) for code in missing}
 
 
-def _characters(path: str) -> dict[int, int]:
+def _characters(path: str) -> set[int]:
+    """The code points that a font has."""
     from matplotlib import font_manager
 
     try:
-        return font_manager.get_font(path).get_charmap()
+        return set(font_manager.get_font(path).get_charmap())
     except (
         RuntimeError,
         OSError,
     ):  # a bitmap font, such as colour emoji, or a damaged one
-        return {}
+        return set()
 
 
 def _plainness(path: str) -> tuple[bool, bool, str]:
@@ -134,10 +134,8 @@ def draw_inspection(inspection: Inspection, path: Path, title: str) -> None:
             )
             bar = figure.colorbar(image, cax=colours)
             bar.set_ticks([0, 0.5, 1], labels=[f"{zero}\nthe past", "0.5", f"{one}\nthe past"])
-        keeps.set_title("Update gate z: blue keeps the unit's memory, orange replaces it", **HEAD)
-        uses.set_title(
-            "Reset gate r: blue uses the past for the new content, orange does not", **HEAD
-        )
+        _set_title(keeps, "Update gate z: blue keeps the unit's memory, orange replaces it")
+        _set_title(uses, "Reset gate r: blue uses the past for the new content, orange does not")
         _draw_memory(memory, inspection)
         for axes in rows:
             axes.set_xlim(-0.5, columns - 0.5)
@@ -146,6 +144,10 @@ def draw_inspection(inspection: Inspection, path: Path, title: str) -> None:
             axes.tick_params(length=0)
             axes.spines[:].set_visible(False)
         figure.savefig(path, dpi=110)
+
+
+def _set_title(axes: Axes, title: str) -> None:
+    axes.set_title(title, loc="left", fontsize=9)
 
 
 def _draw_expected(
@@ -173,10 +175,10 @@ def _draw_expected(
             )
     axes.set_ylim(k - 0.5, -0.5)
     axes.set_yticks(range(k), [f"{rank + 1}." for rank in range(k)])
-    axes.set_title(
+    _set_title(
+        axes,
         "What the model expected here: its likeliest tokens, darker for more probable, blue for "
         "the one that came",
-        **HEAD,
     )
 
 
@@ -190,7 +192,7 @@ def _draw_cost(axes: Axes, inspection: Inspection) -> None:
     bits = [0.0 if cost is None else cost for cost in inspection.surprise]
     axes.bar(range(len(bits)), bits, color="0.45", width=0.8)
     axes.set_ylabel("bits")
-    axes.set_title("Surprise: what the token that came cost, in bits", **HEAD)
+    _set_title(axes, "Surprise: what the token that came cost, in bits")
 
 
 def _draw_replaced(axes: Axes, inspection: Inspection) -> None:
@@ -204,20 +206,17 @@ def _draw_replaced(axes: Axes, inspection: Inspection) -> None:
         )
     axes.margins(y=0.25)
     axes.set_ylabel("%")
-    axes.set_title(
-        "Forgetting: the share of the memory that the token replaces, mean of 1 − z",
-        **HEAD,
-    )
+    _set_title(axes, "Forgetting: the share of the memory that the token replaces, mean of 1 − z")
 
 
 def _draw_remains(axes: Axes, inspection: Inspection) -> None:
     share = 100 * inspection.written[-1, :-1]  # the last token's share exceeds the others
     axes.bar(range(len(share)), share.tolist(), color=KEEP, width=0.8)
     axes.set_ylabel("%")
-    axes.set_title(
+    _set_title(
+        axes,
         f"Remembering: the share of the memory at the end that goes back to the token (the last: "
         f"{inspection.written[-1, -1]:.0%})",
-        **HEAD,
     )
 
 
@@ -247,5 +246,5 @@ def _draw_memory(axes: Axes, inspection: Inspection) -> None:
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.tick_params(axis="x", labelsize=7)
     axes.set_yticks([])
-    axes.set_title("Remembers for\n… tokens, mean\nof 1/(1 − z)", **HEAD)
+    _set_title(axes, "Remembers for\n… tokens, mean\nof 1/(1 − z)")
     axes.spines[["top", "right"]].set_visible(False)

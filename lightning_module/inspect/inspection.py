@@ -107,18 +107,19 @@ class Inspection:
         return (self.forgotten[1:].argsort(descending=True)[:count] + 1).tolist()
 
 
-def check_gates(model: SentencePredictor) -> None:
-    """Raises unless the layers have a GRU's gates.
+def check_gates(model: SentencePredictor) -> GRU:
+    """The model's recurrent layers, which must have a GRU's gates.
 
     Raises:
         InspectionError: They are not GRU layers.
     """
     if not isinstance(model.core, GRU):
         raise InspectionError(
-            f"the model's layer type is {model.hparams.layer_type['name']!r}, which has no update "
-            "and reset gates to show; train one with model/layer_type=gru or "
+            f"the model's layer type is {model.hparams['layer_type']['name']!r}, which has no "
+            "update and reset gates to show; train one with model/layer_type=gru or "
             "model/layer_type=gru_reset_before"
         )
+    return model.core
 
 
 @torch.no_grad()
@@ -139,8 +140,8 @@ def inspect_text(
             long.
         DataError: the text contains characters that are not in the vocabulary.
     """
-    check_gates(model)
-    layers = model.core.num_layers
+    gru = check_gates(model)
+    layers = gru.num_layers
     if not 1 <= layer <= layers:
         raise InspectionError(f"layer must be from 1 to {layers}, as the model has; got {layer}")
     if len(text) > MAX_CHARACTERS:
@@ -155,10 +156,10 @@ def inspect_text(
     probabilities = torch.log_softmax(logits[:, 0].cpu().double(), -1)  # no float64 on mps
     best = probabilities.topk(min(k, tokenizer.vocab_size))
     cost = probabilities[:-1].gather(1, tokens[1:].cpu())[:, 0] / -math.log(2)
-    trace = model.core.trace(model.embedding(tokens))
+    trace = gru.trace(model.embedding(tokens))
     r, z, n, h = (tensor[layer - 1, 0, :, 0].cpu() for tensor in trace)
     return Inspection(
-        layer_type=model.hparams.layer_type["name"],
+        layer_type=model.hparams["layer_type"]["name"],
         layer=layer,
         layers=layers,
         ids=ids,

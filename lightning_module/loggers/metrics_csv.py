@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 
 from lightning_module.atomic_files import write_atomically
@@ -23,22 +24,24 @@ class MetricsLogger(CSVLogger):
     @rank_zero_experiment
     def experiment(self) -> "_Writer":
         """The writer of the file."""
-        if self._experiment is None:
-            self._experiment = _Writer(Path(self.log_dir, METRICS))
-        return self._experiment
+        writer = self._experiment
+        if not isinstance(writer, _Writer):
+            writer = self._experiment = _Writer(Path(self.log_dir, METRICS))
+        return writer
 
 
-class _Writer:
+class _Writer(ExperimentWriter):
     """Appends rows; a new column, which changes the header, replaces the file atomically."""
 
     def __init__(self, file: Path) -> None:
+        # Without Lightning's constructor, which deletes the file.
         self.file = file
         self.metrics: list[dict[str, Any]] = []  # not yet written
         self._columns: list[str] = []
         file.parent.mkdir(parents=True, exist_ok=True)
 
-    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
-        self.metrics.append({**metrics, "step": step})
+    def log_metrics(self, metrics_dict: dict[str, float], step: int | None = None) -> None:
+        self.metrics.append({**metrics_dict, "step": len(self.metrics) if step is None else step})
 
     def save(self) -> None:
         if {name for row in self.metrics for name in row} <= set(self._columns):

@@ -59,7 +59,7 @@ def rewind(run_dir: Path, trainer: L.Trainer, steps: int, row: dict[str, float])
                 _cut_events(file, steps, row)
             if row:
                 values = {name: value for name, value in row.items() if name != "step"}
-                logger.log_metrics(values, row["step"])
+                logger.log_metrics(values, int(row["step"]))
     _cut_samples(run_dir / SAMPLES, steps)
 
 

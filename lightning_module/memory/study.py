@@ -22,6 +22,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from torch import Tensor
 
 from lightning_module.callbacks.stopping import ValidateAtEnd
+from lightning_module.data.datamodule import SentenceDataModule
 from lightning_module.memory.tasks import TASKS, Sequences
 from lightning_module.model import SentencePredictor
 from lightning_module.schedules import constant, cosine
@@ -83,11 +84,10 @@ def remember(study: Study, report: Report, keep: Callable[[dict[str, Any]], None
     longest = max(study.steps)
     kept, learned = copy.deepcopy(model.state_dict()), False
     probe = next(iter(Sequences(study.task, longest, GRADIENT_ROWS, study.seed + 2)))
-    results = {
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "success": {},
-        "gradient": {"start": gradient_norms(model, probe.inputs, probe.targets[-1])},
-    }
+    success: dict[int, dict[str, float]] = {}
+    gradient = {"start": gradient_norms(model, probe.inputs, probe.targets[-1])}
+    parameters = sum(p.numel() for p in model.parameters())
+    results = {"parameters": parameters, "success": success, "gradient": gradient}
     keep(results)
     work = {delay: delay * most for delay, most in study.steps.items()}
     done = 0
@@ -107,7 +107,7 @@ def remember(study: Study, report: Report, keep: Callable[[dict[str, Any]], None
         trainer = _trainer(most, ValidateAtEnd(), solved, progress)
         trainer.fit(model, Sequences(study.task, delay, study.batch_size, study.seed), check)
         right = trainer.callback_metrics["val_top1"].item()
-        results["success"][delay] = {
+        success[delay] = {
             "right": right,
             "steps": trainer.global_step,
             "cpu_seconds": time.process_time() - begun,
@@ -118,15 +118,15 @@ def remember(study: Study, report: Report, keep: Callable[[dict[str, Any]], None
         done += work[delay]
         keep(results)
     model.load_state_dict(kept)
-    results["gradient"]["end"] = gradient_norms(model, probe.inputs, probe.targets[-1])
+    gradient["end"] = gradient_norms(model, probe.inputs, probe.targets[-1])
     keep(results)
     return "right after " + ", ".join(
-        f"{delay}: {found['right']:.0%}" for delay, found in results["success"].items()
+        f"{delay}: {found['right']:.0%}" for delay, found in success.items()
     )
 
 
 def read_text(
-    study: Study, data: L.LightningDataModule, report: Report, keep: Callable[[dict], None]
+    study: Study, data: SentenceDataModule, report: Report, keep: Callable[[dict], None]
 ) -> str:
     """Trains on running text; `success` is the loss after contexts of different lengths.
 
@@ -147,23 +147,22 @@ def read_text(
     last = len(stream) - CONTEXT_TARGETS
     indices = torch.randint(longest, last, (CONTEXT_ROWS,), generator=generator)
     probe = stream[indices[:GRADIENT_ROWS] - torch.arange(longest, -1, -1)[:, None]]
-    results = {
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "success": {},
-        "gradient": {"start": gradient_norms(model, probe[:-1], probe[-1])},
-    }
+    success: dict[int, dict[str, float]] = {}
+    gradient = {"start": gradient_norms(model, probe[:-1], probe[-1])}
+    parameters = sum(p.numel() for p in model.parameters())
+    results = {"parameters": parameters, "success": success, "gradient": gradient}
     keep(results)
     progress = _Progress(report, 0.0, 0.99, "training")
     trainer = _trainer(study.text_steps, progress, limit_val_batches=0)
     trainer.fit(model, datamodule=data)
-    results["gradient"]["end"] = gradient_norms(model, probe[:-1], probe[-1])
+    gradient["end"] = gradient_norms(model, probe[:-1], probe[-1])
     for context in sorted(study.steps):
-        results["success"][context] = {
+        success[context] = {
             "bits_per_char": context_loss(model, stream, indices, context) / data.chars_per_token
         }
         keep(results)
     return "bits per character after " + ", ".join(
-        f"{context}: {found['bits_per_char']:.2f}" for context, found in results["success"].items()
+        f"{context}: {found['bits_per_char']:.2f}" for context, found in success.items()
     )
 
 

@@ -115,7 +115,9 @@ def _quote_words(value: str) -> str:
     """A value with quotes around each word that Hydra cannot read."""
 
     def quote_word(found: re.Match) -> str:
-        before, word, after = re.fullmatch(r"(\s*)(.*?)(\s*)", found[0], re.DOTALL).groups()
+        parts = re.fullmatch(r"(\s*)(.*?)(\s*)", found[0], re.DOTALL)
+        assert parts is not None  # the pattern matches every text
+        before, word, after = parts.groups()
         if word.startswith(("'", '"')) or not _FOREIGN.search(re.sub(_INTERPOLATION, "", word)):
             return found[0]
         return before + _quote(_ESCAPED.sub(r"\1", word)) + after

@@ -37,8 +37,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
 
 from lightning_module.atomic_files import write_atomically
 from lightning_module.errors import DamagedFile
@@ -93,7 +93,7 @@ class Job:
 
     def told(self, direction: str) -> float:
         """The value for a search: finite, for a failed job the worst possible."""
-        if self.state == COMPLETE:
+        if self.state == COMPLETE and self.value is not None:
             return max(-WORST, min(self.value, WORST))
         return WORST if direction == "minimize" else -WORST
 
@@ -148,7 +148,8 @@ def read_description(sweep_dir: Path) -> dict[str, Any]:
 def read_jobs(sweep_dir: Path) -> list[Job]:
     """The records of all jobs that have begun, by number."""
     numbers = sorted(int(f.stem) for f in (sweep_dir / JOBS).glob("*.json"))
-    return [read_job(sweep_dir, number) for number in numbers]
+    jobs = (read_job(sweep_dir, number) for number in numbers)
+    return [job for job in jobs if job is not None]
 
 
 def own_overrides(overrides: list[str]) -> list[str]:
@@ -189,7 +190,8 @@ def run_job() -> Job:
             return earlier
         if earlier is not None and rank == 0:
             job.seconds = earlier.seconds
-        arguments = _arguments(job, hydra, interrupted=earlier and earlier.state == UNFINISHED)
+        interrupted = earlier is not None and earlier.state == UNFINISHED
+        arguments = _arguments(job, hydra, interrupted=interrupted)
         if rank == 0:
             write_job(sweep_dir, job)
         begun = time.monotonic()
@@ -208,7 +210,7 @@ def run_job() -> Job:
     return job
 
 
-def _arguments(job: Job, hydra: DictConfig, interrupted: bool) -> list[str]:
+def _arguments(job: Job, hydra: HydraConf, interrupted: bool) -> list[str]:
     """The command line of a job's process."""
     run_dir = Path(job.run_dir)
     command = [sys.executable, "-m", "lightning_module.train"]

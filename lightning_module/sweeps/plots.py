@@ -111,7 +111,7 @@ def draw_parallel(sweep: "Sweep", path: Path) -> list[str]:
         parameter_axis(name, described, [sweep.value(job, name) for job in jobs])
         for name, described in sweep.parameters.items()
     ]
-    results = [job.value for job in sweep.complete]
+    results = [_value(job) for job in sweep.complete]
     lowest, highest = min(results), max(results)
     room = 0.04 * (highest - lowest) or 0.1 * max(1, abs(lowest))
     lowest, highest = lowest - room, highest + room
@@ -135,16 +135,20 @@ def draw_parallel(sweep: "Sweep", path: Path) -> list[str]:
         job = jobs[i]
         ends = [_spread(axis, axis.places[i], spread) for axis in axes]
         failed = job.state == FAILED
-        ends.append(-0.09 if failed else height(job.value))
+        ends.append(-0.09 if failed else height(_value(job)))
         xs = np.concatenate([k + smooth for k in range(len(axes))])
         ys = np.concatenate([a + (b - a) * ease for a, b in itertools.pairwise(ends)])
+        style: dict[str, Any]
         if failed:
             style = {"color": "0.6", "linewidth": 0.9, "linestyle": (0, (4, 3)), "zorder": 1}
         else:
-            colour = _COLOURS(shade(_LIGHTEST * (1 - height(job.value))))
-            best = job is sweep.complete[0]
-            style = {"color": colour, "linewidth": 3.2 if best else 1.4, "zorder": 5 if best else 2}
-            style["alpha"] = 1.0 if best or len(jobs) <= 40 else 0.5
+            colour = _COLOURS(shade(_LIGHTEST * (1 - height(_value(job)))))
+            first = job is sweep.complete[0]
+            style = {"color": colour, "linewidth": 3.2 if first else 1.4}
+            style |= {
+                "zorder": 5 if first else 2,
+                "alpha": 1.0 if first or len(jobs) <= 40 else 0.5,
+            }
         plot.plot(xs, ys, solid_capstyle="round", **style)
     round_numbers = _round_numbers(lowest, highest, log=False)
     labels = _labels(round_numbers, log=False)
@@ -154,8 +158,8 @@ def draw_parallel(sweep: "Sweep", path: Path) -> list[str]:
     _draw_axis(plot, len(axes), sweep.objective, objective, "right")
     best = sweep.complete[0]
     plot.annotate(
-        f"best {best.value:.4f}\njob {best.number}",
-        (len(axes), height(best.value)),
+        f"best {_value(best):.4f}\njob {best.number}",
+        (len(axes), height(_value(best))),
         xytext=(44, 0),
         textcoords="offset points",
         va="center",
@@ -164,13 +168,13 @@ def draw_parallel(sweep: "Sweep", path: Path) -> list[str]:
         color=_COLOURS(0.0),
         annotation_clip=False,
     )
-    failed = sum(job.state == FAILED for job in jobs)
-    if failed:
+    failures = sum(job.state == FAILED for job in jobs)
+    if failures:
         plot.text(
-            len(axes) + 0.04, -0.09, f"{failed} failed", color="0.45", va="center", fontsize=9
+            len(axes) + 0.04, -0.09, f"{failures} failed", color="0.45", va="center", fontsize=9
         )
     plot.set_xlim(-0.35, len(axes) + 0.55)
-    plot.set_ylim(-0.14 if failed else -0.05, 1.2)
+    plot.set_ylim(-0.14 if failures else -0.05, 1.2)
     plot.axis("off")
     figure.suptitle(
         f"{len(sweep.complete)} jobs of {sweep.directory.name}: "
@@ -229,7 +233,7 @@ def draw_importance(sweep: "Sweep", path: Path) -> list[str]:
         path.unlink(missing_ok=True)
         return [f"No importance: it needs {FEWEST} complete jobs and two settings that vary."]
     shares, method = importance(sweep, varied)
-    names = sorted(shares, key=shares.get)
+    names = sorted(shares, key=shares.__getitem__)
     figure = Figure(figsize=(7.2, 1.5 + 0.42 * len(names)), layout="constrained")
     plot = figure.subplots()
     values = [shares[name] for name in names]
@@ -266,10 +270,10 @@ def importance(sweep: "Sweep", parameters: list[str]) -> tuple[dict[str, float],
 def _study(sweep: "Sweep", parameters: list[str]) -> Any:
     """The complete jobs as an Optuna study."""
     import optuna
-    from optuna.distributions import CategoricalDistribution, FloatDistribution
+    from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    space = {
+    space: dict[str, BaseDistribution] = {
         name: CategoricalDistribution(d["choices"])
         if "choices" in d
         else FloatDistribution(d["low"], d["high"], log=d["log"])
@@ -284,14 +288,14 @@ def _study(sweep: "Sweep", parameters: list[str]) -> Any:
         }
         return optuna.create_trial(params=numbers, distributions=space, value=job.value)
 
-    study = optuna.create_study(direction=sweep.direction)
+    study = optuna.create_study(direction=optuna.study.StudyDirection[sweep.direction.upper()])
     study.add_trials([trial(job) for job in sweep.complete])
     return study
 
 
 def rank_importance(sweep: "Sweep", parameters: list[str]) -> dict[str, float]:
     """By the ranks of the results: Spearman's correlation, for choices the correlation ratio."""
-    results = _ranks([job.value for job in sweep.complete])
+    results = _ranks([_value(job) for job in sweep.complete])
     found = {}
     for name in parameters:
         values = [sweep.value(job, name) for job in sweep.complete]
@@ -303,6 +307,12 @@ def rank_importance(sweep: "Sweep", parameters: list[str]) -> dict[str, float]:
             numbers = _ranks([float(v) for v in values])
             found[name] = abs(float(np.corrcoef(numbers, results)[0, 1]))
     return found
+
+
+def _value(job: Job) -> float:
+    """The value of a complete job."""
+    assert job.value is not None
+    return job.value
 
 
 def _ranks(values: list[float]) -> np.ndarray:

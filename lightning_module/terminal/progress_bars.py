@@ -51,19 +51,19 @@ def reading(what: str, total: int | None, log: logging.Logger) -> Iterator[Calla
         with progress_bars(console, transient=True) as bars:
             bar = bars.add_task(said(), total=total)
 
-            def advance(characters: int) -> None:
+            def advance_bar(characters: int) -> None:
                 nonlocal read
                 read += characters
                 bars.update(bar, completed=read, description=said())
 
-            yield advance
+            yield advance_bar
         return
 
-    def advance(characters: int) -> None:
+    def advance_lines(characters: int) -> None:
         nonlocal read, next_line
         read += characters
         if time.monotonic() > next_line:
             next_line = time.monotonic() + EVERY_SECONDS
             log.info("%s%s", said(), f" ({read / total:.0%})" if total else "")
 
-    yield advance
+    yield advance_lines

@@ -122,9 +122,9 @@ def test_an_accumulated_step_is_the_mean_over_its_tokens(layer_type):
             chunk_nll = F.cross_entropy(
                 logits.flatten(0, 1), chunk.targets.flatten(), reduction="sum"
             )
-            losses.append(chunk_nll.item() / chunk.count())
+            losses.append(chunk_nll.item() / chunk.token_count())
             nll = nll + chunk_nll
-        mean = nll / sum(chunk.count() for chunk in step)
+        mean = nll / sum(chunk.token_count() for chunk in step)
         gradients = torch.autograd.grad(mean, expected.parameters())
         with torch.no_grad():
             for weight, gradient in zip(expected.parameters(), gradients, strict=True):

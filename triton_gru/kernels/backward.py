@@ -369,12 +369,12 @@ def scan_backward(
     pieces = _pieces(T, D)
     if len(pieces) > 1:
         d_gates_x = torch.empty_like(gates_x, memory_format=torch.contiguous_format)
-    later = None  # results of the piece after this one in time, and the sums so far
+    later: list[Tensor] = []  # results of the piece after this one in time, and the sums so far
     for piece in pieces:
         begin, dy_piece = piece.start, dy[piece]
         if len(pieces) > 1:
             dy_piece = dy_piece.to(torch.float32, copy=True)  # dh between pieces is float32
-            if later is not None:
+            if later:
                 dy_piece[-1] += later[0].transpose(0, 1)
         first = y[begin - 1].transpose(0, 1).contiguous() if begin else h0_cast
         by_gates, *found = _backward_piece(
@@ -396,7 +396,7 @@ def scan_backward(
             d_gates_x = by_gates
         else:
             d_gates_x[piece] = by_gates
-        if later is not None:  # sums in float32; dh0 is that of the first piece
+        if later:  # sums in float32; dh0 is that of the first piece
             found[1:] = [sums.float() + new for sums, new in zip(later[1:], found[1:], strict=True)]
         later = found
     dh0, dweight, dbias = later
@@ -433,11 +433,11 @@ def _backward_piece(
     gates_h: Tensor | None,
     plan: Plan,
     polls: int,
-) -> tuple[Tensor | None, ...]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`scan_backward` of some consecutive steps; h0 is the state before them, all in one dtype.
 
     Returns:
-        The derivatives by gates_x, h0 (float32), the weight and the bias (where there is none too).
+        The derivatives by gates_x, h0 (float32), the weight and the bias (also without a bias).
     """
     T, B, D, _ = gates_x.shape
     H, HP = h0.shape[-1], transposed.shape[-1]

@@ -141,7 +141,7 @@ def test_ranks_together_read_what_one_rank_reads(lengths, seq_len, batch_size, w
             assert torch.equal(together, getattr(whole, name))
         # Every rank knows how many tokens all of them predict.
         count = int((whole.targets != IGNORE).sum())
-        assert {item.count() for item in shares} == {whole.count()} == {count}
+        assert {item.token_count() for item in shares} == {whole.token_count()} == {count}
 
 
 def test_rows_by_hand():

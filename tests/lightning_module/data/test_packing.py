@@ -70,7 +70,7 @@ def test_every_token_is_predicted_once_from_its_own_sentence(documents, seq_len,
                 found.append((item.inputs[t, row].item(), target, reset))
     assert found == expected
     for item in items:
-        assert item.count() == int((item.targets != IGNORE).sum())
+        assert item.token_count() == int((item.targets != IGNORE).sum())
 
 
 @settings(max_examples=30)
@@ -89,7 +89,7 @@ def test_ranks_together_read_what_one_rank_reads(documents, batch_size, world):
         for name in ("inputs", "targets", "fresh", "resets"):
             together = torch.cat([getattr(item, name) for item in shares], -1)
             assert torch.equal(together, getattr(alone[k], name))
-        assert {item.count() for item in shares} == {alone[k].count()}
+        assert {item.token_count() for item in shares} == {alone[k].token_count()}
 
 
 @pytest.mark.parametrize("layer_type", ["gru", "gru_reset_before"])
@@ -100,7 +100,7 @@ def test_the_loss_is_that_of_the_sentences_one_by_one(layer_type):
     torch.manual_seed(1)
     net = SentencePredictor(500, {"name": layer_type}, embedding_size=5, hidden_size=7).double()
     assert net.takes_resets
-    packed = sum(net.training_step(data[k], k) * data[k].count() for k in range(len(data)))
+    packed = sum(net.training_step(data[k], k) * data[k].token_count() for k in range(len(data)))
     alone = 0.0
     for sentence in sentences:
         logits, _ = net(torch.tensor([DOC, *sentence[:-1]])[:, None])

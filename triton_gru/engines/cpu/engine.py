@@ -1,7 +1,7 @@
 """A layer of the recurrence on a CPU in float32, by scan.c."""
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -52,8 +52,8 @@ def forward(
     gates = None
     if save_gates:
         gates = x.new_empty(D, x.shape[:-1].numel(), 4 if reset_after else 3, H)
-    tensors = (x, resets, h0, y, last, gates, None, None, None)
-    _call(library().scan_forward, tensors, params, (), rows, rows_first, reset_after)
+    rest = (y, last, gates, None, None, None)
+    _call(library().scan_forward, x, resets, h0, rest, params, (), rows, rows_first, reset_after)
     return y, last, gates
 
 
@@ -98,23 +98,27 @@ def backward(
     else:
         dh0 = dlast.clone(memory_format=torch.contiguous_format)
     dparams = [torch.empty_like(p) if params_needed else None for p in params]
-    tensors = (x, resets, h0, y, None, gates, dy, dx, dh0)
-    _call(library().scan_backward, tensors, params, dparams, rows, rows_first, reset_after)
-    if input_needed:
+    rest = (y, None, gates, dy, dx, dh0)
+    _call(
+        library().scan_backward, x, resets, h0, rest, params, dparams, rows, rows_first, reset_after
+    )
+    if dx is not None:
         dx = dx[0] if D == 1 else dx[0].add_(dx[1])
     return dx, dh0, dparams
 
 
 def _call(
-    function,
-    tensors: Sequence[Tensor | None],
+    function: Callable[[bytes], int],
+    x: Tensor,
+    resets: Tensor | None,
+    h0: Tensor,
+    rest: Sequence[Tensor | None],
     params: Sequence[Tensor],
     dparams: Sequence[Tensor | None],
     rows: PackedRows | None,
     rows_first: bool,
     reset_after: bool,
 ) -> None:
-    x, _, h0, *_ = tensors
     D, B, H = h0.shape
     kinds = len(params) // D
     if rows is None:
@@ -130,7 +134,9 @@ def _call(
             by_direction += own + [0] * (4 - len(own))
     threads = torch.get_num_threads()
     numbers = (T, B, x.shape[-1], H, D, reset_after, threads, ROWS_A_PIECE, to_step, to_row)
-    if function(_LAYER.pack(*numbers, _at(offsets), *map(_at, tensors), *by_direction)):
+    if function(
+        _LAYER.pack(*numbers, _at(offsets), *map(_at, (x, resets, h0, *rest)), *by_direction)
+    ):
         raise MemoryError("triton_gru's CPU engine could not allocate its buffers")
 
 
