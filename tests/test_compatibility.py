@@ -11,7 +11,7 @@ from tests.compatibility import CompatibilityError
 from triton_gru import GRU, GRUCell
 
 
-def test_the_page_is_what_the_marks_say():
+def test_the_page_matches_the_marks():
     assert compatibility.PAGE.read_text("utf-8") == compatibility.page(), (
         "run: python -m tests.compatibility"
     )

@@ -52,7 +52,7 @@ def test_links_out_of_the_site_are_text(site):
 
 
 @pytest.mark.slow
-def test_each_page_speaks_its_language_and_leads_to_itself_in_the_other(site):
+def test_each_page_has_its_language_and_links_to_its_translation(site):
     for name, page in site.items():
         if name == "404.html":
             continue
@@ -66,7 +66,7 @@ def test_each_page_speaks_its_language_and_leads_to_itself_in_the_other(site):
 
 
 @pytest.mark.slow
-def test_a_chinese_word_is_indexed_wherever_it_stands(folder):
+def test_a_chinese_word_is_indexed_at_every_position(folder):
     entries = json.loads((folder / "search" / "search_index.json").read_text("utf-8"))["docs"]
     word = "检查点"
     holding = [e for e in entries if word in e["title"] + e["text"]]

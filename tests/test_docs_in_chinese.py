@@ -48,7 +48,7 @@ def sections(prose):
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_a_chinese_page_says_what_the_english_one_says(name):
+def test_a_chinese_page_matches_the_english_one(name):
     english, chinese = (
         code_and_prose((ROOT / "docs" / folder / name).read_text("utf-8")) for folder in ("", "zh")
     )

@@ -31,7 +31,7 @@ def test_the_readme_is_short_and_begins_with_a_picture(readme):
     assert any(line.startswith("<img ") for line in lines[:24])
 
 
-def test_both_readmes_say_the_same():
+def test_both_readmes_match():
     english, chinese = (
         (ROOT / readme).read_text("utf-8") for readme in ("README.md", "README.zh.md")
     )

@@ -27,7 +27,7 @@ def test_each_file_is_a_mapping(path):
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=names(WORKFLOWS))
-def test_jobs_call_what_exists(path):
+def test_jobs_call_existing_targets(path):
     workflow = yaml.safe_load(path.read_text("utf-8"))
     targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
     for job in workflow["jobs"].values():
@@ -43,7 +43,7 @@ def test_jobs_call_what_exists(path):
 
 
 @pytest.mark.parametrize("path", FORMS, ids=names(FORMS))
-def test_forms_have_what_github_asks_for(path):
+def test_forms_have_the_fields_that_github_requires(path):
     form = yaml.safe_load(path.read_text("utf-8"))
     assert form["name"] and form["description"]
     fields = [element for element in form["body"] if element["type"] != "markdown"]

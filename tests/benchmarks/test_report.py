@@ -105,7 +105,7 @@ def test_the_table_for_the_readme(data):
     assert "differ by 10 % in the median cell, 10 % in the worst" in table
 
 
-def test_what_failed_stands_under_the_table(data):
+def test_failures_are_listed_under_the_table(data):
     cell = find_cell(data, H=2048, mode="train")
     cell["results"]["triton_gru"] = {"status": "lost", "reason": "hung"}
     cell["results"]["flashrnn"] = {"status": "missing", "reason": "no module"}

@@ -113,7 +113,7 @@ def test_nan_is_no_result(record, monkeypatch):
         (implementations.Unsupported("not that"), "unsupported"),
     ],
 )
-def test_a_implementation_that_fails_says_so_and_the_others_go_on(
+def test_a_failed_implementation_is_recorded_and_the_others_are_measured(
     record, monkeypatch, error, status
 ):
     def fails(cell, weights):
@@ -156,7 +156,7 @@ def test_what_is_measured_is_not_measured_again(record):
     assert after[record.cells[1].id]["results"]["nn.GRU"]["status"] == "ok"
 
 
-def test_a_probe_that_fails_says_so(record):
+def test_a_failed_probe_is_recorded(record):
     def fails(*_):
         raise RuntimeError("words were missed")
 

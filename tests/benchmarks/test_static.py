@@ -78,7 +78,7 @@ def test_one_plan_of_each_scan_has_no_shortcoming_and_would_have():
         assert static.shortcomings(row, crowded)
 
 
-def test_what_is_not_planned_says_why_and_is_no_shortcoming():
+def test_shapes_without_a_plan_have_a_reason_and_are_no_shortcoming():
     row = static.examine(86, Problem(16, 2048, "bfloat16", True, "forward"))
     assert row["kernel"] == "none" and not row["short"]
     assert "has to stay on chip" in row["why"]
@@ -120,7 +120,7 @@ def test_an_operand_of_which_a_part_is_lost_is_seen(arch, flags_of_eight_bits, m
     assert operands.examine(arch, problem, plan, uneven=True)["short"] == row["short"]
 
 
-def test_words_that_threads_hand_on_and_nobody_reads_are_counted():
+def test_unread_shuffles_are_counted():
     ptx = """
     shfl.sync.idx.b32 %r3, %r1, %r2, 31, -1;
     shfl.sync.bfly.b32 %r4, %r1, 1, 31, -1;
@@ -159,7 +159,7 @@ def test_the_kinds_of_plans_leave_none_out(dtype, tensor_cores):
     assert met and met <= kinds
 
 
-def test_every_plan_is_looked_at_with_and_without_lengths_and_resets():
+def test_every_plan_is_examined_with_and_without_lengths_and_resets():
     problem, plan = _narrow_tail_of_every_plan()
     for uneven in (False, True):
         assert operands.examine(90, problem, plan, uneven)["short"] == []

@@ -230,7 +230,7 @@ def test_a_signal_that_is_ignored_or_handled_otherwise_stays_so():
         *(({name: "1"}, {}) for name in commands._WAITING_OF_THE_USER),
     ],
 )
-def test_threads_wait_as_the_user_says_or_asleep(monkeypatch, of_the_user, expected):
+def test_waiting_threads_sleep_unless_the_user_decides(monkeypatch, of_the_user, expected):
     environment = {"HOME": "/", **of_the_user}
     monkeypatch.setattr(commands.os, "environ", dict(environment))
     commands._let_waiting_threads_sleep()
@@ -267,7 +267,7 @@ def test_output_that_cannot_be_written_is_one_line_or_none(tmp_path, line, code,
     assert errors in done.stderr
 
 
-def test_a_training_goes_on_without_its_output(capsys):
+def test_a_training_continues_without_its_output(capsys):
     class Full(io.StringIO):
         def write(self, text):
             raise OSError(errno.ENOSPC, "No space left on device")

@@ -27,7 +27,7 @@ def judged(monkeypatch, capsys):
     return run
 
 
-def test_a_checkpoint_is_judged_as_its_run_judged_it(trained, command, judged, monkeypatch):
+def test_a_checkpoint_is_evaluated_as_in_its_run(trained, command, judged, monkeypatch):
     monkeypatch.setenv("TRITON_GRU_CACHE", str(command.home / "cache"))
     validated = [row for row in read_metrics(trained / METRICS) if "val_loss" in row]
     best = min(validated, key=lambda row: row["val_loss"])
@@ -37,7 +37,7 @@ def test_a_checkpoint_is_judged_as_its_run_judged_it(trained, command, judged, m
             assert found[name] == pytest.approx(expected[f"val_{name}"], rel=1e-6), name
 
 
-def test_other_text_is_judged_whole(trained, judged, tmp_path, fails):
+def test_other_text_is_evaluated_completely(trained, judged, tmp_path, fails):
     text = made_text(3_000, seed=5)
     (tmp_path / "a.txt").write_text(text[:1000] + "ß")
     (tmp_path / "b.txt").write_text(text[1000:])

@@ -95,7 +95,7 @@ def test_bytes_that_make_no_character_end_no_sentence_and_hold_none_up():
     assert say(Scripted(tokenizer, "天地"), tokenizer, "", max_tokens=4) == ["天"]
 
 
-def test_the_model_reads_the_prompt_and_then_what_it_said(tokenizer):
+def test_the_model_reads_the_prompt_and_then_its_own_tokens(tokenizer):
     model = Scripted(tokenizer, "cd.a")
     say(model, tokenizer, "ab")
     read = [tokenizer.decode(t[:, 0].tolist()) for t in model.read]
@@ -136,9 +136,7 @@ def test_a_step_scores_as_the_whole_text_does(tokenizer, layer_type):
 
 
 @pytest.mark.parametrize("every", [1, 4, 1000])
-def test_the_host_looks_only_now_and_then_and_that_changes_no_sentence(
-    tokenizer, every, monkeypatch
-):
+def test_fewer_checks_on_the_host_change_no_sentence(tokenizer, every, monkeypatch):
     torch.manual_seed(0)
     model = SentencePredictor(tokenizer.vocab_size).eval()
     torch.nn.init.constant_(model.output.bias, 0)
@@ -180,7 +178,7 @@ class Waits(torch.utils._python_dispatch.TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def test_the_seed_decides_and_doc_and_unk_are_never_said(tokenizer):
+def test_the_seed_decides_and_doc_and_unk_are_never_generated(tokenizer):
     torch.manual_seed(0)
     model = SentencePredictor(tokenizer.vocab_size).eval()
     torch.nn.init.constant_(model.output.bias, 0)

@@ -61,7 +61,7 @@ def test_ended_at_random_moments_it_ends_the_same(tmp_path, how, ranks):
 
 
 @pytest.mark.slow
-def test_a_run_killed_before_its_first_checkpoint_begins_anew(command, text_file, tmp_path):
+def test_a_run_killed_before_its_first_checkpoint_starts_over(command, text_file, tmp_path):
     arguments = [*TINY, f"data.paths=[{text_file}]", "trainer.max_steps=20"]
     whole = command("train", *arguments, f"run_dir={tmp_path / 'whole'}")
     assert whole.returncode == 0, whole.stderr
@@ -158,7 +158,7 @@ def test_what_was_logged_after_the_checkpoint_is_cut(train_here, tmp_path, monke
         assert found[2] == expected[2]
 
 
-def test_metrics_are_added_to_and_never_rewritten_in_place(tmp_path, monkeypatch):
+def test_metrics_are_appended_and_never_rewritten_in_place(tmp_path, monkeypatch):
     def logger():
         return MetricsLogger(tmp_path, name="", version="")
 

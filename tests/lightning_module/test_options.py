@@ -168,7 +168,7 @@ def test_an_averaged_run_resumes_to_the_same_weights(run, tmp_path, averaging):
 
 
 @pytest.mark.parametrize("interval", [1, 3, 5])
-def test_a_signal_is_heard_whatever_is_validated_when(run, tmp_path, interval):
+def test_a_signal_is_handled_with_any_validation_interval(run, tmp_path, interval):
     """Also where every batch is followed by a validation; the run goes on to the same weights."""
     settings = [f"trainer.val_check_interval={interval}"]
     whole = run("whole", *settings)
@@ -296,7 +296,7 @@ def test_a_logger_names_the_package_that_it_lacks(run, tmp_path, monkeypatch, pa
 
 
 @pytest.mark.parametrize("package", ["wandb", "mlflow"])
-def test_a_logger_goes_on_with_its_run(run, tmp_path, monkeypatch, package):
+def test_a_logger_continues_its_run(run, tmp_path, monkeypatch, package):
     """Without a network; metrics.csv is kept as well."""
     pytest.importorskip(package)
     monkeypatch.setenv("WANDB_MODE", "offline")

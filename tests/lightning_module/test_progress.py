@@ -79,7 +79,7 @@ ENDS = {
 
 
 @pytest.mark.parametrize("end", ENDS)
-def test_the_bar_ends_at_all_and_says_when_it_validates(end):
+def test_the_bar_ends_at_100_percent_and_shows_validations(end):
     progress = Watched(terminal=True)
     trainer = run(progress, **ENDS[end])
     ((share, status),) = progress.shown[-1]
@@ -98,7 +98,7 @@ def test_the_bar_ends_at_all_and_says_when_it_validates(end):
         assert trainer.global_step == 15 and len(validating) == 3 * 4
 
 
-def test_without_a_terminal_lines_say_the_same():
+def test_without_a_terminal_lines_show_the_same():
     progress = Watched(terminal=False)
     run(progress, max_steps=7)
     lines = progress.output.getvalue().splitlines()

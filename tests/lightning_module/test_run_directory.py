@@ -82,7 +82,7 @@ def test_an_empty_folder_is_filled_in_place_and_left_empty_by_a_failed_start(tra
     assert (own / CONFIG).is_file() and not (own / LOCK).exists()
 
 
-def test_what_a_new_file_system_holds_counts_as_nothing(tmp_path):
+def test_content_of_a_new_file_system_is_ignored(tmp_path):
     (tmp_path / "lost+found").mkdir(mode=0)
     _, undo = make(tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {"lost+found", LOCK, CHECKPOINTS, CONFIG}
@@ -90,7 +90,7 @@ def test_what_a_new_file_system_holds_counts_as_nothing(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["lost+found"]
 
 
-def test_what_a_killed_start_left_is_begun_again(tmp_path):
+def test_the_directory_of_a_killed_start_is_used_again(tmp_path):
     left = tmp_path / "left"
     (left / CHECKPOINTS).mkdir(parents=True)
     (left / CHECKPOINTS / TOKENIZER).write_text("another tokenizer")
@@ -203,7 +203,7 @@ def test_a_second_process_is_refused_in_one_line(tmp_path, any_file_system):
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="tells processes apart by /proc")
-def test_a_process_that_is_gone_holds_nothing(tmp_path, any_file_system):
+def test_the_lock_of_an_ended_process_is_taken_over(tmp_path, any_file_system):
     hold(tmp_path, pid=2**22 + 1)  # above what Linux gives
     taken(tmp_path)
     hold(tmp_path, started=0)  # this pid, when another process had it
@@ -218,7 +218,9 @@ def test_a_process_that_is_gone_holds_nothing(tmp_path, any_file_system):
     child.wait()
 
 
-def test_a_process_elsewhere_counts_as_gone_when_it_is_silent(tmp_path, any_file_system, caplog):
+def test_the_lock_of_another_machine_is_taken_over_without_touches(
+    tmp_path, any_file_system, caplog
+):
     hold(tmp_path, machine="another", host="far", pid=7, seconds_ago=STALE / 2)
     error = held(tmp_path)
     assert "pid 7 on far since" in error and f"last touched {STALE / 2:.0f} s ago" in error

@@ -216,7 +216,7 @@ def test_batch_first_layout_is_named(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_what_is_no_tensor(backend):
+def test_arguments_that_are_not_tensors(backend):
     with pytest.raises(TypeError, match="GRU: Expected input to be a tensor, got list"):
         GRU(I, H, backend=backend)([1.0])
     with pytest.raises(TypeError, match="GRU: Expected hx to be a tensor, got tuple"):

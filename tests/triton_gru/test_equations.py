@@ -151,7 +151,7 @@ def test_a_frozen_input_changes_no_other_gradient(frozen, reset_after):
 
 
 @pytest.mark.parametrize("reset_after", VARIANTS)
-def test_what_stands_past_a_rows_end_does_not_matter(reset_after):
+def test_values_past_a_rows_end_have_no_effect(reset_after):
     inputs = make_inputs(5, 3, 2, 4, 2)
     lengths = torch.tensor([2, 5, 0])
     expected = run(inputs, reset_after, lengths)

@@ -309,7 +309,7 @@ def test_weight_norm():
 
 
 @pytest.mark.compat("attributes", "flatten_parameters and the attributes of an nn.GRU", "works")
-def test_has_what_users_read_off_an_nn_gru():
+def test_has_the_attributes_of_an_nn_gru():
     theirs, ours = pair(num_layers=2, bidirectional=True)
     assert isinstance(ours, nn.RNNBase)
     for name in vars(theirs):

@@ -161,7 +161,7 @@ def test_parametrizations_go_on(model, tokens):
     assert parametrize.type_before_parametrizations(model.towers[0]) is nn.GRU
 
 
-def test_pruning_goes_on(model, tokens):
+def test_pruning_continues(model, tokens):
     prune.l1_unstructured(model.towers[1], "weight_hh_l0", amount=0.5)
     expected = results(model, tokens)
     replace_gru(model, backend="reference")
@@ -170,7 +170,7 @@ def test_pruning_goes_on(model, tokens):
     assert (model.towers[1].weight_hh_l0 == 0).sum() == 150
 
 
-def test_a_model_compiled_before_is_compiled_anew(model, tokens):
+def test_a_model_compiled_before_is_compiled_again(model, tokens):
     compiled = torch.compile(model.eval(), backend="eager")
     expected = compiled(tokens)
     replace_gru(model, backend="reference")
@@ -180,7 +180,7 @@ def test_a_model_compiled_before_is_compiled_anew(model, tokens):
     assert ran == [GRU]
 
 
-def test_undo_keeps_what_was_learnt(model, tokens):
+def test_undo_keeps_trained_parameters(model, tokens):
     replacement = replace_gru(model)
     with torch.no_grad():
         model.encoder.weight_hh_l0.zero_()

@@ -1,6 +1,6 @@
-// Draws one inspection (see inspection_page.page_data for its fields) and, on the page that
-// triton-gru-predict serves, asks for another whenever the text changes. Texts reach the page as
-// textContent alone, never as markup.
+// Draws one inspection (see inspect/page.py, page_data, for its fields) and, on the page that
+// triton-gru-predict serves, requests another whenever the text changes. Texts are inserted as
+// textContent only, never as markup.
 "use strict";
 const byId = (id) => document.getElementById(id);
 const KEEP = [31, 95, 168], HALF = [246, 244, 239], DROP = [224, 108, 0];
@@ -25,7 +25,7 @@ const count = (tokens) => tokens >= 10 ? Math.round(tokens).toLocaleString("en")
 const bytes = (base64) => Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
 
 let shown = null; // the inspection on the page
-let chosen = 0; // the token that is looked at
+let chosen = 0; // the selected token
 
 function draw(inspection) {
   shown = { ...inspection };
@@ -60,7 +60,7 @@ function drawFindings() {
     return span;
   };
   const line = make("span");
-  line.append(`Half of the units hold on for fewer than ${count(memory[memory.length >> 1])} tokens, `
+  line.append(`Half of the units keep their value for fewer than ${count(memory[memory.length >> 1])} tokens, `
     + `one in ten for more than ${count(memory[Math.floor(memory.length / 10)])}. `);
   if (most.length) {
     line.append("It forgets most at: ");
@@ -226,7 +226,7 @@ function point(event, canvas) {
   const signed = (name) => ((2 * shown[name][at]) / 255 - 1).toFixed(2);
   byId("pointer").textContent =
     `“${shown.tokens[t].label}”, unit ${shown.units[row]}: update gate z ${gate("z")}, reset gate r `
-    + `${gate("r")}, candidate n ${signed("n")}, state h ${signed("h")}; the unit holds on for `
+    + `${gate("r")}, candidate n ${signed("n")}, state h ${signed("h")}; the unit keeps its value for `
     + `${count(shown.memory[row])} tokens`;
 }
 
@@ -275,7 +275,7 @@ window.addEventListener("resize", () => {
   resizing = setTimeout(() => { drawChart(); choose(chosen); }, 100);
 });
 
-// On the served page: one question at a time, and the last text typed meanwhile after it.
+// On the served page: one request at a time, then one for the last text typed meanwhile.
 let asking = false, waiting = false;
 
 async function ask() {
@@ -330,7 +330,7 @@ if (start.served) {
   byId("layer").value = start.inspection.layer;
   byId("layer-choice").hidden = start.inspection.layers === 1;
   byId("layer").addEventListener("change", ask);
-  // Not while a Chinese character is still being spelt.
+  // Not while a Chinese character is being composed.
   byId("text").addEventListener("input", (event) => event.isComposing || ask());
   byId("text").addEventListener("compositionend", ask);
   drawServed(start.inspection);

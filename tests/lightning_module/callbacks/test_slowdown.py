@@ -33,14 +33,14 @@ def speeds(monkeypatch):
     return run
 
 
-def test_says_so_once_when_the_speed_stays_under_a_fifth_of_the_best(speeds, capsys):
+def test_reports_once_while_the_speed_stays_under_a_fifth_of_the_best(speeds, capsys):
     # 10 steps a second, then one in 0.6 s: a sixth.
     said = speeds(slowdown.NoteSlowdown(), [0.1] * 100 + [0.6] * 200, capsys)
     assert len(said) == 1
     assert 100 + 2 * 5 / 0.6 <= said[0] <= 100 + 3 * 5 / 0.6 + 1
 
 
-def test_says_so_again_after_half_an_hour(speeds, capsys):
+def test_reports_again_after_half_an_hour(speeds, capsys):
     said = speeds(slowdown.NoteSlowdown(), [0.1] * 100 + [0.6] * 3100, capsys)
     assert len(said) == 2
     assert (said[1] - said[0]) * 0.6 == pytest.approx(30 * 60, abs=6)

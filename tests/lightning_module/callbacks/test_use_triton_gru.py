@@ -183,7 +183,7 @@ def test_every_stage_swaps(tmp_path, stage):
     torch.testing.assert_close(actual, expected)
 
 
-def test_says_what_was_swapped_and_what_will_run(tmp_path, caplog):
+def test_reports_what_was_swapped_and_which_backend_runs(tmp_path, caplog):
     caplog.set_level(logging.INFO, logger="lightning.pytorch")  # which commands may have quieted
     module = Forecaster()
     run = trainer(tmp_path, UseTritonGRU(), max_epochs=1)
@@ -197,7 +197,7 @@ def test_says_what_was_swapped_and_what_will_run(tmp_path, caplog):
     ]
 
 
-def test_says_when_nothing_was_swapped(tmp_path):
+def test_reports_that_nothing_was_swapped(tmp_path):
     class Without(Forecaster):
         def __init__(self):
             super().__init__()

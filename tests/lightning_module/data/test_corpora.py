@@ -315,7 +315,7 @@ def test_a_line_that_is_no_text_is_named_and_the_others_come():
         from_argument("a\n\udcff")
 
 
-def test_file_that_goes_away(tmp_path):
+def test_file_that_is_removed(tmp_path):
     file = tmp_path / "a.txt"
     file.write_text("abc")
     corpus = corpora.text_files([str(file)])

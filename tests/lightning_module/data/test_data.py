@@ -188,7 +188,7 @@ def read_back(chunks):
 
 
 @pytest.mark.parametrize("kind", ["char", "bpe", "word"])
-def test_text_comes_back_out_of_the_rows(kind):
+def test_rows_contain_the_text(kind):
     train = ["to be, or not to be\n" * 9, "", "天下大势，\n分久必合。\n" * 5, "to be\n"]
     val = ["to be not to be\n" * 3, "天下大势，\n"]
     module = made_module(train, val, TokenizerSettings(kind, 300), batch_size=3, seq_len=4)
@@ -358,7 +358,7 @@ def test_other_text_or_settings_are_other_files(tmp_path):
 @pytest.mark.parametrize(
     "name", ["about.json", "tokenizer.json", "train.tokens", "train.begins", "val.tokens"]
 )
-def test_damaged_files_are_made_anew(name, how, caplog):
+def test_damaged_files_are_made_again(name, how, caplog):
     cache = TokenCache(made_corpus(), CHAR)
     cache.make()
     whole = files_of(cache.folder)
@@ -437,7 +437,7 @@ def test_full_disk_leaves_nothing(monkeypatch):
     assert cache.open()[1].tokens == len(LETTERS) * 50
 
 
-def test_no_space_left_is_said(monkeypatch):
+def test_a_full_disk_is_reported(monkeypatch):
     def full(_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -507,7 +507,7 @@ def test_one_run_alone_replaces_damaged_tokens(cache, monkeypatch):
     assert second.open()[1].stream.tolist() == first.open()[1].stream.tolist()
 
 
-def test_what_killed_runs_left_is_swept(cache):
+def test_folders_left_by_killed_runs_are_removed(cache):
     old, new = cache / "tokens/.made-old", cache / "tokens/.made-new"
     for folder in (old, new):
         folder.mkdir(parents=True)
@@ -517,7 +517,7 @@ def test_what_killed_runs_left_is_swept(cache):
     assert new.exists() and not old.exists()
 
 
-def test_a_killed_run_leaves_nothing_that_counts(tmp_path, cache):
+def test_partial_folders_of_a_killed_run_are_not_used(tmp_path, cache):
     (tmp_path / "a.txt").write_text(LETTERS)
     code = MAKE + (
         "os.rename = lambda *_: os._exit(9);"

@@ -48,7 +48,7 @@ def corpus_ids(tokenizer, texts):
 # --- there and back -------------------------------------------------------------------------------
 
 
-def test_training_text_comes_back(tokenizer):
+def test_training_text_decodes_to_itself(tokenizer):
     for text in TEXTS:
         ids = tokenizer.encode(text)
         assert tokenizer.decode(ids) == text
@@ -66,7 +66,7 @@ def test_characters_by_the_table_are_those_of_the_library(known, text):
 
 @given(TROUBLE)
 @example("<doc>")
-def test_bpe_knows_every_text(text):
+def test_bpe_encodes_every_text(text):
     tokenizer = _trained("bpe")
     ids = tokenizer.encode(text)
     assert tokenizer.unk_id is None
@@ -76,7 +76,7 @@ def test_bpe_knows_every_text(text):
 
 @given(TROUBLE)
 @pytest.mark.parametrize("kind", ["char", "word"])
-def test_any_text_comes_back_once_known(kind, text):
+def test_text_of_known_tokens_decodes_to_itself(kind, text):
     tokenizer = Tokenizer.train(SETTINGS[kind], [text, text])
     assert tokenizer.decode(tokenizer.encode(text)) == text
     if kind == "char":
@@ -280,6 +280,6 @@ def test_prompts_that_are_no_unicode(kind):
         _trained(kind).encode("caf\udce9")
 
 
-def test_nothing_is_no_tokens(tokenizer):
+def test_empty_text_has_no_tokens(tokenizer):
     assert tokenizer.encode("") == [] == corpus_ids(tokenizer, [])
     assert tokenizer.decode([]) == ""

@@ -128,7 +128,7 @@ def test_memory_is_finite_where_a_gate_is_one(tokenizer):
     assert shut.memory.tolist() == pytest.approx([2**23] * 13)
 
 
-def test_what_cannot_be_shown_says_why(tokenizer):
+def test_errors_say_what_cannot_be_shown(tokenizer):
     model = made_model(tokenizer)
     for layer_type in ("lstm", "rnn"):
         with pytest.raises(InspectionError, match=f"'{layer_type}'.*model/layer_type=gru"):
@@ -177,7 +177,7 @@ class Elements(HTMLParser):
         self.attributes += attrs
 
 
-def test_the_page_needs_nothing_else_and_text_is_never_markup(tokenizer):
+def test_the_page_has_no_external_resources_and_text_is_never_markup(tokenizer):
     found = inspect_text(made_model(tokenizer), tokenizer, HOSTILE)
     whole, policy = page({"inspection": page_data(found, HOSTILE)}, HOSTILE)
     elements = Elements(whole)
@@ -224,7 +224,7 @@ def texts(figure):
     return [text.get_text() for text in figure.findobj(Text)]
 
 
-def test_the_picture_without_a_font_shows_code_points_and_says_so(
+def test_the_picture_without_a_font_shows_code_points_and_warns(
     tokenizer, tmp_path, monkeypatch, capsys, figures, recwarn
 ):
     monkeypatch.setattr(font_manager, "findSystemFonts", list)

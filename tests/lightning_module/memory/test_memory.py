@@ -151,7 +151,7 @@ def test_a_study_measures_every_delay_and_the_gradient_at_both_ends(task, layer_
 
 
 @pytest.mark.slow
-def test_a_gru_learns_and_goes_on_from_what_it_learnt(monkeypatch):
+def test_a_gru_learns_and_continues_from_learnt_weights(monkeypatch):
     monkeypatch.setattr(memory_study, "LEARNED", 0.7)
     monkeypatch.setattr(memory_study, "SOLVED", 0.7)
     study = replace(STUDY, steps={3: 2000, 6: 1000}, hidden_size=32, batch_size=32)

@@ -249,7 +249,7 @@ def test_a_resumed_run_reads_changes_as_a_fresh_run_does(file):
         ("foo=[", "cannot be read"),
     ],
 )
-def test_what_a_run_under_way_cannot_take_is_refused(file, setting, expected):
+def test_changes_that_a_resumed_run_cannot_take_are_refused(file, setting, expected):
     with pytest.raises(SettingsError, match=expected) as refused:
         changed(file, setting)
     assert "\n" not in str(refused.value)

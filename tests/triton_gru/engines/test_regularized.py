@@ -179,7 +179,7 @@ def test_dropping_is_the_plain_gru_in_evaluation(backend, kind, reset_after):
 @pytest.mark.compat(
     "beyond", "recurrent_dropout, weight_dropout, zoneout, layer_norm", "works better"
 )
-def test_off_is_the_plain_gru_and_draws_nothing():
+def test_off_is_the_plain_gru_and_draws_no_numbers():
     layer = GRU(I, H, 2, recurrent_dropout=0.0, weight_dropout=0.0, zoneout=0.0, layer_norm=False)
     assert [name for name, _ in layer.named_parameters()] == [
         name for name, _ in nn.GRU(I, H, 2).named_parameters()

@@ -115,7 +115,7 @@ def test_rows_with_lengths_equal_the_rows_alone(batch_first, bidirectional, back
 
 @every_backend
 @pytest.mark.compat("beyond", "lengths", "works better")
-def test_what_stands_past_the_end_reaches_nothing(backend, reset_after):
+def test_values_past_the_end_have_no_effect(backend, reset_after):
     """Not even the gradient of W_ih, in which 0 meets the input and 0 * NaN would be NaN."""
     layer = make_layer(bidirectional=True, reset_after=reset_after, backend=backend)
     lengths = torch.tensor([4, 0, T])
@@ -272,7 +272,7 @@ def test_nothing_waits_for_the_device(backend, reset_after):
 
 @pytest.mark.parametrize("mode", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize("recorded", [True, False], ids=["recorded", "no_grad"])
-def test_cudnn_is_told_when_its_backward_will_be_asked_for(monkeypatch, recorded, mode):
+def test_cudnn_runs_in_training_mode_if_a_backward_follows(monkeypatch, recorded, mode):
     """Its forward keeps nothing for the backward unless it is called in training mode."""
     flags = []
     own = torch.gru

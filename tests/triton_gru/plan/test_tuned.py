@@ -28,7 +28,7 @@ def test_without_a_measurement_the_estimate_decides():
         tuned.planned(problem(hidden=9000), DEVICES[90])
 
 
-def test_a_remembered_plan_serves_its_class_and_nothing_else(cache):
+def test_a_stored_plan_is_used_for_its_class_only(cache):
     other = all_plans(problem(), DEVICES[90])[2]
     tuned.remember(problem(), DEVICES[90], other)
     assert tuned.planned(problem(), DEVICES[90]) == other
