@@ -123,6 +123,8 @@ def _obstacle(name: str) -> str | None:
         device = torch.device(name)
     except RuntimeError as error:
         return str(error)
+    if torch.version.hip is not None:
+        return "the kernels are not enabled on AMD GPUs"
     if device.type == "cuda" and torch.cuda.is_available():
         count = torch.cuda.device_count()
         return None if (device.index or 0) < count else f"there are {count} GPUs here, no {name}"

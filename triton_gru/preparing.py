@@ -1,5 +1,6 @@
 """`prepare`: the verdicts that a model's calls need, before the first of them."""
 
+import importlib.util
 import logging
 from typing import Any
 
@@ -70,7 +71,12 @@ def prepare(module: nn.Module, x: Tensor | PackedSequence) -> dict[str, Verdict]
 
 
 def _measurable(device: torch.device) -> bool:
-    return device.type == "cuda"
+    """Whether there may be kernels for it."""
+    return (
+        device.type == "cuda"
+        and torch.version.hip is None
+        and importlib.util.find_spec("triton") is not None
+    )
 
 
 def _classes(module: nn.Module, x: Tensor | PackedSequence) -> list[ShapeClass]:

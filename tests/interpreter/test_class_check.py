@@ -1,5 +1,6 @@
 """The check of a class, the interpreter for a device: kernels that are right, wrong or stuck."""
 
+import re
 import sys
 
 import pytest
@@ -92,6 +93,19 @@ def test_states_that_are_wrong_with_lengths_alone(monkeypatch):
 
     changed(monkeypatch, forward, "scan_forward", spoil)
     assert failure().startswith("wrong y with lengths and resets")
+
+
+def test_one_element_that_is_wrong(monkeypatch):
+    """By what the norm of all leaves unseen."""
+
+    def spoil(y, call, options):
+        y[1, 0, 0, 3] += 0.06
+        return y
+
+    changed(monkeypatch, forward, "scan_forward", spoil)
+    found = failure(ShapeClass(True, "float16", 20, 1, 16))
+    whole, largest = map(float, re.findall(r"\d\.\de-\d+", found)[:2])
+    assert found.startswith("wrong y") and whole < 4e-3 < 8e-3 < largest
 
 
 def test_nan_is_wrong(monkeypatch):

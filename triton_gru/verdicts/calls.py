@@ -37,7 +37,9 @@ def faster(
         holds: Whether this is a call, whose decision stays for the process.
     """
     training = records(*tensors)
-    if not eager() and steps is not None and steps != 1:
+    # In a trace a size is a tensor, and to compare it would hold it to its value.
+    any_steps = torch.jit.is_tracing() or (not eager() and steps is not None and steps != 1)
+    if any_steps:
         slower = _slower_in_graphs(layer, training, torch_can, holds)
         return slower is None, slower or "their verdicts say so for every batch size measured"
     if steps is None or steps < SHORT:

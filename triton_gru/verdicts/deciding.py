@@ -8,7 +8,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from triton_gru.torch_modes import eager
 from triton_gru.verdicts import measuring, store
 from triton_gru.verdicts.environment import environment
 from triton_gru.verdicts.shapes import SHORT, ShapeClass, Verdict
@@ -118,10 +117,11 @@ def judged(shape: ShapeClass, training: bool, found: dict[str, Verdict]) -> Deci
 
 
 def may_measure(steps: int, tensors: Sequence[Tensor]) -> bool:
-    """Whether TRITON_GRU_CHECK=first_use asks for a measurement and nothing speaks against one now.
+    """Whether TRITON_GRU_CHECK=first_use asks for a measurement at a call of eager code.
 
-    Not while a graph is captured, traced or compiled, where a wait of a minute or another process
-    on the device has no place, nor where results are to be the same in each run or on each rank.
+    Not while a CUDA graph is captured, where a wait of a minute or another process on the device
+    has no place, nor where results are to be the same in each run or on each rank. What traces,
+    compiles, exports or transforms is not eager: there `calls.faster` does not ask.
 
     Raises:
         ValueError: The variable holds something else.
@@ -134,7 +134,6 @@ def may_measure(steps: int, tensors: Sequence[Tensor]) -> bool:
     dist = torch.distributed
     return (
         steps >= FIRST_USE_STEPS
-        and eager()
         and torch._C._len_torch_dispatch_stack() == 0
         and all(type(t) in (Tensor, nn.Parameter) for t in tensors)
         and not torch.are_deterministic_algorithms_enabled()

@@ -171,6 +171,14 @@ def test_what_torch_cannot_compute():
     assert choice(reset_after=False, B=64).backend == "reference"
 
 
+def test_several_verdicts_say_what_the_least_fast_says():
+    late, early = verdict(1.0, 2.0, launch=80.0), verdict(0.5, 2.0)
+    found = {shape(B).key(True): v for B, v in {8: early, 16: late, 32: early}.items()}
+    assert deciding.judged(shape(None), True, found).from_steps == late.from_steps
+    assert "1.00 us" in deciding.judged(shape(None), True, found).why
+    assert deciding.judged(shape(32), True, found).from_steps == SHORT
+
+
 def compiled(backend="eager"):
     def function(x):
         found = choice(x.shape[0], x.shape[1], tensors=(x,))
@@ -196,7 +204,7 @@ def test_a_graph_for_any_sizes_takes_what_every_batch_size_says(others):
 
 class Chooses(torch.nn.Module):
     def forward(self, x):
-        return x + (1 if choice(len(x), tensors=(x,)).backend == "triton" else -1)
+        return x + (1 if choice(x.shape[0], tensors=(x,)).backend == "triton" else -1)
 
 
 @pytest.fixture
@@ -269,8 +277,9 @@ def while_tracing(monkeypatch):
 
 
 def with_fake_tensors(monkeypatch):
+    x = torch.zeros(2, requires_grad=True)
     with FakeTensorMode():
-        choice(64, tensors=(torch.zeros(2, requires_grad=True),))
+        choice(64, tensors=(x,))
 
 
 def with_a_tensor_that_is_fake(monkeypatch):
@@ -293,7 +302,7 @@ def in_a_process_group(monkeypatch):
     choice(64)
 
 
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("error::torch.jit.TracerWarning")
 @pytest.mark.parametrize(
     "at",
     [
