@@ -373,7 +373,7 @@ def test_a_second_ctrl_c_ends_at_once(run, tmp_path, capfd, interval):
     twice = "tests.lightning_module.test_options.TwiceInterrupter"
     with pytest.raises(Interrupted, match="stopped by SIGINT"):
         run("run", f"trainer.val_check_interval={interval}", f"+callbacks.twice._target_={twice}")
-    assert "Ctrl-C ends it at once" in capfd.readouterr().err
+    assert "Ctrl-C ends the run at once" in capfd.readouterr().err
     said = how_to_resume(tmp_path / "run")
     last = tmp_path / "run" / CHECKPOINTS / LAST
     assert (f"The last checkpoint is {last}" if interval == 2 else "There is no checkpoint") in said

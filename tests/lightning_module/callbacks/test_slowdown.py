@@ -15,7 +15,7 @@ def speeds(monkeypatch):
     monkeypatch.setattr(slowdown.time, "monotonic", lambda: clock.now)
     trainer = SimpleNamespace(global_step=0, is_global_zero=True)
     module = SimpleNamespace(device=torch.device("cpu"))
-    batch = SimpleNamespace(count=lambda: 1000)
+    batch = SimpleNamespace(token_count=lambda: 1000)
 
     def run(callback, seconds, capsys, between=lambda step: None):
         said = []

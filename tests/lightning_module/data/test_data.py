@@ -238,7 +238,7 @@ def test_refused_before_training():
         made_module(val=[""])
     with pytest.raises(DataError, match="the train split has no text"):
         made_module(train=[])
-    with pytest.raises(DataError, match=r"prepare_data\(\) makes them"):
+    with pytest.raises(DataError, match=r"call prepare_data\(\)"):
         SentenceDataModule(made_corpus, CHAR, name="other").setup()
 
 
@@ -428,7 +428,7 @@ def test_full_disk_leaves_nothing(monkeypatch):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
     try:
-        with pytest.raises(DataError, match=r"Cannot keep the tokens in .*TRITON_GRU_CACHE"):
+        with pytest.raises(DataError, match=r"Cannot write the tokens to .*TRITON_GRU_CACHE"):
             cache.make()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -443,7 +443,7 @@ def test_a_full_disk_is_reported(monkeypatch):
 
     cache = TokenCache(made_corpus(), CHAR)
     monkeypatch.setattr(token_cache.os, "fsync", full)
-    with pytest.raises(DataError, match=r"No space left on device.*Make room"):
+    with pytest.raises(DataError, match=r"No space left on device.*Free some space"):
         cache.make()
     assert os.listdir(cache.folder.parent) == []
 
@@ -451,7 +451,7 @@ def test_a_full_disk_is_reported(monkeypatch):
 def test_cache_that_is_a_file(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("TRITON_GRU_CACHE", str(tmp_path / "file"))
-    with pytest.raises(DataError, match=r"Cannot keep the tokens in .*Not a directory"):
+    with pytest.raises(DataError, match=r"Cannot write the tokens to .*Not a directory"):
         TokenCache(made_corpus(), CHAR).make()
 
 
