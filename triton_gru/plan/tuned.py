@@ -5,6 +5,7 @@ device, versions and shape class, never by the exact batch size or sequence leng
 """
 
 import functools
+import hashlib
 import json
 import logging
 from importlib.metadata import PackageNotFoundError, version
@@ -53,8 +54,20 @@ def _choice(plan: Plan) -> list:
 
 
 def _key(problem: Problem, device: Device) -> str:
+    return _keys_of(device) + shape_class(problem)
+
+
+def _keys_of(device: Device) -> str:
+    """What the keys of a device begin with."""
     about = f"{device.name} sm_{device.capability} x{device.multiprocessors}"
-    return f"{about} | {_versions()} | {shape_class(problem)}"
+    return f"{about} | {_versions()} | "
+
+
+def fingerprint(device: Device) -> str:
+    """Names the plans that `tune` found for a device; empty if it found none."""
+    plans = {k: v for k, v in _read(_file()).items() if k.startswith(_keys_of(device))}
+    text = json.dumps(plans, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12] if plans else ""
 
 
 @functools.cache

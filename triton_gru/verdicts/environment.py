@@ -14,19 +14,20 @@ SOURCES = ("kernels", "plan")
 
 
 def environment(device: torch.device) -> str:
-    """Name of a device with its limits, versions and a hash of the kernels' sources.
+    """Name of a device with its limits, versions, a hash of the kernels' sources and tuned plans.
 
     Of the multiprocessors those that a launch may fill (TRITON_GRU_SM_BUDGET, NCCL) and those that
     there are: a part of a card (MIG) is another device.
     """
-    from triton_gru.plan import selection
+    from triton_gru.plan import selection, tuned
 
     limits = selection.device_limits(device)
     whole = selection.whole_device(device).multiprocessors
     found = ", ".join((*_packages(), *_libraries(device)))
+    plans = tuned.fingerprint(limits)
     return (
         f"{device_name(device)} sm_{limits.capability} x{limits.multiprocessors} of {whole} | "
-        f"{found} | kernels {source_hash()}"
+        f"{found} | kernels {source_hash()}" + (f" plans {plans}" if plans else "")
     )
 
 

@@ -122,6 +122,24 @@ def test_the_hash_is_of_every_kernel(monkeypatch, tmp_path):
     assert len(hashes) == 4
 
 
+def test_plans_that_tune_found_have_a_verdict_of_their_own():
+    pytest.importorskip("triton")
+    from triton_gru.plan import planner, selection, tuned
+
+    device = torch.device("cpu")
+    limits = selection.device_limits(device)
+    names = [environment.environment(device)]
+    problem = planner.Problem(16, 512, "bfloat16", True)
+    for plan in planner.all_plans(problem, limits)[:2]:
+        tuned.remember(problem, limits, plan)
+        names.append(environment.environment(device))
+    another = planner.dataclasses.replace(limits, name="another")
+    tuned.remember(problem, another, plan)
+    names.append(environment.environment(device))
+    tuned._read.cache_clear()
+    assert len(set(names)) == 3 and names[-1] == names[-2]
+
+
 def test_a_process_never_changes_its_mind():
     assert choice().backend == "torch"
     say(True)
