@@ -62,7 +62,7 @@ def _load(
     The chunks remain words until `product`: unpacking there also prevents the compiler from staging
     all of them in shared memory at once, next to the weights.
     """
-    tiles = ()
+    tiles: "tuple[tl.tensor, ...]" = ()  # noqa: UP037 - Triton evaluates annotations
     for i in tl.static_range((BLOCKS + EXTRA) * K_BLOCKS):
         # One tensor of addresses for all chunks of a shape: they differ by a constant.
         k = tl.arange(0, TAIL if i % K_BLOCKS == K_BLOCKS - 1 else BLOCK_K)[None, :]

@@ -141,7 +141,7 @@ def load_weight(
     steps. Chunks, the last one of TAIL, avoid padding K to a power of two
     (768 = 3 x 256, 650 within 5 x 128 + 64). The last REGISTERS chunks stay in registers.
     """
-    tiles = ()
+    tiles: "tuple[tl.tensor, ...]" = ()  # noqa: UP037 - Triton evaluates annotations
     # fmt: off
     for i in tl.static_range(K_BLOCKS):
         if i < K_BLOCKS - REGISTERS:
@@ -188,7 +188,7 @@ def unpacked(
     A chunk goes through shared memory into the matrix units as soon as it is unpacked. All at once
     needs fewer barriers; one by one, in the products below, less shared memory.
     """
-    chunks = ()
+    chunks: "tuple[tl.tensor, ...]" = ()  # noqa: UP037 - Triton evaluates annotations
     for i in tl.static_range(K_BLOCKS):
         if STAGE_ALL:
             chunks += (_by_slices(unpack(vector[FIRST + i], DTYPE), acc),)
