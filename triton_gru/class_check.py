@@ -1,6 +1,6 @@
 """One shape class: the kernels checked against the equations, then timed against cuDNN.
 
-Run in a process of its own, `python -m triton_gru.class_check REQUEST`, by
+Runs in its own process, `python -m triton_gru.class_check REQUEST`, by
 `triton_gru.verdicts.measuring`, which reads the last line that it prints.
 """
 
@@ -25,17 +25,17 @@ from triton_gru.verdicts.tolerances import SINGLE, TOLERANCE
 
 
 class NoComparison(RuntimeError):
-    """What the kernels are compared with cannot compute the class here."""
+    """The competitor of the kernels cannot compute the class here."""
 
 
-# Seconds that a call takes.
+# Measures the seconds of a call.
 Timer = Callable[[Callable[[], object]], float]
 
-# Steps of the sequence that is compared, fewer where this many elements of a state are enough.
+# Steps of the compared sequence; fewer if the states have this many elements.
 STEPS, FEWEST_STEPS, ELEMENTS = 32, 4, 2**24
-# Looks before a wait of a kernel gives up here: tens of milliseconds.
+# Polls before a wait of a kernel times out here: tens of milliseconds.
 POLLS = 1 << 15
-# Implementations are timed in turn, so often.
+# Number of rounds in which the implementations are timed in turn.
 ROUNDS = 3
 
 
@@ -45,9 +45,9 @@ def checked(
     """The verdicts of a class.
 
     Args:
-        shape: With its batch size.
-        device: Where to compute.
-        timer: Seconds that a call takes; None for the median of CUDA events.
+        shape: The class, with a batch size.
+        device: The device to compute on.
+        timer: Measures the seconds of a call; None: the median of CUDA events.
 
     Raises:
         torch.OutOfMemoryError: The device has not enough memory left for it.
@@ -69,10 +69,10 @@ def checked(
 
 
 def wrong(shape: ShapeClass, device: torch.device) -> str | None:
-    """What the kernels compute wrongly on random inputs, or None.
+    """The first wrong result of the kernels on random inputs, or None.
 
-    Once as most calls are, once with all that a call may have: lengths, resets, kept gates. Each
-    twice: what an exchange between programs does now and then shows as bits that differ.
+    Once without options, once with all of them: lengths, resets, saved gates. Each runs twice:
+    errors of an exchange that occur now and then show as bits that differ.
     """
     limit = TOLERANCE[shape.dtype]
     for everything in (False, True):
@@ -99,7 +99,7 @@ def wrong(shape: ShapeClass, device: torch.device) -> str | None:
 def _inputs(
     shape: ShapeClass, device: torch.device, everything: bool
 ) -> tuple[list[Tensor], dict[str, Any], Tensor]:
-    """The arguments of a scan, its options, and what the loss passes to its result."""
+    """The arguments of a scan, its options, and the gradient of the loss by its result."""
     H, B, D = shape.hidden, shape.batch or 1, shape.directions
     T = max(FEWEST_STEPS, min(STEPS, ELEMENTS // (B * H)))
 
@@ -134,7 +134,7 @@ def _computed(
     """The same by the kernels.
 
     Raises:
-        KernelError: They reported one.
+        KernelError: The kernels reported an error.
     """
     from triton_gru.kernels import backward, forward
 
@@ -157,7 +157,7 @@ def _named(y: Tensor, grads: Any) -> dict[str, Tensor]:
 
 
 def timed(shape: ShapeClass, device: torch.device, timer: Timer) -> dict[str, Verdict]:
-    """Microseconds of whole calls, forward alone and with every gradient.
+    """Microseconds of whole calls, forward alone and with all gradients.
 
     Raises:
         NoComparison: cuDNN refuses the class.
@@ -224,11 +224,11 @@ def main(
     request: str,
     checks: Callable[[ShapeClass, torch.device], dict[str, Verdict]] = checked,
 ) -> None:
-    """Prints that it begins, and the result as JSON."""
+    """Prints a line when the kernels begin, and the result as JSON."""
     fields = json.loads(request)
     device = torch.device(fields.pop("device"))
     shape = ShapeClass(**fields)
-    torch.zeros(1, device=device).item()  # the device answers
+    torch.zeros(1, device=device).item()  # raises if the device does not work
     if device.type == "cuda":
         torch.cuda.set_device(device)
     print(BEGUN, flush=True)

@@ -1,4 +1,4 @@
-"""`prepare`: the verdicts that a model's calls need, before the first of them."""
+"""`prepare`: measures the verdicts that the calls of a model need, before the first call."""
 
 import importlib.util
 import logging
@@ -19,23 +19,23 @@ log = logging.getLogger(__name__)
 
 
 def prepare(module: nn.Module, x: Tensor | PackedSequence) -> dict[str, Verdict]:
-    """Measures on the GPU of x what `backend="auto"` wants to know, unless it is known already.
+    """Measures the verdicts for `backend="auto"` on the GPU of x, unless they are stored.
 
-    Each shape class that the layers need is checked and timed in a process of its own, in half a
-    minute or so, and the result is kept on disk (docs/gpu.md). Nothing happens where x is on no
-    GPU. Call it before the first call of a layer: what was decided stays for the life of a process.
+    Each shape class of the layers is checked and timed in its own process, in about half a minute,
+    and the result is stored on disk (docs/gpu.md). Nothing is measured if x is not on a GPU. Call
+    it before the first call of a layer: a process keeps its decisions until it ends.
 
-    With torch.distributed initialised every rank has to call it. Rank 0 measures and all take what
-    it found, so that all compute the same; where cards differ, the first rank of each kind does.
+    With torch.distributed initialised every rank must call it. Rank 0 measures and all ranks use
+    its verdicts, so that all compute the same; if cards differ, the first rank of each kind does.
 
     Args:
-        module: A GRU, or a model that has some; those with backend="auto" are asked about.
-        x: What the layers are given, [T, B, features], [B, T, features] with batch_first, or
-            packed. Its batch size, dtype and device count, as does autocast. Other batch sizes up
-            to the next power of two are served too.
+        module: A GRU, or a model with GRUs; those with backend="auto" are measured.
+        x: The input of the layers, [T, B, features], [B, T, features] with batch_first, or packed.
+            Its batch size, dtype and device determine the classes, as does autocast. A verdict is
+            valid for all batch sizes up to the next power of two.
 
     Returns:
-        The verdicts of the classes, by their names; none of those that could not be measured.
+        The verdicts of the classes by name, without those that could not be measured.
 
     Example:
         >>> prepare(GRU(10, 20), torch.randn(5, 3, 10))  # on a CPU there is nothing to decide
@@ -71,7 +71,7 @@ def prepare(module: nn.Module, x: Tensor | PackedSequence) -> dict[str, Verdict]
 
 
 def _measurable(device: torch.device) -> bool:
-    """Whether there may be kernels for it."""
+    """Whether there can be kernels for the device."""
     return (
         device.type == "cuda"
         and torch.version.hip is None
@@ -103,7 +103,7 @@ def _classes(module: nn.Module, x: Tensor | PackedSequence) -> list[ShapeClass]:
 
 
 def _verdicts(where: str, shapes: list[ShapeClass], device: torch.device) -> dict[str, Verdict]:
-    """What is known of the classes, after what was not has been measured."""
+    """The verdicts of the classes; missing ones are measured."""
     keys = {shape: [shape.key(mode == "training") for mode in MODES] for shape in shapes}
     known = store.known(where)
     missing = [shape for shape, names in keys.items() if not all(name in known for name in names)]
@@ -133,7 +133,7 @@ def _rank() -> int:
 
 
 def _everyone(value: Any) -> list[Any]:
-    """What each rank has; all ranks have to ask."""
+    """The values of all ranks; collective."""
     dist = torch.distributed
     if not dist.is_available() or not dist.is_initialized():
         return [value]

@@ -1,4 +1,4 @@
-"""Whether "auto" takes the kernels for a call on a GPU that they can compute."""
+"""Whether "auto" runs the kernels for a call on a GPU that they can compute."""
 
 from collections.abc import Sequence
 
@@ -22,19 +22,19 @@ def faster(
     torch_can: bool,
     holds: bool,
 ) -> tuple[bool, str]:
-    """Whether the kernels are, by their verdict, and why.
+    """Whether the kernels are faster by their verdict, and why.
 
-    A graph holds for every number of steps and rows: what it takes is what the verdicts of all
-    batch sizes say, and no size is looked at, which would make it a graph for that size.
+    A graph is valid for every number of steps and rows: the verdicts of all batch sizes decide, and
+    no size is read, which would make it a graph for that size.
 
     Args:
-        layer: What does not depend on the call.
+        layer: The properties that do not depend on the call.
         steps: T, or None in a cell.
         batch_size: B.
         tensors: Input, state and parameters.
-        torch_can: Whether torch's own GRU computes it. If not, plain torch does in several launches
-            a step, longer than cuDNN: there the kernels need to be right, but not faster than that.
-        holds: Whether this is a call, whose decision stays for the process.
+        torch_can: Whether torch's own GRU computes it. If not, plain torch does, in several
+            launches per step: then the kernels must be correct, but need not be faster.
+        holds: Whether this is a call, whose decision the process keeps.
     """
     training = records(*tensors)
     # In a trace a size is a tensor, and to compare it would hold it to its value.
@@ -59,10 +59,10 @@ def faster(
     return True, found.why
 
 
-# Constant for Dynamo, which need not trace how a verdict is found.
+# Constant for Dynamo, which then does not trace how a verdict is found.
 @constant_for_dynamo
 def _slower_in_graphs(layer: Layer, training: bool, torch_can: bool, holds: bool) -> str | None:
-    """Why a graph for any sizes is made without the kernels; None: they are faster at all."""
+    """Why a graph for all sizes does not use the kernels; None if it does."""
     found = deciding.decision(layer[1], _shape_class(layer, None), training, holds=holds)
     return found.why if _least_steps(found, layer, torch_can) is None else None
 

@@ -1,4 +1,4 @@
-"""Several classes measured one after the other, with progress for people."""
+"""Measures several classes one after the other, and shows the progress."""
 
 import contextlib
 import importlib.util
@@ -19,7 +19,7 @@ Measure = Callable[[ShapeClass, torch.device], Outcome]
 def measured(
     shapes: Sequence[ShapeClass], device: torch.device, measure: Measure | None = None
 ) -> list[tuple[ShapeClass, Outcome]]:
-    """Measures each class and remembers it at once, so that an interrupted check loses none."""
+    """Measures each class and stores it at once, so that an interrupted check keeps the others."""
     measure = measure or measuring.measure
     found = []
     for shape in progress(shapes):
@@ -32,9 +32,9 @@ def measured(
 
 
 def progress(shapes: Sequence[ShapeClass]) -> Iterator[ShapeClass]:
-    """The classes, each shown on stderr with the time left when its turn comes.
+    """Yields the classes; shows each on stderr with the remaining time before it is measured.
 
-    As a bar where rich is installed and a person looks, else as lines.
+    As a bar if rich is installed and stderr is a terminal, else as lines.
     """
     begun = time.monotonic()
     bar = sys.stderr.isatty() and importlib.util.find_spec("rich") is not None
@@ -47,7 +47,7 @@ def progress(shapes: Sequence[ShapeClass]) -> Iterator[ShapeClass]:
 
 
 def time_left(done: int, of: int, seconds: float) -> str:
-    """From the time that those done took; before the first is, what it can take at most."""
+    """The remaining time by the classes done so far; before the first one, the maximum."""
     left = (of - done) * (seconds / done if done else DEADLINE)
     about = f"{left / 60:.0f} min" if left >= 90 else f"{left:.0f} s"
     return f"{'about' if done else 'at most'} {about} left"

@@ -1,4 +1,4 @@
-"""Whether "auto" takes the kernels for a call on a GPU: what their verdict says, once a process."""
+"""Whether "auto" runs the kernels for a call on a GPU: by their verdict, once per process."""
 
 import logging
 import os
@@ -22,11 +22,11 @@ FIRST_USE_STEPS = 64
 
 
 class Decision(NamedTuple):
-    """What a verdict says of a class.
+    """The decision for a class by its verdicts.
 
     Attributes:
-        from_steps: The least number of steps for which the kernels are taken; None: for none.
-        passed: Whether they compute it correctly, be they faster or not.
+        from_steps: The least number of steps for which the kernels run; None: they never do.
+        passed: Whether they compute it correctly, faster or not.
         why: The reason, without a full stop.
     """
 
@@ -35,8 +35,8 @@ class Decision(NamedTuple):
     why: str
 
 
-# A class that was decided stays so for the life of a process: bits that change between one step of
-# a training and the next, and graphs that were made before and after, would be hard to explain.
+# A process keeps its decision for a class: otherwise bits would change between two steps of a
+# training, and graphs made before and after would differ.
 _decided: dict[tuple[torch.device, ShapeClass, bool], Decision] = {}
 _told: set[torch.device] = set()
 
@@ -49,13 +49,13 @@ def decision(
     holds: bool,
     may_measure: Callable[[], bool] = lambda: False,
 ) -> Decision:
-    """What holds for a class.
+    """The decision for a class.
 
     Args:
         device: A GPU.
         shape: The class; without a batch, for every batch size.
         training: Whether gradients are recorded.
-        holds: Whether this is a call, whose decision stays; else somebody asks.
+        holds: Whether this is a call, whose decision is kept; else it is only a query.
         may_measure: Whether a class without a verdict may be measured now.
     """
     known = _decided.get((device, shape, training))
@@ -81,12 +81,12 @@ def decision(
 
 
 def decided(device: torch.device, shape: ShapeClass, training: bool) -> Decision | None:
-    """What calls of a class in this process stay with; None if there were none."""
+    """The decision that calls of a class in this process keep; None if there was no call."""
     return _decided.get((device, shape, training))
 
 
 def judged(shape: ShapeClass, training: bool, found: dict[str, Verdict]) -> Decision:
-    """What verdicts say of a class; of every batch size, what all of them say."""
+    """The decision by the verdicts of a class; for every batch size, by all of them."""
     key = shape.key(training)
     own = [v for k, v in found.items() if (k == key if shape.batch else k.startswith(key))]
     if not own:
@@ -117,14 +117,14 @@ def judged(shape: ShapeClass, training: bool, found: dict[str, Verdict]) -> Deci
 
 
 def may_measure(steps: int, tensors: Sequence[Tensor]) -> bool:
-    """Whether TRITON_GRU_CHECK=first_use asks for a measurement at a call of eager code.
+    """Whether TRITON_GRU_CHECK=first_use is set and a call of eager code may measure now.
 
-    Not while a CUDA graph is captured, where a wait of a minute or another process on the device
-    has no place, nor where results are to be the same in each run or on each rank. What traces,
-    compiles, exports or transforms is not eager: there `calls.faster` does not ask.
+    Not while a CUDA graph is captured, which allows neither a wait of a minute nor another process
+    on the device, nor if results must be equal in each run or on each rank. Calls that are traced,
+    compiled, exported or transformed are not eager: `calls.faster` does not call this for them.
 
     Raises:
-        ValueError: The variable holds something else.
+        ValueError: The variable has another value.
     """
     asked = os.environ.get("TRITON_GRU_CHECK")
     if not asked:

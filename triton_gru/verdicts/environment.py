@@ -1,4 +1,4 @@
-"""The device and the versions that a verdict holds for: none of any other."""
+"""The device and the versions for which a verdict is valid."""
 
 import ctypes
 import functools
@@ -16,8 +16,8 @@ SOURCES = ("kernels", "plan")
 def environment(device: torch.device) -> str:
     """Name of a device with its limits, versions, a hash of the kernels' sources and tuned plans.
 
-    Of the multiprocessors those that a launch may fill (TRITON_GRU_SM_BUDGET, NCCL) and those that
-    there are: a part of a card (MIG) is another device.
+    It has the multiprocessors that a launch may fill (TRITON_GRU_SM_BUDGET, NCCL) and those of the
+    device: a part of a card (MIG) is another device.
     """
     from triton_gru.plan import selection, tuned
 
@@ -32,13 +32,13 @@ def environment(device: torch.device) -> str:
 
 
 def device_name(device: torch.device) -> str:
-    """The device's own name; another one than any GPU's for the interpreter."""
+    """The device's name; for the interpreter one that no GPU has."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "Triton's interpreter"
 
 
 @functools.cache
 def _packages() -> tuple[str, ...]:
-    # Not importlib's version of torch: builds for different CUDA have one.
+    # Not importlib's version of torch, which is the same for builds for different CUDA versions.
     found = [f"torch {torch.__version__}"]
     try:
         found.append(f"triton {version('triton')}")
@@ -56,7 +56,7 @@ def _libraries(device: torch.device) -> tuple[str, ...]:
 
 @functools.cache
 def driver_version() -> str:
-    """As nvidia-smi prints it; "unknown" where its library is not to be found."""
+    """As nvidia-smi prints it; "unknown" if its library is not found."""
     for name in ("libnvidia-ml.so.1", "nvml.dll"):
         try:
             nvml = ctypes.CDLL(name)
@@ -73,7 +73,7 @@ def driver_version() -> str:
 
 @functools.cache
 def source_hash() -> str:
-    """Of the kernels and of what plans them; line ends do not count."""
+    """A hash of the kernels and the planner, independent of line ends."""
     found = hashlib.sha256()
     for path in sorted(p for folder in SOURCES for p in (PACKAGE / folder).glob("*.py")):
         found.update(path.name.encode())

@@ -1,8 +1,8 @@
-"""One shape class measured in a process of its own: nothing that happens there happens here.
+"""Measures one shape class in its own process, so that its faults do not affect this one.
 
-The process is `python -m triton_gru.class_check`. What becomes of it is an `Outcome`: verdicts to
-remember, which a fault, a wait without end and a wrong number are too; or the reason why nothing
-was found out about the kernels, which is not remembered.
+The process is `python -m triton_gru.class_check`. Its result is an `Outcome`: verdicts to store,
+which include faults, hangs and wrong numbers; or the reason why nothing was measured, which is not
+stored.
 """
 
 import contextlib
@@ -23,8 +23,7 @@ from triton_gru.verdicts.shapes import ShapeClass, Verdict
 
 # Seconds for one class, most of them compiling: eight kernels, some ten seconds each at worst.
 DEADLINE = 180.0
-# The process says so when torch is imported and the device answers: from there on it is the
-# kernels that fail.
+# Printed when torch is imported and the device works: later failures are those of the kernels.
 BEGUN = "the kernels begin"
 MODES = ("inference", "training")
 
@@ -33,11 +32,11 @@ COMMAND = (sys.executable or "python3", "-m", "triton_gru.class_check")
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What became of one class.
+    """The outcome of one class.
 
     Attributes:
         verdicts: One for each of `MODES`, or none.
-        obstacle: Why there are none, as the end of a sentence.
+        obstacle: The reason why there are none, as the end of a sentence.
     """
 
     verdicts: dict[str, Verdict]
@@ -45,7 +44,7 @@ class Outcome:
 
     @property
     def failure(self) -> str | None:
-        """What is wrong with the kernels."""
+        """The fault of the kernels, or None."""
         return next((v.failure for v in self.verdicts.values() if v.failure), None)
 
 
@@ -85,11 +84,11 @@ def _run(command: list[str], budget: int, deadline: float) -> tuple[int | None, 
     environment = {
         **os.environ,
         "PYTHONPATH": path,
-        "PYTHONSAFEPATH": "1",  # what lies in the current directory is not imported
+        "PYTHONSAFEPATH": "1",  # do not import from the current directory
         "TRITON_GRU_SM_BUDGET": str(budget),
     }
     # Into files: a pipe would have to be read while waiting, and a compiler that the process
-    # started may hold it open after the process is gone.
+    # started may keep it open after the process has ended.
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
             command,
@@ -114,7 +113,7 @@ def _text(file: IO[bytes]) -> str:
 
 
 def _kill(process: subprocess.Popen) -> None:
-    """Ends a process and what it started; without waiting for one that a driver holds."""
+    """Kills a process and its children; does not wait for one that is blocked in a driver."""
     if hasattr(os, "killpg"):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -125,7 +124,7 @@ def _kill(process: subprocess.Popen) -> None:
 
 
 def _read(code: int | None, output: str, errors: str, deadline: float) -> Outcome:
-    """What the process found, from the last line that it printed."""
+    """The outcome, from the last line that the process printed."""
     lines = output.split("\n")
     last = (errors.strip().splitlines() or ["nothing was printed"])[-1][:300]
     if BEGUN not in lines:

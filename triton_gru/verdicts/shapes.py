@@ -1,4 +1,4 @@
-"""Shape classes, and what a verdict says of one."""
+"""Shape classes and their verdicts."""
 
 import dataclasses
 import datetime
@@ -7,17 +7,17 @@ from typing import Any
 
 import torch
 
-# Steps of the two sequences that are timed: their difference is steps alone, without the launch.
-# The long one keeps a GPU busy for longer than the host needs to issue a call, so that the
-# difference is the GPU's time.
+# Steps of the two timed sequences: their difference is the time of steps, without the launch. The
+# long one keeps a GPU busy for longer than the host needs to issue a call, so that the difference
+# is the GPU's time.
 SHORT, LONG = 16, 528
-# The kernels are taken where they take at most this share of the other's time.
+# The kernels run if they take at most this share of the competitor's time.
 FASTER = 0.9
 
 
 @dataclasses.dataclass(frozen=True)
 class ShapeClass:
-    """The calls that one verdict serves.
+    """The calls for which one verdict is valid.
 
     Attributes:
         reset_after: The variant.
@@ -25,7 +25,7 @@ class ShapeClass:
             "bfloat16".
         hidden: hidden_size.
         directions: 1, or 2 for a bidirectional layer.
-        batch: A power of two; what is measured. None stands for every batch size.
+        batch: The measured batch size, a power of two. None means every batch size.
     """
 
     reset_after: bool
@@ -44,7 +44,7 @@ class ShapeClass:
         directions: int,
         batch_size: int | None,
     ) -> "ShapeClass":
-        """The class of a layer and its batch, with the precision that torch is set to now."""
+        """The class of a layer and its batch, with torch's current precision settings."""
         name = str(dtype).removeprefix("torch.")
         if name == "float32" and torch.backends.cudnn.allow_tf32:
             name = "tf32"
@@ -58,18 +58,18 @@ class ShapeClass:
 
     @property
     def competitor(self) -> str:
-        """What computes it without the kernels: they have to be faster."""
+        """The implementation without the kernels, which must be faster."""
         return "cuDNN" if self.reset_after else "plain torch"
 
     def key(self, training: bool) -> str:
-        """Its name in a file; without a batch, what the names of its batches begin with."""
+        """Its name in a file; without a batch, the common beginning of its batches' names."""
         variant = "reset_after" if self.reset_after else "reset_before"
         mode = "training" if training else "inference"
         text = f"{variant} {self.dtype} H{self.hidden} D{self.directions} {mode} B"
         return text if self.batch is None else f"{text}{self.batch}"
 
     def describe(self) -> str:
-        """For people."""
+        """The class in words."""
         variant = "" if self.reset_after else " reset_after=False"
         both = " bidirectional" if self.directions == 2 else ""
         return f"{self.dtype} H {self.hidden} B {self.batch}{both}{variant}"
@@ -88,13 +88,13 @@ class ShapeClass:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What the check of one class found, for inference or for training.
+    """The result of the check of one class, for inference or for training.
 
     Attributes:
-        day: When, as 2026-11-29.
-        failure: What is wrong with the kernels there; None if they passed.
+        day: The date, as 2026-11-29.
+        failure: The fault of the kernels; None if they passed.
         kernel_us: Microseconds of whole calls of `SHORT` and of `LONG` steps with the kernels.
-        other_us: The same with what the class has for a competitor.
+        other_us: The same with the competitor of the class.
     """
 
     day: str
@@ -104,15 +104,15 @@ class Verdict:
 
     @classmethod
     def today(cls, failure: str | None, **times: tuple[float, float]) -> "Verdict":
-        """One found now."""
+        """A verdict of today."""
         return cls(datetime.date.today().isoformat(), failure, **times)
 
     @classmethod
     def read(cls, record: Any) -> "Verdict":
-        """From what a file holds.
+        """From the record of a file.
 
         Raises:
-            ValueError: That is no verdict.
+            ValueError: It is not a verdict.
         """
         if not isinstance(record, dict) or not isinstance(record.get("day"), str):
             raise ValueError("no verdict")
@@ -122,7 +122,7 @@ class Verdict:
         return cls(record["day"], None, _times(record, "kernel_us"), _times(record, "other_us"))
 
     def record(self) -> dict[str, Any]:
-        """What a file holds."""
+        """The record for a file."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
     @property
@@ -139,7 +139,7 @@ class Verdict:
     def from_steps(self) -> int | None:
         """The least number of steps for which a call is faster by a tenth, launch included.
 
-        None: no number is, or the kernels failed. Never less than what was measured.
+        None: there is no such number, or the kernels failed. Never less than `SHORT`.
         """
         if self.failure is not None or self.kernel_us is None or self.other_us is None:
             return None

@@ -1,8 +1,8 @@
-"""Verdicts between runs: a JSON file a device in the user's cache, and files that are only read.
+"""Stored verdicts: a JSON file per device in the user's cache, and files that are only read.
 
-A file is {environment: {class: verdict}}. Later ones of this list go before earlier ones: what came
-with the package, the file that TRITON_GRU_VERDICTS names, the user's own, what this process found
-or was given. What cannot be read or written is a warning, once a file, and never an error.
+A file is {environment: {class: verdict}}. Later ones of this list override earlier ones: files of
+the package, the file that TRITON_GRU_VERDICTS names, the user's own, verdicts that this process
+measured or adopted. A file that cannot be read or written causes one warning, and no error.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ _warned: set[Path] = set()
 
 
 def known(environment: str) -> dict[str, Verdict]:
-    """The verdicts of a device and versions by their class, from wherever they are."""
+    """The verdicts of a device and versions by class, from all sources."""
     found = {}
     for path in (*_shipped(), *_additional(), _own(environment)):
         found.update(_valid(path).get(environment, {}))
@@ -37,18 +37,18 @@ def known(environment: str) -> dict[str, Verdict]:
 
 
 def adopt(environment: str, verdicts: dict[str, Verdict]) -> None:
-    """Takes verdicts in this process, before those of files, and writes nothing."""
+    """Uses verdicts in this process, over those of files, and writes nothing."""
     _here.setdefault(environment, {}).update(verdicts)
 
 
 def remember(environment: str, verdicts: dict[str, Verdict]) -> None:
-    """Takes verdicts in this process and adds them to the user's file, if the disk allows."""
+    """Uses verdicts in this process and adds them to the user's file, if it can be written."""
     adopt(environment, verdicts)
     path = _own(environment)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path):
-            records = _raw(path)  # what another process has added since
+            records = _raw(path)  # another process may have added some
             of_environment = records.get(environment)
             if not isinstance(of_environment, dict):
                 of_environment = records[environment] = {}
@@ -76,7 +76,7 @@ def _shipped() -> tuple[Path, ...]:
 
 
 def _raw(path: Path) -> dict[str, Any]:
-    """What a file holds, as it stands; nothing if it is none of ours."""
+    """The content of a file; empty if it is not one of ours."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -119,10 +119,10 @@ def _warn(path: Path, what: str) -> None:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """One process at a time, where there are locks; without, the last of two writers wins.
+    """Admits one process at a time if there are locks; without, the last of two writers wins.
 
     Raises:
-        OSError: The file system has no locks, or another process held this one all the time.
+        OSError: The file system has no locks, or another process held this lock for too long.
     """
     try:
         import fcntl
