@@ -8,12 +8,14 @@ import torch
 
 from tests.interpreter import harness
 from tests.interpreter.checked_class import SECONDS, stub_clock
+from tests.tolerances import assert_close
 from triton_gru import class_check, dispatch
 from triton_gru.kernels import backward, forward
 from triton_gru.plan import selection
 from triton_gru.plan.plan import POLLS, Problem
 from triton_gru.plan.planner import all_plans
 from triton_gru.verdicts import checks, deciding, measuring, store
+from triton_gru.verdicts.environment import environment
 from triton_gru.verdicts.measuring import MODES
 from triton_gru.verdicts.shapes import SHORT, ShapeClass
 
@@ -184,6 +186,24 @@ def test_from_a_process_of_its_own_to_what_auto_takes(monkeypatch):
     with harness.interleaving(0) as runs:
         layer(x)
     assert runs[0].kernels == ["scan_forward_kernel"]
+
+
+def test_a_compiled_layer_follows_the_verdicts(monkeypatch):
+    monkeypatch.setattr(dispatch, "_needs_verdict", lambda device: True)
+    found = class_check.checked(SHAPE, CPU, stub_clock)
+    verdicts = {SHAPE.key(mode == "training"): found[mode] for mode in MODES}
+    store.adopt(environment(CPU), verdicts)
+    layer = class_check.GRU(3, SHAPE.hidden)
+    torch._dynamo.reset()
+    compiled = torch.compile(layer, fullgraph=True, backend="eager", dynamic=True)
+    for T, B in ((SHORT, 2), (3, 5)):
+        x = torch.randn(T, B, 3)
+        with harness.interleaving(0) as runs:
+            y, _ = compiled(x)
+        assert runs[0].kernels == ["scan_forward_kernel"]
+        exact = class_check.GRU.from_torch(layer, backend="reference")(x)[0]
+        assert_close(y, exact)
+    assert len(deciding._decided) == 1, "for every batch size"
 
 
 def test_a_crash_takes_nobody_along(caplog):

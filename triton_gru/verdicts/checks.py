@@ -36,6 +36,8 @@ def progress(shapes: Sequence[ShapeClass]) -> Iterator[ShapeClass]:
 
     As a bar if rich is installed and stderr is a terminal, else as lines.
     """
+    if not shapes:
+        return
     begun = time.monotonic()
     bar = sys.stderr.isatty() and importlib.util.find_spec("rich") is not None
     with _bar(len(shapes)) if bar else contextlib.nullcontext(_line) as show:

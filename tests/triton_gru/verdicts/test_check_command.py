@@ -132,5 +132,6 @@ def test_a_bar_where_rich_is_and_somebody_looks(monkeypatch, capsys):
     pytest.importorskip("rich")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     shapes = [ShapeClass(True, "bfloat16", 512, 1, B) for B in (16, 32)]
+    assert list(checks.progress([])) == [] and capsys.readouterr().err == ""
     assert list(checks.progress(shapes)) == shapes
     assert "checking the Triton kernels: " not in capsys.readouterr().err

@@ -75,8 +75,8 @@ def test_from_steps_is_where_a_call_becomes_faster_by_a_tenth():
             if least > SHORT:
                 ours, other = at(verdict, least - 1)
                 assert ours > FASTER * other * (1 - 1e-9)
-        seen.add(least is None if least is None else least > SHORT)
-    assert seen == {True, False}  # all three: None is True, and so is "later than SHORT"
+        seen.add("never" if least is None else "later" if least > SHORT else "at once")
+    assert seen == {"never", "later", "at once"}
 
 
 @pytest.mark.parametrize(
