@@ -1,10 +1,10 @@
-"""Train a sentence predictor on data that is no text file: here JSON Lines.
+"""Train a sentence predictor on data in another form than text files, here JSON Lines.
 
     python examples/own_data.py reviews.jsonl   # one {"text": ...} in each line
-    python examples/own_data.py                 # on sentences that it makes up
+    python examples/own_data.py                 # on random sentences
 
 A corpus is a function that returns a `Corpus`: how to iterate over the documents for training and
-validation, and a fingerprint that changes when the text does. Text files need none of this:
+validation, and a fingerprint that changes when the text does. Text files need no function:
 `triton-gru-train data=text_files 'data.paths=[...]'`.
 """
 

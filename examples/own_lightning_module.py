@@ -2,8 +2,8 @@
 
 Run it with `python examples/own_lightning_module.py`.
 
-The task: read a row of numbers and give the sign of the first one at the end. The rows differ in
-length: `lengths` goes beside the padded batch, without packing. A module that builds torch.nn.GRU
+The task: read a row of numbers and predict the sign of the first one. The rows differ in length:
+`lengths` is passed with the padded batch, without packing. A module that builds torch.nn.GRU
 itself needs no change: give the trainer `callbacks=[lightning_module.UseTritonGRU()]`.
 """
 

@@ -1,4 +1,4 @@
-"""Replace the GRUs of a model that exists: same outputs, same checkpoint.
+"""Replace the GRUs of an existing model: same outputs, same checkpoint.
 
 Run it with `python examples/swap_in.py`.
 """
@@ -37,4 +37,4 @@ for name, reason in swapped.explain().items():
 
 print(f"largest difference: {(model(tokens) - before).abs().max():.1e}")
 model.load_state_dict(checkpoint)  # names and shapes of the parameters are unchanged
-Tagger(words=1000, labels=10).load_state_dict(model.state_dict())  # the other way as well
+Tagger(words=1000, labels=10).load_state_dict(model.state_dict())  # and vice versa

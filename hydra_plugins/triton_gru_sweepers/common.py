@@ -28,7 +28,7 @@ class SweepError(Exception):
 
 
 class NamedSweeper(Sweeper):
-    """What the grid and the search have in common.
+    """The common part of the grid and the search.
 
     Args:
         study: the sweep's name.
@@ -74,7 +74,7 @@ class NamedSweeper(Sweeper):
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(1) from None
         except (Interrupted, SystemExit) as ended:
-            # The code of a job run in this process, which ends as a command does, or a signal's.
+            # The exit code of a job that ran in this process, or of a signal.
             code = exit_code(ended.signal) if isinstance(ended, Interrupted) else ended.code
             if code not in map(exit_code, SIGNALS):
                 raise
@@ -89,11 +89,11 @@ class NamedSweeper(Sweeper):
 
     @abstractmethod
     def _run(self, overrides: list[Override]) -> None:
-        """Run all jobs."""
+        """Runs all jobs."""
 
     @abstractmethod
     def _exit_code(self, complete: list[bool]) -> int:
-        """Of the command, given which jobs were complete."""
+        """The exit code of the command, from which jobs are complete."""
 
     @abstractmethod
     def _describe(self, override: Override) -> dict[str, Any]:
@@ -127,10 +127,10 @@ class NamedSweeper(Sweeper):
         return list(overrides.values())
 
     def _compose_each(self, overrides: list[Override]) -> None:
-        """Compose each value of each setting once.
+        """Composes each value of each setting once.
 
         Raises:
-            SweepError: an unknown key or group, which names the nearest that exists; or a value of
+            SweepError: an unknown key or group (the message names the nearest one), or a value of
                 the wrong type or out of range.
         """
         from lightning_module.errors import SettingsError
@@ -166,7 +166,7 @@ class NamedSweeper(Sweeper):
 
     @contextlib.contextmanager
     def _directory_of(self, overrides: list[Override]) -> Iterator[None]:
-        """The sweep directory, as this process's own and made for these settings."""
+        """Holds the sweep directory, which must be new or made for these settings."""
         import fcntl  # Unix only; a single run does not need it
 
         from lightning_module.atomic_files import write_atomically
@@ -211,7 +211,7 @@ class NamedSweeper(Sweeper):
                     f"{other_name}"
                 ) from None
             except OSError:
-                pass  # a file system without locks; each run has its own
+                pass  # a file system without locks; each run has its own lock
             os.environ[SWEEP_PROCESS] = str(os.getpid())
             text = json.dumps(wanted, indent=1, ensure_ascii=False) + "\n"
             write_atomically(file, text.encode())
@@ -220,10 +220,10 @@ class NamedSweeper(Sweeper):
     # -- running ---------------------------------------------------------------------------------
 
     def _launch(self, jobs: dict[int, Sequence[str]]) -> dict[int, Any]:
-        """Run jobs, given as number to overrides, and return their records.
+        """Runs jobs, given as number to overrides, and returns their records.
 
         Raises:
-            SweepError: they could not be run.
+            SweepError: the launcher failed.
         """
         records = {}
         # A launcher numbers its jobs consecutively.
@@ -244,7 +244,7 @@ class NamedSweeper(Sweeper):
 
 
 def _same_or_refused(before: dict, wanted: dict, study: str, fix: str) -> None:
-    """Refuse to resume a sweep that searched something else."""
+    """Raises SweepError if a sweep was made with other settings."""
     for what, text in {
         "sweeper": "by another sweeper",
         "objective": "for another objective",

@@ -1,9 +1,8 @@
 """`sweep=grid`: every combination of the listed values.
 
-Not Optuna's GridSampler (tried, 5.0): it takes the combinations in a shuffled order, counts
-a failed one as visited, where the same command here runs again what is not complete, ends
-ask-and-tell with a RuntimeError, and would make the grid need the extra `sweep`. Its loop would be
-longer than `_run`.
+Not Optuna's GridSampler (tried, 5.0): it shuffles the combinations, counts a failed one as visited
+(here the same command runs incomplete ones again), ends ask-and-tell with a RuntimeError, and would
+make the grid need the extra `sweep`. Its loop would be longer than `_run`.
 """
 
 import itertools

@@ -12,21 +12,21 @@ STUDY = "study.db"
 
 
 class OptunaSweeper(NamedSweeper):
-    """A search: each trial's parameters are chosen by what the trials before it gave.
+    """A search: the parameters of each trial are chosen by the results of earlier trials.
 
-    Trial n is drawn by a new sampler with seed `seed` + n. So what it tries depends on the seed
-    and the results known by then, and not on whether the sweep was interrupted; a sampler that is
-    seeded once would, after a resume, try its first points again.
+    Trial n is drawn by a new sampler with seed `seed` + n. So its parameters depend on the seed and
+    the results so far, and not on interruptions; a sampler that is seeded once would try its first
+    points again after a resume.
 
     Args:
         study: see `NamedSweeper`, as are objective, direction and params.
         objective: see there.
         direction: see there.
         params: see there; also `interval(a,b)` and `tag(log,interval(a,b))`.
-        n_trials: in all, those of interrupted commands included.
-        n_jobs: trials that run at the same time, where the launcher runs several.
+        n_trials: total number, including those of interrupted commands.
+        n_jobs: trials that run at the same time, if the launcher runs several.
         sampler: "tpe" or "random".
-        startup_trials: drawn at random before tpe begins to choose.
+        startup_trials: trials drawn at random before tpe starts.
         seed: of the sampler.
     """
 
@@ -58,7 +58,7 @@ class OptunaSweeper(NamedSweeper):
             if not o.is_sweep_override()
         ]
         database = (self.directory / STUDY).absolute()
-        database.touch()  # SQLite would let the group read it and no more, whatever the umask
+        database.touch()  # SQLite would create it readable for the group only, with any umask
         study = optuna.create_study(
             storage=f"sqlite:///{database}",
             study_name=self.study,
@@ -67,7 +67,7 @@ class OptunaSweeper(NamedSweeper):
         )
         interrupted = []
         for trial in study.get_trials(states=[TrialState.RUNNING]):
-            if trial.distributions == space:  # what the file says is what this command asks for
+            if trial.distributions == space:  # the stored search space is that of this command
                 interrupted.append(Trial(study, trial._trial_id))
             else:  # killed while its parameters were drawn
                 study.tell(trial.number, state=TrialState.FAIL)
@@ -111,7 +111,7 @@ class OptunaSweeper(NamedSweeper):
         return optuna.samplers.TPESampler(
             seed=self.seed + number,
             n_startup_trials=self.startup_trials,
-            constant_liar=self.n_jobs > 1,  # trials that run together shall not be the same
+            constant_liar=self.n_jobs > 1,  # trials that run at the same time must differ
         )
 
     def _exit_code(self, complete: list[bool]) -> int:
@@ -124,7 +124,7 @@ class OptunaSweeper(NamedSweeper):
 
 
 def _distribution(override: Override) -> Any:
-    """What Optuna draws a swept parameter from."""
+    """Optuna's distribution of a swept parameter."""
     from optuna.distributions import (
         CategoricalDistribution,
         FloatDistribution,
@@ -141,7 +141,7 @@ def _distribution(override: Override) -> Any:
             values = list(override.sweep_iterator())
             kind = IntDistribution if isinstance(values[0], int) else FloatDistribution
             return kind(min(values), max(values), step=abs(value.step))
-        # In Hydra's own spelling, quotes included, which is how they reach the job.
+        # In Hydra's spelling, with quotes, as the job receives them.
         return CategoricalDistribution(
             [str(v) for v in override.sweep_iterator(transformer=Transformer.encode)]
         )
