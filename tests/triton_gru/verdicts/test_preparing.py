@@ -69,6 +69,8 @@ def test_every_layer_of_a_model_that_asks(measured):
         GRU(3, 6, bidirectional=True, batch_first=True),
         GRU(3, 7, reset_after=False),
         GRU(3, 8, backend="torch"),
+        GRU(3, 9, layer_norm=True),
+        GRU(3, 9, zoneout=0.1),
         nn.GRU(3, 9),
     )
     with torch.autocast("cpu", dtype=torch.bfloat16):
