@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import metadata
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ def test_a_run_directory_holds_what_it_should(trained):
     assert summary["tokens_per_second"] > 0
     assert summary["steps"] == 250
     assert summary["wall_seconds"] > 0
-    assert summary["versions"]["torch"] == torch.__version__
+    assert summary["versions"]["torch"] == metadata.version("torch")
     checkpoint = torch.load(trained / CHECKPOINTS / BEST, weights_only=True)
     assert summary["parameters"] == sum(w.numel() for w in checkpoint["state_dict"].values())
     assert (trained / CHECKPOINTS / LAST).is_file()

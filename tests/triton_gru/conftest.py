@@ -12,7 +12,11 @@ def backend(request):
 @pytest.fixture(autouse=True)
 def cpu_engine_from_one_step_on(monkeypatch):
     """Lets "auto" take the CPU engine in the short sequences of tests; "torch" by name is ATen."""
+    choices = dispatch._choose_on_cpu  # it keeps reasons, which name the limits
+    choices.cache_clear()
     monkeypatch.setattr(dispatch, "CPU_ENGINE_STEPS", 1)
     monkeypatch.setattr(dispatch, "CPU_ENGINE_UNITS_A_STEP", 10**9)
     monkeypatch.setattr(dispatch, "CPU_ENGINE_ROWS_IF_WIDE", 0)
     monkeypatch.setattr(dispatch, "CPU_ENGINE_PRODUCT", 10**18)
+    yield
+    choices.cache_clear()
