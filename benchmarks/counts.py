@@ -20,12 +20,13 @@ from collections.abc import Iterator
 
 os.environ.pop("TRITON_INTERPRET", None)  # read by triton as it is imported
 
-from tests.ptx.cases import DTYPES, PRECISIONS, Outcome, run_scan
+from benchmarks.machine_code import TRITON_VERSION
+from tests.ptx.cases import DTYPES, PRECISIONS, Scan
 from tests.ptx.machine import Launch
 from triton_gru.plan import selection
-from triton_gru.plan.devices import DEVICES
-from triton_gru.plan.plan import Problem
-from triton_gru.plan.planner import DoesNotFit, best_plan
+from triton_gru.plan.devices import DEVICES, for_triton
+from triton_gru.plan.plan import GLUON, GROUP, Problem
+from triton_gru.plan.planner import DoesNotFit, all_plans, best_plan
 
 HIDDEN = (128, 256, 512, 650, 768)
 STEPS = 3
@@ -78,8 +79,15 @@ def counts(launch: Launch, steps: int) -> Counts:
     """Counts per step in the loop of a launch that was counted (`counting=True`)."""
     program = launch.program
     classes, wavefronts, least, sectors = {}, 0.0, 0.0, 0.0
-    for number in program.loop - program.polls:
-        times = launch.executed[number] / (launch.warps * launch.programs * steps)
+    again = {}  # how often a segment was executed because a vector was incomplete
+    for poll in program.polls:
+        backwards = {a for a, b in program.edges() if {a, b} <= poll and b <= a}
+        again |= dict.fromkeys(poll, max(launch.executed[a] for a in backwards))
+    for number in program.loop:
+        times = launch.executed[number] - again.get(number, 0)
+        times /= launch.warps * launch.programs * steps
+        if times <= 0:
+            continue
         for i in program.segments[number].instructions:
             name = class_of(i.op)
             classes[name] = classes.get(name, 0) + times
@@ -95,29 +103,47 @@ def counts(launch: Launch, steps: int) -> Counts:
 def scans(
     arch: int, precision: str, batch: int, hidden: int, reset_after: bool
 ) -> Iterator[tuple[str, str, Counts]]:
-    """Direction, short plan, and counts, of forward and backward.
+    """Direction, short plan, and counts, of forward and backward by the planner's first plans.
+
+    Where that of the forward is the Gluon kernel's, the first of the Triton kernel's is added.
+
 
     Raises:
         DoesNotFit: No kernel takes this shape.
         RuntimeError: A result is wrong.
     """
+    dtype, tensor_cores = selection.DTYPES[DTYPES[precision]], precision != "ieee"
+    problem = Problem(batch, hidden, dtype, reset_after, tensor_cores=tensor_cores)
+    device = for_triton(DEVICES[arch], TRITON_VERSION)
     for direction in ("forward", "backward"):
-        dtype, tensor_cores = selection.DTYPES[DTYPES[precision]], precision != "ieee"
-        problem = Problem(batch, hidden, dtype, reset_after, direction, tensor_cores=tensor_cores)
-        best_plan(problem, DEVICES[arch])
-    outcome: Outcome = run_scan(
-        (STEPS, batch, hidden), precision, "best", arch, reset_after, weak=False, counting=True
-    )
-    if outcome.wrong():
-        raise RuntimeError(f"wrong results at H={hidden} on sm_{arch}: {outcome.wrong()}")
-    for plan, launch in zip(outcome.plans, outcome.launches, strict=True):
-        exchange = f" {plan.protocol}" if plan.group > 1 else ""
-        shape = f"{plan.group} x {plan.block_n}, {plan.warps} warps{exchange}"
-        yield plan.direction, shape, counts(launch, STEPS)
+        best_plan(dataclasses.replace(problem, direction=direction), device)
+    scan = Scan((STEPS, batch, hidden), precision, "best", arch, reset_after)
+    outcomes = [scan.run(weak=False, counting=True)]
+    triton = [plan for plan in all_plans(problem, device) if plan.kernel == GROUP]
+    if scan.plans[0].kernel == GLUON and triton:  # beside it what other versions of Triton run
+        scan.plans[0] = triton[0]
+        outcomes.append(scan.run_forward(weak=False, counting=True))
+    for outcome in outcomes:
+        if outcome.wrong():
+            raise RuntimeError(f"wrong results at H={hidden} on sm_{arch}: {outcome.wrong()}")
+        for plan, launch in zip(outcome.plans, outcome.launches, strict=True):
+            exchange = f" {plan.protocol}" if plan.group > 1 else ""
+            if plan.kernel == GLUON:
+                exchange = f" Gluon, {plan.block_m} rows"
+            shape = f"{plan.group} x {plan.block_n}, {plan.warps} warps{exchange}"
+            yield plan.direction, shape, counts(launch, STEPS)
 
 
 def heading() -> str:
-    names = ["H", "scan", "reset", "programs x columns", "instructions", "barriers", *COLUMNS]
+    names = [
+        "H",
+        "scan",
+        "reset",
+        "programs x columns",
+        "instructions",
+        "barriers",
+        *COLUMNS,
+    ]
     names += ["wavefronts (least)", "sectors"]
     return f"| {' | '.join(names)} |\n|{'---|' * len(names)}"
 

@@ -19,23 +19,21 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.experimental.gluon._runtime import GluonASTSource
 
-from triton_gru.kernels import backward, forward, step
+from triton_gru.kernels import backward, forward, gluon_constants, gluon_forward
 from triton_gru.kernels.launch import PROTOCOLS
-from triton_gru.plan.plan import MAX_REGISTERS, Plan, Problem, StepTiles
+from triton_gru.plan.plan import GLUON, MAX_REGISTERS, Plan, Problem, StepTiles
 
 TRITON_VERSION = triton.__version__
 CUOBJDUMP = os.path.join(os.path.dirname(triton.__file__), "backends/nvidia/bin/cuobjdump")
-KERNELS = {
-    "forward": forward.scan_forward_kernel,
-    "backward": backward.scan_backward_kernel,
-    "step": step.step_kernel,
-}
 # Argument types of the kernels; arguments not named here are pointers to the tensors' dtype.
 INTEGERS = {"steps", "batch", "hidden", "padded", "y_row", "polls", "first_group"}
 INT32_POINTERS = {"lengths", "resets", "counters", "error"}
 FLOAT32_POINTERS = {"dh0", "update"}
 TRITON_TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+# How the Gluon kernel loads its weights, and nothing else.
+WEIGHT_LOAD = "LDG.E.128.CONSTANT"
 MATRIX = ("HMMA", "HGMMA", "UTCHMMA", "UTCQMMA")
 
 
@@ -52,6 +50,17 @@ class Compiled:
     loop_barriers: int
     loop_weight_loads: int
     lost_operands: tuple[str, ...]
+
+
+def scan_kernel(plan: Plan):
+    """The kernel that a plan launches."""
+    if plan.kernel == GLUON:
+        return gluon_forward.scan_forward_gluon_kernel
+    return (
+        forward.scan_forward_kernel
+        if plan.direction == "forward"
+        else backward.scan_backward_kernel
+    )
 
 
 def _type_of(name: str, dtype: torch.dtype) -> str:
@@ -87,7 +96,8 @@ def assemble(
         for name in names
         if name not in unaligned
     }
-    source = ASTSource(kernel, signature, constants, attributes)
+    make = GluonASTSource if kernel.is_gluon() else ASTSource
+    source = make(kernel, signature, constants, attributes)
     options = {"num_warps": warps, "num_stages": stages}
     if stages == 1:
         options["maxnreg"] = MAX_REGISTERS
@@ -120,7 +130,8 @@ def _read_code(compiled) -> Compiled:
         loop_matrix=sum(op.startswith(MATRIX) for op in loop),
         loop_instructions=len(loop),
         loop_barriers=sum(op.startswith("BAR") for op in loop),
-        loop_weight_loads=weight_loads_in_loop(compiled.asm["ttgir"]),
+        loop_weight_loads=weight_loads_in_loop(compiled.asm["ttgir"])
+        + sum(op.startswith(WEIGHT_LOAD) for op in loop),
         lost_operands=lost_operands(compiled),
     )
 
@@ -201,7 +212,7 @@ def wide_operands(ttgir: str) -> tuple[str, ...]:
     for shape, element, index, width in OPERAND.findall(ttgir):
         *_, rows, columns = map(int, shape.split("x"))
         k = columns if index == "0" else rows
-        if THREADS_ALONG_K * int(width) > k:
+        if 1 < k < THREADS_ALONG_K * int(width):  # 1: of addresses, to be broadcast
             found.add(f"{shape}x{element} with kWidth {width}")
     return tuple(sorted(found))
 
@@ -227,6 +238,16 @@ def lost_operands(compiled) -> tuple[str, ...]:
 
 def scan_constants(plan: Plan, problem: Problem, uneven: bool = False) -> dict:
     """The compile-time arguments of a scan without saved gates; `uneven`: lengths and resets."""
+    if plan.kernel == GLUON:
+        options = {
+            "DIRECTIONS": problem.directions,
+            "RESET_AFTER": problem.reset_after,
+            "HAS_BIAS": True,
+            "HAS_LENGTHS": uneven,
+            "HAS_RESETS": uneven,
+            "SAVE_GATES": False,
+        }
+        return {"C": gluon_constants.constants(plan, getattr(torch, problem.dtype), **options)}
     constants = {
         "DIRECTIONS": problem.directions,
         "BLOCK_M": plan.block_m,

@@ -11,11 +11,11 @@ import itertools
 import torch
 
 from benchmarks.machine_code import (
-    KERNELS,
     TRITON_VERSION,
     assemble,
     lost_operands,
     scan_constants,
+    scan_kernel,
 )
 from triton_gru.plan.devices import DEVICES, Device, for_triton
 from triton_gru.plan.plan import ALIGNMENT, ELEMENT_BYTES, Plan, Problem
@@ -56,7 +56,7 @@ def _kind(problem: Problem, plan: Plan) -> tuple:
 def examine(arch: int, problem: Problem, plan: Plan, uneven: bool) -> dict:
     """One row, "short" if the plan's kernel loses operands; `uneven`: with lengths and resets."""
     compiled = assemble(
-        KERNELS[problem.direction],
+        scan_kernel(plan),
         scan_constants(plan, problem, uneven),
         getattr(torch, problem.dtype),
         arch,

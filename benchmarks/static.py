@@ -27,15 +27,25 @@ import torch
 
 from benchmarks import operands
 from benchmarks.machine_code import (
-    KERNELS,
     TRITON_VERSION,
     compile_kernel,
     scan_constants,
+    scan_kernel,
     step_constants,
 )
+from triton_gru.kernels import step
 from triton_gru.plan.costs import SHARED_BYTES_PER_CLOCK
 from triton_gru.plan.devices import DEVICES, Device, for_triton
-from triton_gru.plan.plan import COUNTER, ELEMENT_BYTES, Plan, Problem, step_tiles
+from triton_gru.plan.plan import (
+    COUNTER,
+    ELEMENT_BYTES,
+    GLUON,
+    GROUP,
+    SINGLE,
+    Plan,
+    Problem,
+    step_tiles,
+)
 from triton_gru.plan.planner import DoesNotFit, all_plans, best_plan
 
 HIDDEN = (64, 128, 256, 512, 650, 768, 1000, 1024, 1536, 2048)
@@ -62,7 +72,7 @@ def examine(arch: int, problem: Problem, protocol: str | None = None, uneven: bo
         return row | {"kernel": "none", "short": [], "why": _why_none(problem, device)}
     dtype = getattr(torch, problem.dtype)
     compiled = compile_kernel(
-        KERNELS[problem.direction],
+        scan_kernel(plan),
         scan_constants(plan, problem, uneven),
         dtype,
         arch,
@@ -78,7 +88,7 @@ def examine(arch: int, problem: Problem, protocol: str | None = None, uneven: bo
 def _planned(problem: Problem, device: Device, protocol: str | None) -> Plan | None:
     plans = all_plans(problem, device)
     if protocol is not None:
-        plans = [p for p in plans if p.kernel == "single" or p.protocol == protocol]
+        plans = [p for p in plans if p.kernel == SINGLE or p.protocol == protocol]
     return plans[0] if plans else None
 
 
@@ -105,7 +115,7 @@ def shortcomings(row: dict, device: Device) -> list[str]:
     if not row["loop_matrix"] and row["tensor_cores"]:
         found.append("issues no matrix instruction")
     resident = row["group"] * row["groups_a_launch"]
-    if row["kernel"] == "group" and resident > device.resident_programs:
+    if row["group"] > 1 and resident > device.resident_programs:
         found.append(f"{resident} programs, {device.resident_programs} resident")
     return found
 
@@ -116,7 +126,7 @@ def examine_step(arch: int, dtype: str) -> list[dict]:
     rows = []
     for phase in (0, 1, 2):
         compiled = compile_kernel(
-            KERNELS["step"],
+            step.step_kernel,
             step_constants(tiles, phase),
             getattr(torch, dtype),
             arch,
@@ -261,7 +271,7 @@ COLUMNS = {  # heading: (width, key or function)
     "tile": (9, lambda r: f"{r['block_m']}x{r['block_n']}/{r['warps']}w"),
     "group": (9, lambda r: f"{r['groups']}x{r['group']}"),
     "runs": (4, "launches"),
-    "proto": (8, lambda r: r["protocol"] if r["kernel"] == "group" else "-"),
+    "proto": (8, lambda r: r["protocol"] if r["group"] > 1 else "-"),
     "W regs": (6, "in_registers"),
     "shared": (7, "shared"),
     "regs": (4, "registers"),
@@ -277,7 +287,7 @@ COLUMNS = {  # heading: (width, key or function)
 
 def table(rows: list[dict]) -> str:
     """The scans as text, one line each, then the steps, then what does not fit with the reasons."""
-    scans = [r for r in rows if r["kernel"] in ("single", "group")]
+    scans = [r for r in rows if r["kernel"] in (SINGLE, GROUP, GLUON)]
     lines = [" ".join(f"{head:>{width}}" for head, (width, _) in COLUMNS.items())]
     for row in scans:
         cells = [(w, key(row) if callable(key) else row[key]) for w, key in COLUMNS.values()]

@@ -15,7 +15,7 @@ from triton_gru.kernels.backward import scan_backward
 from triton_gru.kernels.forward import scan_forward
 from triton_gru.plan import selection
 from triton_gru.plan.devices import DEVICES, Device
-from triton_gru.plan.plan import COUNTER, SENTINEL, Plan, Problem
+from triton_gru.plan.plan import COUNTER, GLUON, GROUP, SENTINEL, Plan, Problem
 from triton_gru.plan.planner import all_plans
 
 LAUNCHES = ("single", SENTINEL, COUNTER)
@@ -94,7 +94,10 @@ def make_case(
 def plans_of(
     case: Case, direction: str, launch: str, limits: Device, tf32: bool = True
 ) -> list[Plan]:
-    """Every plan of a launch, "single" or a protocol of the group kernels, the best one first."""
+    """Every plan of a launch, see `launch_of`, the best one first.
+
+    The backward has no Gluon kernel: to it "gluon" is the kernels' sentinel.
+    """
     gates_x, h0 = case.arguments[:2]
     problem = Problem(
         batch=gates_x.shape[1],
@@ -105,8 +108,14 @@ def plans_of(
         directions=h0.shape[0],
         tensor_cores=tf32,
     )
-    plans = all_plans(problem, limits)
-    return [p for p in plans if launch == (p.protocol if p.group > 1 else "single")]
+    if direction == "backward" and launch == GLUON:
+        launch = SENTINEL
+    return [p for p in all_plans(problem, limits) if launch == launch_of(p)]
+
+
+def launch_of(plan: Plan) -> str:
+    """ "single", "gluon", or the protocol of the Triton kernels for a group."""
+    return plan.protocol if plan.kernel == GROUP else plan.kernel
 
 
 def make_plan(case: Case, direction: str, launch: str, **wanted) -> Plan:

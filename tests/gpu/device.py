@@ -49,7 +49,7 @@ def case_on_device(*shape: int, **options) -> Case:
 
 
 def plan_for(case: Case, direction: str, launch: str, tf32: bool = True) -> Plan:
-    """The best plan of a launch, "single" or a protocol of the group kernels; skips without one."""
+    """The best plan of a launch (`scan_cases.launch_of`); skips without one."""
     limits = selection.device_limits(DEVICE)
     for plan in plans_of(case, direction, launch, limits, tf32):
         return plan

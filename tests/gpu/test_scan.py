@@ -10,9 +10,9 @@ from triton_gru.kernel_errors import check
 from triton_gru.kernels import step
 from triton_gru.kernels.forward import scan_forward
 from triton_gru.plan import selection
-from triton_gru.plan.plan import COUNTER, SENTINEL
+from triton_gru.plan.plan import COUNTER, GLUON, SENTINEL
 
-LAUNCHES = ("single", SENTINEL, COUNTER)
+LAUNCHES = ("single", SENTINEL, COUNTER, GLUON)
 BOTH = pytest.mark.parametrize("reset_after", [True, False], ids=["after", "before"])
 BEST = {"forward": None, "backward": None}
 pytestmark = pytest.mark.usefixtures("poisoned_memory")

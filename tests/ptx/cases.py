@@ -4,16 +4,17 @@ import dataclasses
 import functools
 
 import torch
+import triton
 
 from tests.ptx import launching
-from tests.scan_cases import NAMES, error, make_case
+from tests.scan_cases import NAMES, error, launch_of, make_case
 from tests.tolerances import ptx_tolerance
 from triton_gru import equations
 from triton_gru.kernel_errors import check_errors
 from triton_gru.kernels import backward, forward, step
 from triton_gru.plan import selection
-from triton_gru.plan.devices import DEVICES
-from triton_gru.plan.plan import Problem
+from triton_gru.plan.devices import DEVICES, for_triton
+from triton_gru.plan.plan import GLUON, SENTINEL, Problem
 from triton_gru.plan.planner import all_plans
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "ieee": torch.float32,
@@ -42,14 +43,16 @@ def plan_of(shape, direction, launch, arch, precision, reset_after, wanted):
         batch, hidden, selection.DTYPES[DTYPES[precision]], reset_after, direction, directions,
         tensor_cores=precision != "ieee",
     )  # fmt: skip
-    plans = all_plans(problem, DEVICES[arch])
+    plans = all_plans(problem, for_triton(DEVICES[arch], triton.__version__))
     if launch == "best":
         return plans[0]
     if direction == "forward":
         wanted = {name: value for name, value in wanted.items() if name != "by_block"}
+    elif launch == GLUON:  # the backward of what the Gluon kernel computed
+        launch, wanted = SENTINEL, {}
     plans = [
         p for p in plans
-        if (p.kernel == launch if launch == "single" else p.protocol == launch and p.group > 1)
+        if launch_of(p) == launch
         and all(getattr(p, name) == value for name, value in wanted.items())
     ]  # fmt: skip
     return min(plans, key=lambda p: (p.group * p.groups, p.estimate_us), default=None)
@@ -61,13 +64,14 @@ class Scan:
     Args:
         shape: T, B, H and, for both directions, 2.
         precision: of PRECISIONS.
-        launch: "single", "sentinel", "counter" or "best".
+        launch: "single", "sentinel", "counter", "gluon" (the forward; the backward is "sentinel")
+            or "best".
         arch: to compile for.
         reset_after: the variant.
         lengths, resets, bias, not_finite: as `tests.scan_cases.make_case` has them.
         save_gates: whether the forward keeps the gates for the backward.
         wanted: values of the plan to look for.
-        force: values of the plan to set.
+        force: values of the plan to set; with "gluon" of the forward's alone.
         pieces: steps of a piece of time in the backward.
         case: to run instead of a random one.
         polls: looks after which a wait gives up.
@@ -92,7 +96,9 @@ class Scan:
         ]
         self.plans = None
         if None not in plans:
-            self.plans = [dataclasses.replace(p, **(force or {})) for p in plans]
+            forced = plans[:1] if launch == GLUON else plans
+            self.plans = [dataclasses.replace(p, **(force or {})) for p in forced]
+            self.plans += plans[len(forced) :]
 
     @functools.cached_property
     def case(self):
@@ -121,6 +127,19 @@ class Scan:
         results = {"y": y, **dict(zip(NAMES, grads, strict=True))}
         errors = {name: error(results[name], exact) for name, exact in self.exact.items()}
         return Outcome(launches, self.plans, errors, ptx_tolerance(self.precision, self.hidden))
+
+    def run_forward(self, **machine):
+        """As `run`, of the forward alone."""
+        case = self.case
+        settings = _settings(self.precision, self.pieces)
+        with settings, launching.emulated(self.arch, **machine) as launches:
+            y = forward.scan_forward(
+                *case.arguments, **case.options, plan=self.plans[0], polls=self.polls
+            )
+            check_errors(y.device)
+        errors = {"y": error(y, self.exact["y"])}
+        tolerance = ptx_tolerance(self.precision, self.hidden)
+        return Outcome(launches, self.plans[:1], errors, tolerance)
 
 
 def run_scan(*arguments, seed=0, weak=True, apart=False, counting=False, **options):

@@ -13,8 +13,10 @@ import random
 import sys
 import time
 
+import triton
+
 from tests.ptx import cases
-from triton_gru.plan.devices import DEVICES
+from triton_gru.plan.devices import DEVICES, for_triton
 from triton_gru.plan.plan import Plan, Problem
 from triton_gru.plan.planner import all_plans
 
@@ -122,6 +124,7 @@ def kind(plan: Plan) -> tuple:
 def first_choices():
     """One of each kind of pair of plans that the planner takes for 128 to 1024 columns."""
     found = {}
+    devices = {arch: for_triton(DEVICES[arch], triton.__version__) for arch in ARCHS}
     sizes = sorted(FIRST_CHOICES)
     for H, B, arch, precision, reset_after in itertools.product(
         sizes, (1, 3, 16, 20), ARCHS, cases.PRECISIONS, (True, False)
@@ -129,7 +132,7 @@ def first_choices():
         dtype = "float32" if precision in ("tf32", "ieee") else "bfloat16"
         problem = Problem(B, H, dtype, reset_after, tensor_cores=precision != "ieee")
         plans = [
-            all_plans(dataclasses.replace(problem, direction=d), DEVICES[arch])
+            all_plans(dataclasses.replace(problem, direction=d), devices[arch])
             for d in ("forward", "backward")
         ]
         if all(plans):

@@ -51,11 +51,11 @@ class Mutant:
 class Target:
     """One kernel on two small problems that have lengths, rows of resets and a bias."""
 
-    def __init__(self, launch, direction):
+    # No reset_after, which exchanges twice a step; float16, whose tolerance is the tighter one.
+    def __init__(self, launch, direction, reset_after=False, shapes=SHAPES):
         self.name, self.direction = f"{launch} {direction}", direction
-        # No reset_after, which exchanges twice a step; float16, whose tolerance is the tighter one.
-        plan = cases.plan_of(SHAPES[0], direction, launch, 90, "fp16", False, {})
-        self.problems = [Problem(shape, direction, plan) for shape in SHAPES]
+        plan = cases.plan_of(shapes[0], direction, launch, 90, "fp16", reset_after, {})
+        self.problems = [Problem(shape, direction, plan, reset_after) for shape in shapes]
         self.results(None, 0)
         self.ptx, self.program = self.launches[0].ptx, self.launches[0].program
         self.limit = 10 * max(int(launch.executed.sum()) for launch in self.launches)
@@ -104,10 +104,10 @@ class Target:
 class Problem:
     """Arguments of a launch, and what it should yield."""
 
-    def __init__(self, shape, direction, plan):
+    def __init__(self, shape, direction, plan, reset_after):
         self.direction = direction
-        self.case = make_case(*shape, reset_after=False, dtype=torch.float16, lengths=True,
-                              resets=True, not_finite=shape == SHAPES[1])  # fmt: skip
+        self.case = make_case(*shape, reset_after=reset_after, dtype=torch.float16, lengths=True,
+                              resets=True, not_finite=shape != SHAPES[0])  # fmt: skip
         groups = -(-shape[1] // plan.block_m)
         self.plan = dataclasses.replace(plan, groups=groups, groups_a_launch=groups)
         exact_y, self.exact = self.case.exact()

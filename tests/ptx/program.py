@@ -43,7 +43,7 @@ class Program:
         kinds: place -> how the register is held, see parsing.KINDS.
         undefined: the same of registers that nobody writes: any value will do.
         loop: numbers of the segments of the longest loop, the one over time.
-        polls: those of the loops within it.
+        polls: those of each loop within it.
         granule: bytes of shared memory that accesses never split.
     """
 
@@ -134,10 +134,10 @@ class Program:
         return max(_cycles(range(len(self.segments)), self.edges()), key=len, default=set())
 
     @functools.cached_property
-    def polls(self) -> set[int]:
+    def polls(self) -> list[set[int]]:
         edges = self.edges()
         heads = {b for a, b in edges if b in self.loop and a not in self.loop}
-        return set().union(*_cycles(self.loop - heads, edges))
+        return _cycles(self.loop - heads, edges)
 
 
 @functools.lru_cache(maxsize=8192)  # mutants of one kernel differ in one segment

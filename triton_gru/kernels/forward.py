@@ -14,6 +14,8 @@ The product reads the state rounded to the dtype of `states`, as the other progr
 z * h reads the float32 state that its owner keeps in registers.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -35,7 +37,7 @@ from triton_gru.kernels.tile import (
     total,
     zero_sum,
 )
-from triton_gru.plan.plan import POLLS, SENTINEL, Plan, padded_size
+from triton_gru.plan.plan import GLUON, POLLS, SENTINEL, Plan, padded_size
 from triton_gru.plan.selection import matrix_precision, plan_scan
 
 
@@ -314,16 +316,26 @@ def scan_forward(
         "batch": B,
         "hidden": H,
         "padded": HP,
+    }
+    options = {
         "DIRECTIONS": D,
         "RESET_AFTER": reset_after,
         "HAS_BIAS": bias_hh is not None,
         "HAS_LENGTHS": lengths is not None,
         "HAS_RESETS": resets is not None,
         "SAVE_GATES": save_gates,
-        "PRECISION": precision,
     }
+    if plan.kernel == GLUON:
+        from triton_gru.kernels import gluon_forward  # not every Triton has this Gluon
+
+        kernel: Any = gluon_forward.scan_forward_gluon_kernel
+        planned = gluon_forward.launches(plan, gates_x, polls, options)
+    else:
+        kernel = scan_forward_kernel
+        arguments |= options | {"PRECISION": precision}
+        planned = launch.launches(plan, gates_x.device, polls)
     with launch.launching(plan, gates_x.device):
-        for grid, planned in launch.launches(plan, gates_x.device, polls):
-            scan_forward_kernel[grid](**arguments, **planned)
+        for grid, settings in planned:
+            kernel[grid](**arguments, **settings)
     y = states[1 : T + 1, ..., :H]
     return (y, gates_h) if save_gates else y

@@ -103,11 +103,18 @@ def launches(
         "GROUP": plan.group,
         "STAGE_ALL": plan.stage_all,
         "PROTOCOL": PROTOCOLS[plan.protocol],
+    }
+    for grid, settings in grids(plan):
+        yield grid, {**arguments, "num_stages": 1, **settings}
+
+
+def grids(plan: Plan) -> Iterator[tuple[tuple[int], dict[str, object]]]:
+    """The grid of each launch, its first group, and Triton's own options."""
+    options = {
         "num_warps": plan.warps,
-        "num_stages": 1,
         "maxnreg": MAX_REGISTERS,
         "launch_cooperative_grid": plan.group > 1,
     }
     for first in range(0, plan.groups, plan.groups_a_launch):
         groups = min(plan.groups_a_launch, plan.groups - first)
-        yield (groups * plan.group,), {**arguments, "first_group": first}
+        yield (groups * plan.group,), {"first_group": first, **options}

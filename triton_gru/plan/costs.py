@@ -12,7 +12,15 @@ padded to 16 x 8, staging of the vector, partial sums of the warps. Neither is a
 """
 
 from triton_gru.plan.devices import Device
-from triton_gru.plan.plan import COUNTER, ELEMENT_BYTES, Plan, Problem, padded_size
+from triton_gru.plan.plan import (
+    COUNTER,
+    ELEMENT_BYTES,
+    GLUON,
+    SINGLE,
+    Plan,
+    Problem,
+    padded_size,
+)
 
 # Bytes per clock that a multiprocessor reads from its shared memory, on every GPU of the table.
 SHARED_BYTES_PER_CLOCK = 128
@@ -38,7 +46,7 @@ def priced(problem: Problem, device: Device, held: int = 0, **plan) -> Plan:
     programs = plan["group"] * min(plan["groups"], plan["groups_a_launch"])
     vectors = 3 if not forward else (1 if problem.reset_after else 2)
     exchanged = exchanges = 0
-    if plan["kernel"] == "group":
+    if plan["group"] > 1:
         exchanged = programs * block_m * padded_size(problem.hidden) * element * vectors
         exchanges = 1 if problem.reset_after else 2
 
@@ -57,6 +65,8 @@ def priced(problem: Problem, device: Device, held: int = 0, **plan) -> Plan:
         rate = MATRIX_RATE.get(device.capability, 1024) * (0.5 if element == 4 else 1)
         arithmetic = multiplied / rate
     staged = 2 * block_m * span * element * vectors / SHARED_BYTES_PER_CLOCK
+    if plan["kernel"] == GLUON:  # from global memory straight into the operand
+        staged = 0
     sums = 3 if forward else (1 if problem.reset_after else 2)
     summed = 2 * sums * plan["split_k"] * block_m * block_n * 4 / SHARED_BYTES_PER_CLOCK
     if plan["split_k"] == 1:
@@ -66,7 +76,7 @@ def priced(problem: Problem, device: Device, held: int = 0, **plan) -> Plan:
         latency += (vectors - 1) * BLOCK_EXTRA_US
     busy = max(weights + staged, arithmetic, over_l2) + summed + FIXED_CLOCKS
     waves = plan["launches"]
-    if plan["kernel"] == "single":
+    if plan["kernel"] == SINGLE:
         # No exchange, so programs need not be resident together: they run one after the other.
         waves = -(-plan["groups"] // device.multiprocessors)
     return Plan(
@@ -79,4 +89,4 @@ def priced(problem: Problem, device: Device, held: int = 0, **plan) -> Plan:
 
 
 def _counts(plan: dict) -> bool:
-    return plan["kernel"] == "group" and plan["protocol"] == COUNTER
+    return plan["group"] > 1 and plan["protocol"] == COUNTER

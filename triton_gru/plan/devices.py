@@ -13,6 +13,9 @@ HEADROOM = 1 / 64
 # tile.py loads them, 3.6 and 3.9 move them to shared memory.
 MOST_IN_REGISTERS = 2
 TRITON_OF_REGISTERS = "3.7."
+# The versions of Triton that are known to compile the Gluon kernel, by the tests of tests/ptx and
+# by benchmarks.static. Gluon is experimental: others may have another one. (No GPU has run it yet.)
+TRITON_OF_GLUON = ("3.7.",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +30,7 @@ class Device:
         clock_mhz: sustained clock assumed in the arithmetic.
         l2_bytes_per_clock: bytes per clock that all multiprocessors together read from L2.
         most_in_registers: pieces of the weights that the installed Triton can keep in registers.
+        gluon: whether the installed Triton compiles the Gluon kernel.
     """
 
     name: str
@@ -36,6 +40,7 @@ class Device:
     clock_mhz: int
     l2_bytes_per_clock: int
     most_in_registers: int = MOST_IN_REGISTERS
+    gluon: bool = False
 
     @property
     def resident_programs(self) -> int:
@@ -69,6 +74,8 @@ def describe(*, name: str, capability: int, multiprocessors: int, shared_bytes: 
 
 def for_triton(device: Device, version: str) -> Device:
     """The device with the limits of a version of Triton."""
-    if version.startswith(TRITON_OF_REGISTERS):
-        return device
-    return dataclasses.replace(device, most_in_registers=0)
+    return dataclasses.replace(
+        device,
+        most_in_registers=MOST_IN_REGISTERS if version.startswith(TRITON_OF_REGISTERS) else 0,
+        gluon=version.startswith(TRITON_OF_GLUON),
+    )

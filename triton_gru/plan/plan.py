@@ -16,6 +16,10 @@ MAX_REGISTERS = 255
 POLLS = 1 << 20
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 SENTINEL, COUNTER = "sentinel", "counter"
+# The kernels of a plan.
+SINGLE, GROUP, GLUON = "single", "group", "gluon"
+# Columns of K that a warp of the Gluon kernel takes of each chunk: two matrix instructions deep.
+GLUON_DEPTH = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +50,7 @@ class Plan:
     """How one scan is launched.
 
     Attributes:
-        kernel: "single" or "group".
+        kernel: "single", "group", or "gluon", which is a group's too.
         direction: "forward" or "backward".
         block_m: batch rows per program.
         block_n: columns of the state per program.
@@ -117,7 +121,7 @@ class Plan:
             shape = (
                 f"{self.groups} groups{launches} of {self.group} programs, each with "
                 f"{self.block_n} columns of W_hh for {self.block_m} rows, exchanging the state by "
-                f"{self.protocol}"
+                f"{self.protocol}" + (", in Gluon" if self.kernel == GLUON else "")
             )
         return f"{shape}; at least {self.lower_bound_us:.2f} us per step by arithmetic"
 

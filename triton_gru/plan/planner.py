@@ -9,6 +9,7 @@ import functools
 
 from triton_gru.plan.costs import priced
 from triton_gru.plan.devices import KIB, MOST_IN_REGISTERS, TRITON_OF_REGISTERS, Device
+from triton_gru.plan.gluon import gluon_plans
 from triton_gru.plan.plan import COUNTER, ELEMENT_BYTES, SENTINEL, Plan, Problem, padded_size
 
 # The smallest sum of one of Triton's matrix instructions, in columns.
@@ -44,7 +45,7 @@ def all_plans(problem: Problem, device: Device) -> tuple[Plan, ...]:
         for warps in (4, 8)
         for protocol, by_block in _exchanges(problem.direction)
     ]
-    fitting = [plan for plan in plans if plan is not None]
+    fitting = [plan for plan in plans if plan is not None] + gluon_plans(problem, device)
 
     # Ties go to fewer programs, then to sentinel (one L2 round trip less, see kernels/exchange.py).
     def order(plan: Plan) -> tuple:

@@ -98,7 +98,8 @@ def _nccl_is_initialized() -> bool:
 def whole_device(device: torch.device) -> Device:
     """As `device_limits`, with every multiprocessor that the device has."""
     if device.type != "cuda":
-        return for_triton(DEVICES[90], triton.__version__)
+        # Triton's interpreter does not run Gluon.
+        return dataclasses.replace(for_triton(DEVICES[90], triton.__version__), gluon=False)
     properties: Any = torch.cuda.get_device_properties(device)
     found = describe(
         name=properties.name,

@@ -1,0 +1,89 @@
+"""Plans of the Gluon kernel: where there are any, and the rules that they keep. No GPU."""
+
+import dataclasses
+import math
+
+import pytest
+
+from triton_gru.plan.devices import DEVICES, MOST_IN_REGISTERS, for_triton
+from triton_gru.plan.plan import GLUON, GROUP, SINGLE, Problem, padded_size
+from triton_gru.plan.planner import all_plans, best_plan
+
+
+def device(arch, version="3.7.1"):
+    return for_triton(DEVICES[arch], version)
+
+
+def gluon_plans(problem, arch, version="3.7.1"):
+    return [p for p in all_plans(problem, device(arch, version)) if p.kernel == GLUON]
+
+
+@pytest.mark.parametrize("version", ["3.5.1", "3.8.0", "3.9.0", "4.0.0"])
+def test_a_triton_that_is_not_known_gets_the_triton_kernels(version):
+    problem = Problem(16, 768, "bfloat16", True)
+    assert not gluon_plans(problem, 90, version)
+    assert best_plan(problem, device(90, version)).kernel == GROUP
+
+
+def test_the_forward_in_16_bit_is_what_it_takes():
+    for dtype in ("bfloat16", "float16"):
+        for reset_after in (True, False):
+            problem = Problem(16, 768, dtype, reset_after)
+            assert best_plan(problem, device(90)).kernel == GLUON
+            assert not gluon_plans(dataclasses.replace(problem, direction="backward"), 90)
+    assert not gluon_plans(Problem(16, 768, "float32", True), 90)
+
+
+def test_what_needs_no_exchange_stays_in_one_program():
+    assert best_plan(Problem(16, 128, "bfloat16", True), device(90)).kernel == SINGLE
+    assert not gluon_plans(Problem(16, 16, "bfloat16", True), 90)
+
+
+@pytest.mark.parametrize("arch", DEVICES)
+@pytest.mark.parametrize("reset_after", [True, False])
+def test_every_plan_keeps_the_rules(arch, reset_after):
+    met = 0
+    for hidden in (17, 129, 256, 650, 1000, 1024, 1696, 2048):
+        for batch in (1, 17, 300):
+            for directions in (1, 2):
+                problem = Problem(batch, hidden, "bfloat16", reset_after, directions=directions)
+                padded = padded_size(hidden)
+                for plan in gluon_plans(problem, arch):
+                    met += 1
+                    assert plan.group * plan.block_n >= padded > (plan.group - 1) * plan.block_n
+                    assert plan.span == padded and 0 < plan.tail <= plan.block_k
+                    assert plan.block_k == 32 * plan.warps == 32 * plan.split_k
+                    assert 0 <= plan.in_registers <= plan.k_blocks
+                    assert plan.shared_bytes <= device(arch).shared_bytes
+                    assert plan.groups == directions * math.ceil(batch / plan.block_m)
+                    assert plan.launches == math.ceil(plan.groups / plan.groups_a_launch)
+                    resident = device(arch).resident_programs
+                    assert plan.group * plan.groups_a_launch <= resident
+                    assert 0 < plan.lower_bound_us <= plan.estimate_us
+    assert met
+
+
+def test_weights_that_do_not_fit_in_registers_are_in_shared_memory():
+    plans = gluon_plans(Problem(64, 1024, "bfloat16", True), 90)
+    tiles = {(p.block_m, p.block_n): p for p in plans}
+    assert tiles[16, 16].in_registers == tiles[16, 16].k_blocks
+    assert tiles[16, 16].shared_weight_bytes == 0
+    wide = tiles[16, 32]
+    assert wide.in_registers == 2
+    assert wide.shared_weight_bytes == 2 * 3 * 32 * 256 * 2
+    assert wide.shared_bytes == wide.shared_weight_bytes + 2 * 3 * 8 * 16 * 32 * 4
+
+
+def test_a_plan_says_that_it_is_gluon():
+    plan = best_plan(Problem(16, 768, "bfloat16", True), device(90))
+    assert "exchanging the state by sentinel, in Gluon" in plan.describe()
+    assert "Gluon" not in best_plan(Problem(16, 768, "float32", True), device(90)).describe()
+
+
+def test_the_interpreter_gets_the_triton_kernels():
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("triton")
+    from triton_gru.plan import selection
+
+    assert not selection.device_limits(torch.device("cpu")).gluon
+    assert device(90).gluon and device(90).most_in_registers == MOST_IN_REGISTERS

@@ -1,0 +1,110 @@
+"""Inline assembly of the Gluon kernels: PTX as text, with its constraints.
+
+`inline_asm_elementwise` runs a text once for every `pack` consecutive elements that a thread holds.
+Outputs are numbered first: a pack of 16-bit elements is half as many registers, a pack of int32 or
+of pointers as many. What one text needs once is taken from the first element of a pack; where the
+elements of a pack are equal, the compiler passes one register for all of them.
+"""
+
+Assembly = tuple[str, str]  # the text and its constraints
+
+# Elements of K that a lane reads by one vector load, 16 bytes of 16-bit elements.
+VECTOR = 8
+# The weights' fragment of a 16 x 32 tile, two rows of 8 elements for a lane.
+FRAGMENT = 2 * VECTOR
+
+
+def poll(chunks: int, chunk_bytes: int, tiles: int, tail: bool) -> Assembly:
+    """Loads a warp's part of the exchanged vector, again and again until it is complete.
+
+    The loads of all chunks are in flight together and are tested together. An element that has not
+    arrived is 16 ones (kernels/exchange.py). Two elements are tested at once: a half of w is all
+    ones if and only if (~w - 0x00010001) & w has the top bit of the lowest such half. The warp
+    votes, so that its lanes stay together, and only the lanes that lack something load again.
+
+    Operands: out `chunks` packs of 16-bit elements, and one of int32, the state of the wait; in
+    packs of pointers to the first chunk, unless the tail is the only one, and, with `tail`, of
+    those that the last chunk is read by, which is as far from them as from the first; the state;
+    the step. The state is the number of looks after the first that a wait may take, or, once one
+    was given up, ~step of that: from then on a wait is one look. Of the state's pack the first
+    element counts alone; the others are not even written (15 moves a step otherwise).
+
+    Args:
+        chunks: vectors per row that a lane loads.
+        chunk_bytes: distance from one chunk to the next.
+        tiles: tiles of 8 batch rows.
+        tail: whether the last chunk has pointers of its own.
+    """
+    pack = VECTOR * tiles
+    words = pack // 2
+    state = chunks * words
+    pointers = state + pack
+    packs = (chunks > 1 or not tail) + tail
+    last = pointers + pack * (packs - 1)
+    waiting = pointers + pack * packs
+    loads = []
+    for chunk in range(chunks):
+        for tile in range(tiles):
+            first = chunk * words + 4 * tile
+            registers = ", ".join(f"${first + i}" for i in range(4))
+            base = last if chunk == chunks - 1 else pointers
+            address = f"[${base + VECTOR * tile} + {chunk * chunk_bytes}]"
+            loads.append(f"ld.relaxed.gpu.global.v4.b32 {{{registers}}}, {address};")
+    tests = []
+    for word in range(chunks * words):
+        tests += [f"sub.s32 t, -65538, ${word};", f"lop3.b32 lacking, t, ${word}, lacking, 0xEA;"]
+    lines = [
+        "{",
+        ".reg .pred lacks, any, again;",
+        ".reg .b32 looks, lacking, t;",
+        "mov.b32 looks, 0;",
+        *loads,
+        "LOOK:",
+        "mov.b32 lacking, 0;",
+        *tests,
+        "and.b32 lacking, lacking, 0x80008000;",
+        "setp.ne.s32 lacks, lacking, 0;",
+        "vote.sync.any.pred any, lacks, 0xffffffff;",
+        f"setp.lt.and.s32 again, looks, ${waiting}, any;",
+        "@!again bra DONE;",
+        "add.s32 looks, looks, 1;",
+        *(f"@lacks {load}" for load in loads),
+        "bra.uni LOOK;",
+        "DONE:",
+        f"setp.ge.and.s32 again, ${waiting}, 0, any;",
+        f"not.b32 t, ${waiting + pack};",
+        f"selp.b32 ${state}, t, ${waiting}, again;",
+        "}",
+    ]
+    constraints = ["=&r"] * pointers + ["l"] * (pack * packs) + ["r"] * (2 * pack)
+    return "\n".join(lines), ",".join(constraints)
+
+
+def read_weights() -> Assembly:
+    """A lane's fragment of a weight tile, past L1: two rows, as the matrix instruction has them."""
+    lines = (
+        "ld.global.nc.v4.b32 {$0, $2, $4, $6}, [$8];",
+        "ld.global.nc.v4.b32 {$1, $3, $5, $7}, [$10];",
+    )
+    return "\n".join(lines), ",".join(["=&r"] * (FRAGMENT // 2) + ["l"] * FRAGMENT)
+
+
+def publish(threads: int) -> Assembly:
+    """Stores 16 bits where a flag says so; the first `threads` threads, the others hold copies.
+
+    Operands: out one that the compiler wants; in the address, the bits and the flag.
+    """
+    lines = (
+        "{",
+        ".reg .pred stored;",
+        ".reg .b32 thread;",
+        ".reg .b16 bits;",
+        "mov.u32 thread, %tid.x;",
+        "setp.ne.s32 stored, $3, 0;",
+        f"setp.lt.and.u32 stored, thread, {threads}, stored;",
+        "cvt.u16.u32 bits, $2;",
+        "@stored st.relaxed.gpu.global.b16 [$1], bits;",
+        "mov.b32 $0, 0;",
+        "}",
+    )
+    return "\n".join(lines), "=r,l,r,r"

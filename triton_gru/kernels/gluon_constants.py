@@ -1,0 +1,112 @@
+"""What the Gluon kernels are compiled for: sizes, layouts and inline assembly, as one argument."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import torch
+from triton.experimental.gluon import language as gl
+
+from triton_gru.kernels import gluon_assembly
+from triton_gru.plan.plan import GLUON_DEPTH, Plan
+
+DTYPES = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Constants:
+    """What a kernel is compiled for, as one argument.
+
+    Attributes:
+        DTYPE: of everything that is exchanged.
+        ROWS: batch rows per program, 8 or 16.
+        COLUMNS: columns of the state per program, 16 or 32.
+        WARPS: warps per program, each with its own part of K.
+        CHUNKS: chunks of K.
+        IN_REGISTERS: how many of them, the last ones, have their weights in registers.
+        GROUP: programs per group.
+        TAIL: whether the last chunk goes beyond the columns of the state.
+        EDGE: whether the last program does.
+        DIRECTIONS, RESET_AFTER, HAS_BIAS, HAS_LENGTHS, HAS_RESETS, SAVE_GATES: as in `forward.py`.
+    """
+
+    DTYPE: Any
+    ROWS: int
+    COLUMNS: int
+    WARPS: int
+    CHUNKS: int
+    IN_REGISTERS: int
+    GROUP: int
+    TAIL: bool
+    EDGE: bool
+    DIRECTIONS: int
+    RESET_AFTER: bool
+    HAS_BIAS: bool
+    HAS_LENGTHS: bool
+    HAS_RESETS: bool
+    SAVE_GATES: bool
+
+    def __post_init__(self):
+        W, N, M = self.WARPS, self.COLUMNS, self.ROWS
+        sums = gl.NVMMADistributedLayout([2, 0], [W, 1, 1], [1, 16, 8])
+        across = min(N // 16, W)
+        parts = gl.BlockedLayout([W, 1, 1], [1, 16, 2], [1, across, W // across], [2, 1, 0])
+        chunk = GLUON_DEPTH * W
+        follows = {
+            "DEPTH": GLUON_DEPTH,
+            "CHUNK": chunk,
+            "TILE": [W, N, GLUON_DEPTH],
+            "SUM": [W, N, M],
+            "UNROLLED": 2 if self.RESET_AFTER else 1,
+            "SUMS": sums,
+            "LEFT": gl.DotOperandLayout(0, sums, 2),
+            "RIGHT": gl.DotOperandLayout(1, sums, 2),
+            "PARTS": parts,
+            "OWN": gl.SliceLayout(0, parts),
+            "SHARED_SUMS": gl.SharedLinearLayout(shared_sums(W, N, M)),
+            "SHARED_WEIGHTS": gl.SwizzledSharedLayout(8, 2, 4, [2, 1, 0]),
+            "POLL_TYPES": (self.DTYPE,) * self.CHUNKS + (gl.int32,),
+        }
+        assemblies = {
+            "POLL": gluon_assembly.poll(self.CHUNKS, 2 * chunk, M // 8, self.TAIL),
+            "WEIGHTS": gluon_assembly.read_weights(),
+            "PUBLISH": gluon_assembly.publish(min(32 * W, M * N)),
+        }
+        for name, (text, constraints) in assemblies.items():
+            follows |= {name: text, f"{name}_CONSTRAINTS": constraints}
+        for name, value in follows.items():
+            object.__setattr__(self, name, value)
+
+    def __repr__(self) -> str:
+        """With the assembly: Triton finds kernels that it compiled before by this text."""
+        return f"Constants({sorted(vars(self).items())})"
+
+
+def shared_sums(warps: int, columns: int, rows: int) -> list[list[int]]:
+    """Where [warps, columns, rows] float32 sums lie, as bases of the address bits.
+
+    Half a warp stores 4 columns x 8 rows, a warp loads 16 columns x 2 rows. With the bank's bits
+    (row 1, column 1, column 2, row 2 ^ column 4, row 4 ^ column 8) neither has a bank conflict.
+    """
+    banks = [[0, 0, 1], [0, 1, 0], [0, 2, 0], [0, 0, 2], [0, 0, 4]]
+    swizzled = [[0, 4, 2], [0, 8, 4]]
+    beyond = [[0, 0, 8 << i] for i in range((rows // 8).bit_length() - 1)]
+    beyond += [[0, 16 << i, 0] for i in range((columns // 16).bit_length() - 1)]
+    return banks + swizzled + beyond + [[1 << i, 0, 0] for i in range(warps.bit_length() - 1)]
+
+
+@functools.lru_cache(maxsize=1024)  # called at every launch
+def constants(plan: Plan, dtype: torch.dtype, **options: Any) -> Constants:
+    """Of a plan, with the options DIRECTIONS to SAVE_GATES by name."""
+    return Constants(
+        DTYPE=DTYPES[dtype],
+        ROWS=plan.block_m,
+        COLUMNS=plan.block_n,
+        WARPS=plan.warps,
+        CHUNKS=plan.k_blocks,
+        IN_REGISTERS=plan.in_registers,
+        GROUP=plan.group,
+        TAIL=plan.tail < plan.block_k,
+        EDGE=plan.group * plan.block_n > plan.span,
+        **options,
+    )
