@@ -1,6 +1,7 @@
 """An exchange that is broken on purpose: one program of a group never comes."""
 
 import contextlib
+import itertools
 import time
 
 import pytest
@@ -12,7 +13,7 @@ from triton_gru.kernel_errors import KernelTimeout, check
 from triton_gru.kernels import backward, forward
 from triton_gru.kernels.backward import scan_backward
 from triton_gru.kernels.forward import scan_forward
-from triton_gru.plan.plan import COUNTER, POLLS, SENTINEL
+from triton_gru.plan.plan import COUNTER, GLUON, POLLS, SENTINEL
 
 PROTOCOLS = (SENTINEL, COUNTER)
 # A wait that times out may take so long, from the launch to the exception.
@@ -42,13 +43,15 @@ def impatience():
 
 
 @pytest.mark.parametrize("reset_after", [True, False], ids=["after", "before"])
-@pytest.mark.parametrize("direction", ["forward", "backward"])
-@pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_a_program_that_never_comes(protocol, direction, reset_after, monkeypatch):
+@pytest.mark.parametrize(
+    ("launch", "direction"),
+    [*itertools.product(PROTOCOLS, ("forward", "backward")), (GLUON, "forward")],
+)
+def test_a_program_that_never_comes(launch, direction, reset_after, monkeypatch):
     on_gpu = DEVICE.type == "cuda"
     shape = (32, 16, 768) if on_gpu else (2, 3, 20)
     case = case_on_device(*shape, reset_after=reset_after, dtype=torch.bfloat16)
-    plans = {d: plan_for(case, d, protocol) for d in ("forward", "backward")}
+    plans = {d: plan_for(case, d, launch) for d in ("forward", "backward")}
     polls = POLLS if on_gpu else 20
     y = scan_forward(*case.arguments, **case.options, plan=plans["forward"])
 
@@ -62,6 +65,10 @@ def test_a_program_that_never_comes(protocol, direction, reset_after, monkeypatc
     check()
     kernel = f"scan_{direction}_kernel"
     user = {"forward": forward, "backward": backward}[direction]
+    if launch == GLUON:
+        from triton_gru.kernels import gluon_forward
+
+        user, kernel = gluon_forward, "scan_forward_gluon_kernel"
     monkeypatch.setattr(user, kernel, LastProgramMissing(getattr(user, kernel)))
     begun = time.perf_counter()
     with impatience():

@@ -92,6 +92,10 @@ def read_weights() -> Assembly:
 def publish(threads: int) -> Assembly:
     """Stores 16 bits where a flag says so; the first `threads` threads, the others hold copies.
 
+    Relaxed, as the loads of `poll` are. By the letter of PTX's memory model that is not enough, as
+    2 bytes stored do not overlap the 4 loaded completely: it rests on a store of 2 aligned bytes
+    being seen whole or not at all. A plain store and a volatile load rest on more.
+
     Operands: out one that the compiler wants; in the address, the bits and the flag.
     """
     lines = (

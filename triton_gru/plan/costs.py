@@ -35,6 +35,8 @@ COUNTER_EXTRA_US = 0.7
 BLOCK_EXTRA_US = 0.4
 # Gates, barriers and addresses of a step, from the instruction counts of the static report.
 FIXED_CLOCKS = 300
+# The same of the Gluon kernel: 1 barrier of 11, and two thirds of the instructions of all warps.
+GLUON_FIXED_CLOCKS = 100
 
 
 def priced(problem: Problem, device: Device, held: int = 0, **plan) -> Plan:
@@ -65,8 +67,9 @@ def priced(problem: Problem, device: Device, held: int = 0, **plan) -> Plan:
         rate = MATRIX_RATE.get(device.capability, 1024) * (0.5 if element == 4 else 1)
         arithmetic = multiplied / rate
     staged = 2 * block_m * span * element * vectors / SHARED_BYTES_PER_CLOCK
+    fixed = FIXED_CLOCKS
     if plan["kernel"] == GLUON:  # from global memory straight into the operand
-        staged = 0
+        staged, fixed = 0, GLUON_FIXED_CLOCKS
     sums = 3 if forward else (1 if problem.reset_after else 2)
     summed = 2 * sums * plan["split_k"] * block_m * block_n * 4 / SHARED_BYTES_PER_CLOCK
     if plan["split_k"] == 1:
@@ -74,7 +77,7 @@ def priced(problem: Problem, device: Device, held: int = 0, **plan) -> Plan:
     latency = exchanges * (EXCHANGE_LATENCY_US + (COUNTER_EXTRA_US if _counts(plan) else 0))
     if plan["by_block"]:
         latency += (vectors - 1) * BLOCK_EXTRA_US
-    busy = max(weights + staged, arithmetic, over_l2) + summed + FIXED_CLOCKS
+    busy = max(weights + staged, arithmetic, over_l2) + summed + fixed
     waves = plan["launches"]
     if plan["kernel"] == SINGLE:
         # No exchange, so programs need not be resident together: they run one after the other.

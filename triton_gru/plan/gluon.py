@@ -1,5 +1,7 @@
 """Plans of the Gluon kernel (kernels/gluon_forward.py): the forward of a group, in 16 bit."""
 
+import math
+
 from triton_gru.plan.costs import priced
 from triton_gru.plan.devices import Device
 from triton_gru.plan.plan import (
@@ -22,11 +24,17 @@ OTHER_REGISTERS, REGISTERS_AN_ELEMENT = 30, 8
 
 
 def gluon_plans(problem: Problem, device: Device) -> list[Plan]:
-    """Every plan that fits."""
+    """Every plan that fits, but those with weights in shared memory that save no launch.
+
+    They take one more barrier in a step (benchmarks/NOTES.md), which `costs.py` does not know.
+    """
     if not device.gluon or problem.direction != "forward" or ELEMENT_BYTES[problem.dtype] != 2:
         return []
     plans = (_plan(problem, device, rows, columns) for rows in ROWS for columns in COLUMNS)
-    return [plan for plan in plans if plan is not None]
+    fitting = [plan for plan in plans if plan is not None]
+    whole = [plan for plan in fitting if plan.in_registers == plan.k_blocks]
+    launches = min((plan.launches for plan in whole), default=math.inf)
+    return whole + [p for p in fitting if p not in whole and p.launches < launches]
 
 
 def _plan(problem: Problem, device: Device, rows: int, columns: int) -> Plan | None:
