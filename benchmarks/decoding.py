@@ -22,25 +22,25 @@ SHAPES = [(1, 256, 1), (16, 256, 1), (1, 256, 2)]
 
 
 def by_steps(model: SentencePredictor, tokens: Tensor, count: int) -> Tensor:
-    said, state = [tokens], None
+    generated, state = [tokens], None
     for _ in range(count):
-        logits, state = model.step(said[-1], state)
-        said.append(logits.argmax(-1))
-    return torch.stack(said)
+        logits, state = model.step(generated[-1], state)
+        generated.append(logits.argmax(-1))
+    return torch.stack(generated)
 
 
 def by_prefixes(model: SentencePredictor, tokens: Tensor, count: int) -> Tensor:
-    said = tokens.unsqueeze(0)
+    generated = tokens.unsqueeze(0)
     for _ in range(count):
-        logits, _ = model(said)
-        said = torch.cat([said, logits[-1:].argmax(-1)])
-    return said
+        logits, _ = model(generated)
+        generated = torch.cat([generated, logits[-1:].argmax(-1)])
+    return generated
 
 
 def seconds(clock: Callable, decode: Callable, *arguments) -> tuple[float, Tensor]:
     start = clock()
-    said = decode(*arguments)
-    return clock() - start, said
+    generated = decode(*arguments)
+    return clock() - start, generated
 
 
 def main() -> None:
@@ -64,9 +64,9 @@ def main() -> None:
         steps, ratios = [], []
         with torch.inference_mode():
             for _ in range(options.repeats):
-                one, said = seconds(clock, by_steps, model, tokens, options.tokens)
+                one, generated = seconds(clock, by_steps, model, tokens, options.tokens)
                 whole, again = seconds(clock, by_prefixes, model, tokens, options.tokens)
-                if not torch.equal(said, again):
+                if not torch.equal(generated, again):
                     raise RuntimeError("step and prefix give different tokens")
                 steps.append(one / options.tokens)
                 ratios.append(whole / one)

@@ -230,15 +230,15 @@ class RunLock:
 
 def wait_until_free(run_dir: Path) -> None:
     """Waits while another process holds the run."""
-    lock, told = RunLock(run_dir), False
+    lock, logged = RunLock(run_dir), False
     while read_holder(run_dir) is not None:
         try:
             lock.take()
             lock.release()
         except RunError as error:
-            if not told:
+            if not logged:
                 log.info("waiting: %s", error)
-            told = True
+            logged = True
             time.sleep(_LOOK_AGAIN)
 
 

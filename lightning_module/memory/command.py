@@ -123,10 +123,10 @@ def _run(
 ) -> Iterator[tuple[Study, dict[str, Any]]]:
     """Yields the results of a study so far, whenever there are new ones, until `stop` is set."""
     context = multiprocessing.get_context("spawn")
-    told: Any = context.Queue()
+    messages: Any = context.Queue()
     workers = workers or len(os.sched_getaffinity(0))
     executor = ProcessPoolExecutor(
-        min(workers, len(studies)), mp_context=context, initializer=_begin, initargs=(told,)
+        min(workers, len(studies)), mp_context=context, initializer=_begin, initargs=(messages,)
     )
     console = Console(highlight=False)
     columns = (
@@ -146,7 +146,7 @@ def _run(
             ]
             with without_ctrl_c():  # a terminal sends it to the new processes too
                 running = [executor.submit(_study, i, s, data) for i, s in enumerate(studies)]
-            for number, kind, content in _told(told, running, stop):
+            for number, kind, content in _messages(messages, running, stop):
                 study, bar = studies[number], bars[number]
                 if kind == "found":
                     yield study, content
@@ -166,15 +166,15 @@ def _run(
             process.kill()  # Lightning handles SIGTERM only after a step
 
 
-def _told(
-    told: Any, running: list[Future], stop: threading.Event
+def _messages(
+    messages: Any, running: list[Future], stop: threading.Event
 ) -> Iterator[tuple[int, str, Any]]:
     """The messages of the studies, until all are done; raises what one of them raised."""
     while not stop.is_set():
         all_done = all(future.done() for future in running)
         try:
             while not stop.is_set():
-                yield told.get(timeout=0.2)
+                yield messages.get(timeout=0.2)
         except queue.Empty:
             pass
         for future in running:
@@ -189,13 +189,13 @@ def _told(
             return
 
 
-_told_by_worker: Any = None
+_messages_to_parent: Any = None
 
 
-def _begin(told: Any) -> None:
+def _begin(messages: Any) -> None:
     """Initializes a process: one thread, quiet logging."""
-    global _told_by_worker
-    _told_by_worker = told
+    global _messages_to_parent
+    _messages_to_parent = messages
     torch.set_num_threads(1)
     quiet()
 
@@ -204,10 +204,10 @@ def _study(number: int, study: Study, data: dict[str, Any]) -> None:
     """One study, in a process of its own."""
 
     def report(done: float, doing: str) -> None:
-        _told_by_worker.put((number, "line" if done >= 1 else "report", (done, doing)))
+        _messages_to_parent.put((number, "line" if done >= 1 else "report", (done, doing)))
 
     def keep(found: dict[str, Any]) -> None:
-        _told_by_worker.put((number, "found", found))
+        _messages_to_parent.put((number, "found", found))
 
     begun = time.process_time()  # independent of other processes on the machine
     if study.task == TEXT:

@@ -59,9 +59,9 @@ def report(directory: Path) -> list[Job]:
     for reason, jobs in failures(sweep).items():
         print(f"Failed, job {', '.join(str(job.number) for job in jobs)}: {reason}")
     write_csv(sweep)
-    said = plots.draw_parallel(sweep, directory / PARALLEL)
-    said += plots.draw_importance(sweep, directory / IMPORTANCE)
-    for line in said:
+    messages = plots.draw_parallel(sweep, directory / PARALLEL)
+    messages += plots.draw_importance(sweep, directory / IMPORTANCE)
+    for line in messages:
         print(line)
     if sweep.complete:
         best = sweep.complete[0]

@@ -44,17 +44,17 @@ def reading(what: str, total: int | None, log: logging.Logger) -> Iterator[Calla
     console = Console(file=sys.stdout, highlight=False)
     read, next_line = 0, time.monotonic() + EVERY_SECONDS
 
-    def said() -> str:
+    def description() -> str:
         return f"{what}: {read:,} characters"
 
     if console.is_terminal and log.isEnabledFor(logging.INFO):
         with progress_bars(console, transient=True) as bars:
-            bar = bars.add_task(said(), total=total)
+            bar = bars.add_task(description(), total=total)
 
             def advance_bar(characters: int) -> None:
                 nonlocal read
                 read += characters
-                bars.update(bar, completed=read, description=said())
+                bars.update(bar, completed=read, description=description())
 
             yield advance_bar
         return
@@ -64,6 +64,6 @@ def reading(what: str, total: int | None, log: logging.Logger) -> Iterator[Calla
         read += characters
         if time.monotonic() > next_line:
             next_line = time.monotonic() + EVERY_SECONDS
-            log.info("%s%s", said(), f" ({read / total:.0%})" if total else "")
+            log.info("%s%s", description(), f" ({read / total:.0%})" if total else "")
 
     yield advance_lines

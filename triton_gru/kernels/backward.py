@@ -7,7 +7,7 @@ them as results: `d_gates` (by gates_x) and, with `reset_after`, where the hidde
 own gradient, `d_c`. What does not depend on the step before is computed by torch, in products over
 all steps: the gates before the kernel, the weights' gradients after it.
 
-reset_after=True   one exchange a step: da_r, da_z, dc.
+reset_after=True   one exchange per step: da_r, da_z, dc.
 reset_after=False  two: da_n (and da_z), from which du = da_n W_hn; then da_r = du h r (1 - r).
 """
 

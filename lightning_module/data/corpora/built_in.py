@@ -53,8 +53,8 @@ class Wheel(NamedTuple):
             )
             fetched = Path(folder) / self.file
             if result.returncode != 0 or not fetched.is_file():
-                said = [line for line in result.stderr.splitlines() if "WARNING" not in line]
-                reason = " ".join(said[-2:]) or f"pip fetched no {self.file}"
+                lines = [line for line in result.stderr.splitlines() if "WARNING" not in line]
+                reason = " ".join(lines[-2:]) or f"pip fetched no {self.file}"
             elif not self._matches(fetched):
                 reason = f"the fetched file does not have the sha256 {self.sha256}"
             else:
