@@ -121,7 +121,7 @@ def scans(
     outcomes = [scan.run(weak=False, counting=True)]
     triton = [plan for plan in all_plans(problem, device) if plan.kernel == GROUP]
     if scan.plans[0].kernel == GLUON and triton:  # beside it what other versions of Triton run
-        scan.plans[0] = triton[0]
+        scan.plans = [triton[0], scan.plans[1]]
         outcomes.append(scan.run_forward(weak=False, counting=True))
     for outcome in outcomes:
         if outcome.wrong():

@@ -81,7 +81,7 @@ def _scan(reset_after, polls=cases.POLLS):
 
 
 @pytest.mark.parametrize("reset_after", [True, False])
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 def test_other_interleavings_agree(reset_after, seed):
     assert not _scan(reset_after).run_forward(seed=seed, apart=seed % 3 == 2).wrong()
 
