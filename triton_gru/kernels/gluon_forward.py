@@ -63,7 +63,7 @@ def receive(slot, offset, tail, zeros, from_rows, waiting, step, C: gl.constexpr
     at = slot + offset
     if C.HAS_RESETS:
         at = gl.where(from_rows, at, zeros)
-    pointers = ()
+    pointers: "tuple[gl.tensor, ...]" = ()  # noqa: UP037 - Triton evaluates annotations
     if C.CHUNKS > 1 or not C.TAIL:
         pointers += (at,)
     if C.TAIL:
@@ -78,7 +78,7 @@ def receive(slot, offset, tail, zeros, from_rows, waiting, step, C: gl.constexpr
 @gluon.jit
 def load_weight(matrix, offset, k, col, padded, zeros, C: gl.constexpr):
     """A gate's weights: the last IN_REGISTERS chunks in registers, the others in shared memory."""
-    chunks = ()
+    chunks: "tuple[gl.tensor, ...]" = ()  # noqa: UP037 - Triton evaluates annotations
     for i in gl.static_range(gl.constexpr(C.CHUNKS)):
         at = matrix + offset + i * C.CHUNK
         if C.TAIL or C.EDGE:
@@ -222,7 +222,7 @@ def scan_forward_gluon_kernel(
         from_rows = gl.load(at + tile_row) == 0
         reset = gl.load(at + own_row, mask=row < batch, other=0) != 0
 
-    parts = ()
+    parts: "tuple[gl.tensor, ...]" = ()  # noqa: UP037 - Triton evaluates annotations
     for _ in gl.static_range(gl.constexpr(3 * C.UNROLLED)):
         parts += (gl.allocate_shared_memory(gl.float32, C.SUM, C.SHARED_SUMS),)
 
