@@ -75,6 +75,17 @@ def test_the_backward_takes_what_the_forward_saved(reset_after):
     assert outcome.plans[0].kernel == GLUON and not outcome.wrong()
 
 
+def test_a_weight_that_begins_anywhere_is_read():
+    """A view of a larger tensor, 2 bytes beyond a multiple of 16."""
+    scan = cases.Scan((1, 1, 48), "bf16", GLUON, 90, True)
+    weight = scan.case.arguments[2]
+    moved = weight.new_empty(weight.numel() + 16)
+    first = (-moved.data_ptr() // 2) % 8 + 1
+    scan.case.arguments[2] = moved[first : first + weight.numel()].view_as(weight).copy_(weight)
+    assert scan.case.arguments[2].data_ptr() % 16 == 2
+    assert not scan.run_forward().wrong()
+
+
 @functools.cache
 def _scan(reset_after, polls=cases.POLLS):
     return cases.Scan((4, 3, 33), "bf16", GLUON, 90, reset_after, lengths=True, polls=polls)

@@ -329,6 +329,7 @@ def scan_forward(
         from triton_gru.kernels import gluon_forward  # not every Triton has this Gluon
 
         kernel: Any = gluon_forward.scan_forward_gluon_kernel
+        arguments["weight"] = launch.aligned(arguments["weight"])
         planned = gluon_forward.launches(plan, gates_x, polls, options)
     else:
         kernel = scan_forward_kernel

@@ -44,6 +44,14 @@ def padded_weight(weight_hh: Tensor, padded: int, dtype: torch.dtype) -> Tensor:
     return weight.contiguous()
 
 
+def aligned(tensor: Tensor) -> Tensor:
+    """The same values from a multiple of 16 bytes on, as the Gluon kernel's assembly loads them.
+
+    A weight may be a view of a larger tensor and begin anywhere. (Triton asks for the alignment.)
+    """
+    return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
+
+
 def lengths_argument(lengths: Tensor | None, like: Tensor) -> Tensor:
     """As the kernels read it; any pointer if lengths is None."""
     return like if lengths is None else lengths.to(like.device, torch.int32).contiguous()
