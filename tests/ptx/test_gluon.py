@@ -228,13 +228,17 @@ def listed():
     every = itertools.product(SHAPES, ("bf16", "fp16"), (True, False), DEVICES)
     for n, (shape, precision, reset_after, arch) in enumerate(every):
         r = random.Random(n)
+        wanted = r.choice(TILES)
+        force = [{}, {}, {"groups_a_launch": 1}]
+        if wanted == LOW | NARROW and shape[2] <= 512:  # within 99 KiB of shared memory
+            force += [{"in_registers": 0}] * 2
         options = {
             "lengths": r.random() < 0.5,
             "resets": r.random() < 0.5,
             "bias": r.random() < 0.8,
             "not_finite": r.random() < 0.2,
-            "wanted": r.choice(TILES),
-            "force": r.choice(({}, {}, {"groups_a_launch": 1}, {"in_registers": 0})),
+            "wanted": wanted,
+            "force": r.choice(force),
             "data": r.randrange(1000),
         }
         yield (shape, precision, GLUON, arch, reset_after), options
