@@ -122,7 +122,7 @@ def make_run_dir(run_dir: Path, config: DictConfig, data: Any, lock: RunLock) ->
     return undo
 
 
-def go_on_in_run_dir(
+def resume_in_run_dir(
     run_dir: Path, config: DictConfig, data: Any, trainer: L.Trainer, saved: dict[str, Any] | None
 ) -> Callable[[], None]:
     """Removes what a killed process left, and what it logged after its checkpoint.
@@ -193,7 +193,7 @@ def how_to_resume(run_dir: Path) -> str:
         return "No step was done: there is nothing to resume"
     last = run_dir / CHECKPOINTS / LAST
     found = f"The last checkpoint is {last}" if last.is_file() else "There is no checkpoint yet"
-    return f"{found}\nGo on with: {resume_command(run_dir)}"
+    return f"{found}\nResume with: {resume_command(run_dir)}"
 
 
 def resume_command(run_dir: Path) -> str:

@@ -1,9 +1,10 @@
 """The command `triton-gru-train`: from a Hydra config to a run directory."""
 
 if __name__ == "__main__":  # python -m, before the imports below, see commands.py
-    from lightning_module.commands import train
+    from lightning_module import commands
 
-    raise SystemExit(train())
+    commands.train()
+    raise SystemExit
 
 import logging
 import os
@@ -37,10 +38,10 @@ from lightning_module.lightning_warnings import quiet
 from lightning_module.model import SentencePredictor
 from lightning_module.run_directory import (
     check_run_dir,
-    go_on_in_run_dir,
     how_to_resume,
     make_run_dir,
     resume_command,
+    resume_in_run_dir,
     resumed,
 )
 from lightning_module.run_files import CHECKPOINTS, CONFIG, LAST, METRICS, read_metrics, summarize
@@ -53,14 +54,14 @@ log = logging.getLogger(__name__)
 
 
 def train(
-    config: DictConfig, checkpoint: Path | None = None, *, go_on: bool = False
+    config: DictConfig, checkpoint: Path | None = None, *, resuming: bool = False
 ) -> dict[str, Any]:
     """Train as `config` says and fill its run directory; in each rank, where there are several.
 
     Args:
         config: as `conf/train.yaml` composes it.
         checkpoint: resume from here, in the same run directory.
-        go_on: the run directory is one of this run; without a checkpoint it starts over.
+        resuming: the run directory is one of this run; without a checkpoint it starts over.
 
     Returns:
         The validation metrics of the best checkpoint (see `summarize`).
@@ -79,7 +80,7 @@ def train(
     lock = RunLock(Path(config.run_dir))
     try:
         # Before the checkpoint is read: no other process may write it from here on.
-        ranks.once(lock.take if go_on else lambda: check_run_dir(lock.run_dir))
+        ranks.once(lock.take if resuming else lambda: check_run_dir(lock.run_dir))
         L.seed_everything(config.seed, workers=True, verbose=False)
         # Everything that can be wrong with settings and data shows before anything is written.
         data = _data(config)
@@ -100,12 +101,12 @@ def train(
             model.compile()
         if config.get("check", "auto") == "auto":  # older configs have none
             measure_kernels(model.core, model.hparams.embedding_size, data, trainer)
-        if go_on:
-            undo = ranks.once(lambda: go_on_in_run_dir(lock.run_dir, config, data, trainer, saved))
+        if resuming:
+            undo = ranks.once(lambda: resume_in_run_dir(lock.run_dir, config, data, trainer, saved))
         else:
             undo = ranks.once(lambda: make_run_dir(lock.run_dir, config, data, lock))
         begun = saved["global_step"] if saved else 0
-        _fit(trainer, model, data, checkpoint, begun, lock.run_dir, undo, go_on)
+        _fit(trainer, model, data, checkpoint, begun, lock.run_dir, undo, resuming)
         return summarize(read_metrics(lock.run_dir / METRICS))
     finally:
         lock.release()
@@ -141,11 +142,11 @@ def _trainer(
         > ChunkLoader(data.train, config.trainer.limit_train_batches).pass_length
     ):
         config.trainer.check_val_every_n_epoch = None  # longer than a pass: counted across passes
-    callbacks = [EndWhenTakenOver(lock)]
+    callbacks: list[L.Callback] = [EndWhenTakenOver(lock)]
     callbacks += [build(f"callbacks.{k}", c) for k, c in config.callbacks.items() if c]
     if world.size > 1:
         callbacks.append(SharedClock())
-    settings = {}
+    settings: dict[str, Any] = {}
     if isinstance(config.trainer.strategy, str):
         settings["strategy"] = make_strategy(config.trainer.strategy, world)
     if world.environment is not None and config.trainer.devices == "auto":
@@ -188,7 +189,7 @@ def _check(
     if data.batching == "packed" and not model.takes_resets:
         raise RunError(
             "data.batching=packed needs a layer that can be reset inside a row: "
-            f"model/layer_type=gru or gru_reset_before, not {model.hparams.layer_type['name']}. "
+            f"model/layer_type=gru or gru_reset_before, not {model.hparams['layer_type']['name']}. "
             "With this one set data.batching=stream"
         )
     if saved:
@@ -209,7 +210,7 @@ def _fit(
     begun: int,
     run_dir: Path,
     undo: Callable[[], None] | None,
-    go_on: bool,
+    resuming: bool,
 ) -> None:
     """Trains; where no step ran after the `begun` of the checkpoint, undoes what was written."""
     try:
@@ -217,9 +218,9 @@ def _fit(
     except BaseException as error:
         again = f"resume from the last checkpoint: resume={run_dir}"
         asked_to_end = isinstance(error, Stopped | Interrupted)
-        if undo and trainer.global_step <= begun and not (go_on and asked_to_end):
+        if undo and trainer.global_step <= begun and not (resuming and asked_to_end):
             undo()  # no step ran: the run is as it was, or its name free for another one
-            again = again if go_on else "train again"
+            again = again if resuming else "train again"
         if isinstance(error, OSError) and error.errno in NO_ROOM:
             raise CheckpointError(
                 f"could not write to {run_dir}: {error.strerror}. Free some space, then {again}"
@@ -234,13 +235,15 @@ def run(config: DictConfig, changes: list[str]) -> None:
         config: of a new run, or with `resume` set to the run to resume.
         changes: settings to change in a run that is resumed, as typed.
     """
-    go_on = config.resume is not None
+    resuming = config.resume is not None
     checkpoint = None
-    run_dir = Path(os.path.abspath(os.path.expanduser(config.resume if go_on else config.run_dir)))
-    another_run = not go_on and (run_dir / CONFIG).is_file()  # which will be refused
+    run_dir = Path(
+        os.path.abspath(os.path.expanduser(config.resume if resuming else config.run_dir))
+    )
+    another_run = not resuming and (run_dir / CONFIG).is_file()  # which will be refused
     try:
         quiet()
-        if go_on:
+        if resuming:
             # Of this command: a folder given with --config-dir is trusted like the project's own.
             sources = HydraConfig.get().runtime.config_sources
             folders = [Path(s.path) for s in sources if s.provider in ("main", "command-line")]
@@ -250,12 +253,12 @@ def run(config: DictConfig, changes: list[str]) -> None:
             config.run_dir = str(run_dir)
         world = World.of(config.trainer)
         if world.size == 1 or world.environment is not None:
-            metrics = train(config, checkpoint, go_on=go_on)
+            metrics = train(config, checkpoint, resuming=resuming)
         else:
-            metrics = launch(config, checkpoint, world.size, go_on)
+            metrics = launch(config, checkpoint, world.size, resuming)
     except Stopped as stopped:
         if ranks.rank() == 0:
-            print(f"\n{stopped}\nGo on with: {resume_command(run_dir)}", file=sys.stderr)
+            print(f"\n{stopped}\nResume with: {resume_command(run_dir)}", file=sys.stderr)
         raise SystemExit(exit_code(stopped.signal)) from None
     except Interrupted as interrupted:
         if ranks.rank() == 0:
@@ -267,7 +270,7 @@ def run(config: DictConfig, changes: list[str]) -> None:
             print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
     if ranks.rank() == 0:
-        _show(metrics, Path(config.run_dir))
+        _show(metrics or {}, Path(config.run_dir))
     ranks.leave()
 
 

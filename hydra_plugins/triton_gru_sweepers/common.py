@@ -255,7 +255,7 @@ def _same_or_refused(before: dict, wanted: dict, study: str, fix: str) -> None:
         if before[what] != wanted[what]:
             raise SweepError(
                 f"the sweep {study} exists and was made {text}: "
-                f"{_difference(before[what], wanted[what])}. Go on with it as it was, or {fix}"
+                f"{_difference(before[what], wanted[what])}. Resume with it as it was, or {fix}"
             )
 
 

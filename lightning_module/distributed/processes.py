@@ -51,14 +51,16 @@ _KINDS = (DataError, RunError, CheckpointError, DamagedFile, Diverged)
 EXPECTED = {kind.__name__: kind for kind in _KINDS}
 
 
-def launch(config: DictConfig, checkpoint: Path | None, ranks: int, go_on: bool) -> dict[str, Any]:
+def launch(
+    config: DictConfig, checkpoint: Path | None, ranks: int, resuming: bool
+) -> dict[str, Any]:
     """Trains in `ranks` processes of this machine.
 
     Args:
         config: As for `train`.
         checkpoint: As for `train`.
         ranks: Number of processes.
-        go_on: As for `train`.
+        resuming: As for `train`.
 
     Returns:
         The result of `train` on rank 0.
@@ -71,7 +73,7 @@ def launch(config: DictConfig, checkpoint: Path | None, ranks: int, go_on: bool)
         job = {
             "config": OmegaConf.to_yaml(config, resolve=True),
             "checkpoint": checkpoint and str(checkpoint),
-            "go_on": go_on,
+            "resuming": resuming,
         }
         Path(folder, JOB).write_text(json.dumps(job))
         # The store is open before the ranks connect: no other process can take its port.

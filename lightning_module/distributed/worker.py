@@ -44,7 +44,7 @@ def run(train: Callable[..., dict[str, Any]]) -> None:
     job = json.loads((folder / JOB).read_text())
     checkpoint = Path(job["checkpoint"]) if job["checkpoint"] else None
     try:
-        metrics = train(from_yaml(job["config"]), checkpoint, go_on=job["go_on"])
+        metrics = train(from_yaml(job["config"]), checkpoint, resuming=job["resuming"])
         outcome: dict[str, Any] = {"metrics": metrics}
     except BaseException as error:
         outcome = _describe(error)

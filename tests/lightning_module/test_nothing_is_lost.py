@@ -151,7 +151,7 @@ def test_what_was_logged_after_the_checkpoint_is_cut(train_here, tmp_path, monke
         writer.close()
         torn = max((left / "tensorboard").glob("*tfevents*"), key=lambda path: path.stat().st_mtime)
         torn.write_bytes(torn.read_bytes()[:-3])
-        run(left.name, go_on=True, checkpoint=left / CHECKPOINTS / LAST if saves else None)
+        run(left.name, resuming=True, checkpoint=left / CHECKPOINTS / LAST if saves else None)
         found = logged(left)
         assert found[0] == expected[0]
         assert found[1] == expected[1]

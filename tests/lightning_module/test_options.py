@@ -105,7 +105,7 @@ def test_a_checkpoint_never_falls_within_an_accumulated_step(run, tmp_path):
     assert whole["global_step"] == 10
     run("half", *settings, "trainer.max_steps=2")
     config, checkpoint = resumed(str(tmp_path / "half"), [TRUST, "trainer.max_steps=10"])
-    train(config, checkpoint, go_on=True)
+    train(config, checkpoint, resuming=True)
     half = torch.load(tmp_path / "half" / CHECKPOINTS / LAST, weights_only=True)
     # Not the learning rates, which follow max_steps; but every batch was read once, in order.
     assert (
@@ -161,7 +161,7 @@ def test_an_averaged_run_resumes_to_the_same_weights(run, tmp_path, averaging):
     config, checkpoint = resumed(
         str(tmp_path / "half"), [TRUST, "trainer.max_steps=12", "scheduler.warmup=0.02"]
     )
-    train(config, checkpoint, go_on=True)
+    train(config, checkpoint, resuming=True)
     half = torch.load(tmp_path / "half" / CHECKPOINTS / LAST, weights_only=True)
     for name, weight in whole["state_dict"].items():
         assert torch.equal(half["state_dict"][name], weight), name
@@ -177,7 +177,7 @@ def test_a_signal_is_handled_with_any_validation_interval(run, tmp_path, interva
             "+callbacks.killer._target_=tests.lightning_module.test_options.Killer")  # fmt: skip
     config, checkpoint = resumed(str(tmp_path / "stopped"), [TRUST])
     config.callbacks.killer = None
-    train(config, checkpoint, go_on=True)
+    train(config, checkpoint, resuming=True)
     last = torch.load(tmp_path / "stopped" / CHECKPOINTS / LAST, weights_only=True)
     for name, weight in whole["state_dict"].items():
         assert torch.equal(last["state_dict"][name], weight), name
@@ -201,7 +201,7 @@ def test_early_stopping_ends_a_resumed_run_where_it_would_have_ended(run, tmp_pa
         run("stopped", *settings, *(f"+{c}" for c in config))
     config, checkpoint = resumed(str(tmp_path / "stopped"), [TRUST])
     config.callbacks.killer = None
-    train(config, checkpoint, go_on=True)
+    train(config, checkpoint, resuming=True)
     last = torch.load(tmp_path / "stopped" / CHECKPOINTS / LAST, weights_only=True)
     assert last["global_step"] == 8
     assert all(torch.equal(last["state_dict"][k], w) for k, w in whole["state_dict"].items())
@@ -210,7 +210,7 @@ def test_early_stopping_ends_a_resumed_run_where_it_would_have_ended(run, tmp_pa
         str(tmp_path / "stopped"), [TRUST, "callbacks.early_stopping.patience=5"]
     )
     config.callbacks.killer = None
-    train(config, checkpoint, go_on=True)
+    train(config, checkpoint, resuming=True)
     last = torch.load(tmp_path / "stopped" / CHECKPOINTS / LAST, weights_only=True)
     assert last["global_step"] == 2 * (1 + 5)
     logged = [r["step"] for r in read_metrics(tmp_path / "stopped" / METRICS) if "train_loss" in r]
@@ -253,11 +253,11 @@ def test_a_change_that_is_refused_leaves_the_run_as_it_was(run, tmp_path, change
     before = (tmp_path / "run" / CONFIG).read_bytes()
     config, checkpoint = resumed(str(tmp_path / "run"), [TRUST, "trainer.max_steps=6", change])
     with pytest.raises(error) as refused:
-        train(config, checkpoint, go_on=True)
+        train(config, checkpoint, resuming=True)
     assert "\n" not in str(refused.value)
     assert (tmp_path / "run" / CONFIG).read_bytes() == before
     config, checkpoint = resumed(str(tmp_path / "run"), [TRUST, "trainer.max_steps=6"])
-    train(config, checkpoint, go_on=True)
+    train(config, checkpoint, resuming=True)
     assert torch.load(checkpoint, weights_only=True)["global_step"] == 6
 
 
@@ -308,7 +308,7 @@ def test_a_logger_continues_its_run(run, tmp_path, monkeypatch, package):
 
         wandb.finish()  # as the end of the process does
     config, checkpoint = resumed(str(tmp_path / "run"), ["trainer.max_steps=10"])
-    train(config, checkpoint, go_on=True)
+    train(config, checkpoint, resuming=True)
     assert file.read_text() == name
     assert read_metrics(tmp_path / "run" / METRICS)[-1]["step"] == 9
     if package == "wandb":
@@ -346,7 +346,7 @@ def test_a_checkpoint_of_another_tokenizer_is_refused(run, tmp_path):
     with pytest.raises(
         CheckpointError, match=r"trained with another tokenizer .* Restore the text"
     ):
-        train(config, checkpoint, go_on=True)
+        train(config, checkpoint, resuming=True)
     assert {p: p.read_bytes() for p in run_dir.rglob("*") if p.is_file()} == before
     # So is its use for predictions, beside the tokenizer of another run.
     other = tmp_path / "other"
@@ -377,9 +377,9 @@ def test_a_second_ctrl_c_ends_at_once(run, tmp_path, capfd, interval):
     said = how_to_resume(tmp_path / "run")
     last = tmp_path / "run" / CHECKPOINTS / LAST
     assert (f"The last checkpoint is {last}" if interval == 2 else "There is no checkpoint") in said
-    assert said.endswith(f"\nGo on with: triton-gru-train resume={tmp_path / 'run'}")
+    assert said.endswith(f"\nResume with: triton-gru-train resume={tmp_path / 'run'}")
     config, checkpoint = resumed(str(tmp_path / "run"), [TRUST])
     assert (checkpoint is None) == (interval == 5)
     config.callbacks.twice = None
-    train(config, checkpoint, go_on=True)
+    train(config, checkpoint, resuming=True)
     assert torch.load(last, weights_only=True)["global_step"] == 8

@@ -292,7 +292,7 @@ def test_training_holds_the_run_and_ends_when_it_is_lost(train_here, tmp_path, m
     lock.take()
     before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
     with pytest.raises(RunError, match="is held by"):
-        train_here(f"run_dir={run_dir}", go_on=True)
+        train_here(f"run_dir={run_dir}", resuming=True)
     with pytest.raises(RunError, match="is held by"):
         train_here(f"run_dir={run_dir}")
     assert before == {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}

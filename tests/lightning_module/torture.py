@@ -77,8 +77,8 @@ class Attempt:
     @staticmethod
     def _train(run_dir: Path, text: Path, ranks: int) -> int:
         try:
-            go_on = (run_dir / CONFIG).is_file()
-            if go_on:
+            resuming = (run_dir / CONFIG).is_file()
+            if resuming:
                 config, checkpoint = resumed(str(run_dir), [])
             else:
                 with initialize_config_dir(str(CONFIGS), version_base="1.3"):
@@ -87,7 +87,7 @@ class Attempt:
                     config = compose("train", [*SETTINGS, *places, *strategy])
                 checkpoint = None
             quiet()
-            train.train(config, checkpoint, go_on=go_on)
+            train.train(config, checkpoint, resuming=resuming)
             return 0
         except Stopped:
             return STOPPED
