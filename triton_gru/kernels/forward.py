@@ -303,7 +303,7 @@ def scan_forward(
     if save_gates:
         gates_h = torch.empty_like(gates_x, memory_format=torch.contiguous_format)
 
-    arguments = {
+    arguments: dict[str, Any] = {
         "gates_x": gates_x.contiguous(),
         "weight": launch.padded_weight(weight_hh, HP, dtype),
         "bias": gates_x if bias_hh is None else bias_hh.to(dtype).contiguous(),
