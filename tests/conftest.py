@@ -1,8 +1,12 @@
 import importlib.util
+import shutil
 import signal
+from pathlib import Path
 
 import pytest
 import torch
+
+from triton_gru.engines.cpu import library
 
 # The layer and its kernels are tested with torch, triton, numpy and pytest alone.
 if importlib.util.find_spec("hydra") is None:
@@ -17,6 +21,15 @@ torch.backends.disable_global_flags = lambda: None
 # commands that tests interrupt would not hear it.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session")
+def engine_cache(tmp_path_factory):
+    """A cache folder with the CPU engine, which each process would build in 2 to 10 s."""
+    folder = tmp_path_factory.mktemp("engine")
+    if library.obstacle() is None:
+        shutil.copytree(Path(library.library()._name).parent, folder / "cpu")
+    return folder
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
 @pytest.fixture
-def run(tmp_path):
+def run(tmp_path, engine_cache):
     def run(name, *arguments):
         done = subprocess.run(
             [sys.executable, EXAMPLES / name, *arguments],
@@ -23,7 +23,7 @@ def run(tmp_path):
             env={
                 **os.environ,
                 "PYTHONPATH": str(EXAMPLES.parent),
-                "TRITON_GRU_CACHE": str(tmp_path / "cache"),
+                "TRITON_GRU_CACHE": str(engine_cache),
             },
         )
         assert done.returncode == 0, done.stderr

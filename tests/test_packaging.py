@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.slow
-def test_the_wheel_trains_from_another_directory(tmp_path):
+def test_the_wheel_trains_from_another_directory(tmp_path, engine_cache):
     def run(*command, cwd, **environment):
         done = subprocess.run(
             [sys.executable, *map(str, command)],
@@ -19,7 +19,7 @@ def test_the_wheel_trains_from_another_directory(tmp_path):
             capture_output=True,
             text=True,
             timeout=240,
-            env={**os.environ, "TRITON_GRU_CACHE": str(tmp_path / "cache"), **environment},
+            env={**os.environ, "TRITON_GRU_CACHE": str(engine_cache), **environment},
         )
         assert done.returncode == 0, done.stderr
         return done.stdout

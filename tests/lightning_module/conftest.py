@@ -40,13 +40,14 @@ def made_text(characters: int, seed: int = 0) -> str:
 
 
 @pytest.fixture(scope="session")
-def command(tmp_path_factory):
+def command(tmp_path_factory, engine_cache):
     """Runs the commands, each in a process, with a cache of their own.
 
     With environment variables of its own it is a new process, as some are read at the start of
     one; without, it is a fork of one that has torch imported.
     """
     home = tmp_path_factory.mktemp("home")
+    shutil.copytree(engine_cache, home / "cache")
     forks = Forks() if hasattr(os, "fork") else None
 
     def run(name, *arguments, cwd=home, stdin="", **environment):

@@ -148,7 +148,9 @@ if __name__ == "__main__":
     import lightning_module.sweeps.jobs
     import lightning_module.sweeps.report
     import lightning_module.train  # noqa: F401
+    from triton_gru.engines.cpu import library
 
+    library.obstacle()  # each fork would build it for its own cache
     gc.freeze()  # what all forks share is not looked through, and so not copied
     gc.enable()
     _serve()
