@@ -53,6 +53,7 @@ class InspectionServer(ThreadingHTTPServer):
     """
 
     daemon_threads = True
+    request_queue_size = 128  # not accepted yet; with 5, the default, some of 18 were reset
     allow_reuse_address = os.name == "posix"  # elsewhere it would share the port with other servers
 
     def __init__(

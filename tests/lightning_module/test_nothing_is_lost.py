@@ -88,7 +88,10 @@ class Killed(BaseException):
 
 
 def logged(run_dir):
-    """What a run logged: rows, TensorBoard's scalars, samples; without times."""
+    """What a run logged: rows, TensorBoard's scalars, samples; without times.
+
+    Scalars by step: TensorBoard reads the files of a second in the order of their numbers as text.
+    """
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     rows = {}
@@ -97,7 +100,7 @@ def logged(run_dir):
         rows[row["step"]] |= row
     board = EventAccumulator(str(run_dir / "tensorboard"), purge_orphaned_data=False).Reload()
     scalars = {
-        tag: [(event.step, event.value) for event in board.Scalars(tag)]
+        tag: sorted((event.step, event.value) for event in board.Scalars(tag))
         for tag in board.Tags()["scalars"]
         if tag not in ("tokens_per_second", "hp_metric")
     }
