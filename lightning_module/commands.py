@@ -43,6 +43,7 @@ EXTRAS = {
     "sweep": ("optuna", "sklearn", "joblib"),
     "slurm": ("submitit",),
     "ray": ("ray",),
+    "shards": ("fsspec", "s3fs", "pyarrow", "cloudpickle"),
 }
 
 # How an OpenMP thread waits for the others: asleep, without spinning. By default it spins for
@@ -132,6 +133,21 @@ def memory() -> None:
             return run
 
         _compose_and_run("memory", load)
+
+
+def prepare() -> None:
+    """Entry point of `triton-gru-prepare`."""
+    with _command("triton-gru-prepare"):
+        from lightning_module.settings.overrides import quote_arguments
+
+        quote_arguments()
+
+        def load() -> Run:
+            from lightning_module.prepare import run
+
+            return run
+
+        _compose_and_run("prepare", load)
 
 
 def evaluate() -> None:

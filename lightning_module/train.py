@@ -113,8 +113,12 @@ def train(
 
 
 def _data(config: DictConfig) -> SentenceDataModule:
-    if "paths" in config.data:  # a run is resumed from any directory
-        config.data.paths = [os.path.abspath(os.path.expanduser(p)) for p in config.data.paths]
+    for key in ("paths", "val_paths"):  # a run is resumed from any directory
+        if config.data.get(key):
+            config.data[key] = [
+                path if "://" in path else os.path.abspath(os.path.expanduser(path))
+                for path in config.data[key]
+            ]
     data = build("data", config.data, tokenizer=build("tokenizer", config.tokenizer))
     ranks.once_a_machine(data.prepare_data)
     data.setup("fit")

@@ -36,7 +36,7 @@ loggers
 callbacks
 inspect kernel_check run_directory sweeps
 memory serve
-train predict evaluate
+train predict evaluate prepare
 commands
 """,
 }

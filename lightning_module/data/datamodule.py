@@ -133,11 +133,17 @@ class SentenceDataModule(lightning.LightningDataModule):
         self.batching = batching
         self.batch_size, self.seq_len, self.val_batch_size = batch_size, seq_len, val_batch_size
 
-    def _cache(self) -> TokenCache:
+    def corpus(self) -> Corpus:
+        """The corpus.
+
+        Raises:
+            DataError: An argument is out of range.
+        """
         corpus = self._corpus(**self._corpus_arguments)
-        if self._max_chars is not None:
-            corpus = corpus.shortened(self._max_chars)
-        return TokenCache(corpus, self.tokenizer_settings)
+        return corpus if self._max_chars is None else corpus.shortened(self._max_chars)
+
+    def _cache(self) -> TokenCache:
+        return TokenCache(self.corpus(), self.tokenizer_settings)
 
     def prepare_data(self) -> None:
         """Fetches the corpus and makes its tokens unless they exist.

@@ -98,27 +98,22 @@ def write_split(
     """
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
     begins, written, characters, unknown = [0], 0, 0, 0
+
+    def count(read: int) -> None:
+        nonlocal characters
+        characters += read
+        advance(read)
+
     with open(folder / f"{split}.tokens", "wb") as file:
-        for document in documents:
-            begun = written
-
-            def counted(pieces: Iterable[str] = document.pieces()) -> Iterator[str]:
-                nonlocal characters
-                for piece in pieces:
-                    yield piece
-                    characters += len(piece)
-                    advance(len(piece))
-
-            for ids in tokenizer.encode_corpus(counted()):
-                if written == begun:
-                    file.write(np.array([tokenizer.doc_id], dtype).tobytes())
-                    written += 1
-                file.write(ids.astype(dtype).tobytes())
-                written += len(ids)
-                if tokenizer.unk_id is not None:
-                    unknown += int((ids == tokenizer.unk_id).sum())
-            if written > begun:
+        for ids, begin in encoded(documents, tokenizer, count):
+            if begin and written:
                 begins.append(written)
+            file.write(ids.astype(dtype).tobytes())
+            written += len(ids)
+            if tokenizer.unk_id is not None:
+                unknown += int((ids == tokenizer.unk_id).sum())
+        if written:
+            begins.append(written)
         _flush(file)
     with open(folder / f"{split}.begins", "wb") as file:
         file.write(np.array(begins, np.int64).tobytes())
@@ -131,6 +126,29 @@ def write_split(
         "tokens": written - (len(begins) - 1),
         "unknown": unknown,
     }
+
+
+def encoded(
+    documents: Iterable[Document], tokenizer: Tokenizer, count: Callable[[int], None]
+) -> Iterator[tuple[np.ndarray, bool]]:
+    """The stream of documents, int64 arrays; the bool: a document, its `<doc>`, begins with it.
+
+    Args:
+        documents: The documents; those without text are left out.
+        tokenizer: Encodes them.
+        count: Called with the number of characters of each piece that is read.
+    """
+    for document in documents:
+        begin = not document.continues
+
+        def counted(pieces: Iterable[str] = document.pieces()) -> Iterator[str]:
+            for piece in pieces:
+                yield piece
+                count(len(piece))
+
+        for ids in tokenizer.encode_corpus(counted()):
+            yield (np.concatenate([[tokenizer.doc_id], ids]) if begin else ids), begin
+            begin = False
 
 
 def _flush(file: IO[Any]) -> None:

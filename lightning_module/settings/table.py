@@ -52,6 +52,7 @@ DATA: dict[str, Kind] = {
     "data.val_batch_size": maybe(SIZE),
     "data.max_chars": maybe(whole(2)),
     "data.paths": PATHS,
+    "data.val_paths": maybe(PATHS),
     "data.val_fraction": number(0, 1, above=0, below=1),
     "data.name": NAME,
     "data.config": maybe(NAME),
@@ -183,6 +184,19 @@ SETTINGS: dict[str, dict[str, Kind]] = {
         "format": choice("text", "json"),
         "trust": replace(TEXTS, swept=False),
     },
+    "prepare": {
+        **DATA,
+        "out": ONE_PATH,
+        "tokenizer_chars": SIZE,
+        "executor.workers": maybe(SIZE),
+        "executor.folder": ONE_PATH,
+        "executor.timeout_min": SIZE,
+        "executor.mem_gb": SIZE,
+        "executor.partition": maybe(NAME),
+        "executor.account": maybe(NAME),
+        "executor.cluster": choice("slurm", "local"),
+        "executor.address": maybe(NAME),
+    },
     "inspect": {**ANSWER, "layer": SIZE, "k": whole(1, MAX_CANDIDATES), "output": ONE_PATH},
     "memory": {
         **DATA,
@@ -205,6 +219,7 @@ NEEDED = {
     "train": (*("data", "tokenizer", "model", "model.layer_type", "optimizer", "scheduler"),
               *("trainer", "callbacks", "logger", "seed", "run_dir", "compile", "rank_timeout")),
     "memory": ("data", "tokenizer"),
+    "prepare": ("data", "tokenizer", "executor", "out", "tokenizer_chars"),
 }  # fmt: skip
 
 

@@ -30,13 +30,16 @@ def progress_bars(console: Console, transient: bool = False) -> Progress:
 
 
 @contextmanager
-def reading(what: str, total: int | None, log: logging.Logger) -> Iterator[Callable[[int], None]]:
+def reading(
+    what: str, total: int | None, log: logging.Logger, detail: Callable[[], str] = lambda: ""
+) -> Iterator[Callable[[int], None]]:
     """Shows how much of a text was read: a bar in a terminal, else a line every few seconds.
 
     Args:
         what: description of the work.
         total: characters; None: unknown.
         log: prints the lines; if it is silenced there is no bar either.
+        detail: what to show after the number of characters.
 
     Yields:
         A function to be called with the number of characters of each piece read.
@@ -45,7 +48,7 @@ def reading(what: str, total: int | None, log: logging.Logger) -> Iterator[Calla
     read, next_line = 0, time.monotonic() + EVERY_SECONDS
 
     def description() -> str:
-        return f"{what}: {read:,} characters"
+        return f"{what}: {read:,} characters{detail()}"
 
     if console.is_terminal and log.isEnabledFor(logging.INFO):
         with progress_bars(console, transient=True) as bars:

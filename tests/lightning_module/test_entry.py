@@ -20,7 +20,7 @@ from lightning_module.terminal.signals import handled_by, interrupt
 from lightning_module.terminal.standard_streams import LastingOutput
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("train", "predict", "evaluate", "memory", "inspect", "sweep_report")
+COMMANDS = ("train", "predict", "evaluate", "prepare", "memory", "inspect", "sweep_report")
 MODULES = ("train", "predict", "evaluate")  # which python -m runs
 # Calls commands one after another in a process whose `torch` cannot be imported, and prints each
 # one's exit code. A module in HIDDEN is as good as not installed.

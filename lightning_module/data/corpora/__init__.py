@@ -13,5 +13,15 @@ from lightning_module.data.corpora.built_in import sanguo, shakespeare
 from lightning_module.data.corpora.corpus import Corpus, DataError, Document
 from lightning_module.data.corpora.files import text_files
 from lightning_module.data.corpora.hub import hf
+from lightning_module.data.corpora.records import records
 
-__all__ = ["Corpus", "DataError", "Document", "hf", "sanguo", "shakespeare", "text_files"]
+__all__ = [
+    "Corpus",
+    "DataError",
+    "Document",
+    "hf",
+    "records",
+    "sanguo",
+    "shakespeare",
+    "text_files",
+]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lightning_module.errors import DataError
 
@@ -18,14 +18,33 @@ class Document(NamedTuple):
         name: For messages.
         text: The text, or consecutive pieces of it, which can be read once. A piece ends after a
             newline that no newline follows, as in `tokenizers.pieces`: there a token ends.
+        continues: It is a further piece of the document before it, in a `Part` that begins within
+            a document.
     """
 
     name: str
     text: str | Iterable[str]
+    continues: bool = False
 
     def pieces(self) -> Iterable[str]:
         """The text in pieces."""
         return [self.text] if isinstance(self.text, str) else self.text
+
+
+class Part(NamedTuple):
+    """Consecutive text of one split, which a process can tokenise by itself.
+
+    Attributes:
+        read: Returns an iterator over its documents; cloudpickle can send it to another process.
+        size: Its characters, about; None: unknown.
+    """
+
+    read: Callable[[], Iterator[Document]]
+    size: int | None = None
+
+
+# Applies a function to each of a list, perhaps in several processes; results in order.
+Apply = Callable[[Callable[[Any], Any], Sequence[Any]], list[Any]]
 
 
 @dataclass(frozen=True)
@@ -39,6 +58,8 @@ class Corpus:
         train: Returns an iterator over the training documents, from the start at every call. It
             yields them one by one, so that a corpus may be larger than memory.
         val: The same for the validation documents.
+        parts: The parts of the training and of the validation text, which are the same for any
+            number of processes; its argument reads what decides on them. None: each split is one.
     """
 
     name: str
@@ -46,6 +67,11 @@ class Corpus:
     description: str
     train: Callable[[], Iterator[Document]]
     val: Callable[[], Iterator[Document]]
+    parts: Callable[[Apply], tuple[list[Part], list[Part]]] | None = None
+
+    def divided(self, apply: Apply) -> tuple[list[Part], list[Part]]:
+        """The `parts` of both splits."""
+        return self.parts(apply) if self.parts else ([Part(self.train)], [Part(self.val)])
 
     def shortened(self, max_chars: int) -> Corpus:
         """The beginning of this corpus, `max_chars` characters in all.
@@ -82,6 +108,7 @@ class Corpus:
             description=f"{self.description}; its first {max_chars:,} characters",
             train=lambda: cut(self.train, True),
             val=lambda: cut(self.val, False),
+            parts=None,
         )
 
 

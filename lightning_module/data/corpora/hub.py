@@ -7,9 +7,10 @@ import re
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
-from lightning_module.data.corpora.corpus import Corpus, Document, digest
+from lightning_module.data.corpora.corpus import Apply, Corpus, Document, Part, digest
 from lightning_module.errors import DataError
 
 HUB_TIMEOUT = 5  # seconds
@@ -39,12 +40,16 @@ def hf(
             `HUB_TIMEOUT`, or the data set has no such configuration, split or column.
     """
 
-    def documents(split: str) -> Iterator[Document]:
-        rows = _load_split(name, config, split, revision)
-        if text_column not in rows.column_names:
-            columns = ", ".join(rows.column_names)
+    def documents(split: str, part: tuple[int, int] | None = None) -> Iterator[Document]:
+        rows = _load_split(name, config, split, revision, streaming=part is not None)
+        if part is not None:
+            rows = rows.shard(*part)
+        # Of a stream they may be unknown before its first row.
+        columns = rows.column_names or next(iter(rows), {}).keys()
+        if columns and text_column not in columns:
             raise DataError(
-                f"{name} has no column {text_column!r}; set data.text_column to one of: {columns}."
+                f"{name} has no column {text_column!r}; set data.text_column to one of: "
+                f"{', '.join(columns)}."
             )
         for index, row in enumerate(rows):
             text = row[text_column]
@@ -57,6 +62,15 @@ def hf(
                 )
             yield Document(f"{split} {index}", text)
 
+    def parts(apply: Apply) -> tuple[list[Part], list[Part]]:
+        return tuple(map(parts_of, (train_split, val_split)))  # type: ignore[return-value]
+
+    def parts_of(split: str) -> list[Part]:
+        if "[" in split:  # a slice, which a stream does not have
+            return [Part(partial(documents, split))]
+        files = _load_split(name, config, split, revision, streaming=True).num_shards
+        return [Part(partial(documents, split, (files, n))) for n in range(files)]
+
     return Corpus(
         name="hf-" + re.sub(r"\W+", "-", name).strip("-"),
         fingerprint=digest("hf 1", name, config, text_column, train_split, val_split, revision),
@@ -64,10 +78,13 @@ def hf(
         f"{train_split} to train, {val_split} for validation",
         train=lambda: documents(train_split),
         val=lambda: documents(val_split),
+        parts=parts,
     )
 
 
-def _load_split(name: str, config: str | None, split: str, revision: str | None):
+def _load_split(
+    name: str, config: str | None, split: str, revision: str | None, streaming: bool = False
+):
     offline = any(
         os.environ.get(variable, "0").upper() in ("1", "TRUE", "YES", "ON")
         for variable in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
@@ -94,7 +111,8 @@ def _load_split(name: str, config: str | None, split: str, revision: str | None)
                 "data=text_files 'data.paths=[my.txt]'."
             ) from error
     try:
-        return datasets.load_dataset(name, config, split=split, revision=revision)
+        options = {"streaming": True} if streaming else {}
+        return datasets.load_dataset(name, config, split=split, revision=revision, **options)
     except Exception as error:  # the client raises many kinds
         raise DataError(
             f"Cannot load split {split!r} of {name} (configuration {config}): {error}\n"

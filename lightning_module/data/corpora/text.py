@@ -8,9 +8,11 @@ composed and decomposed letters (NFC, NFD) are different training text and diffe
 from __future__ import annotations
 
 import codecs
+import io
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from lightning_module.errors import DataError
 
@@ -24,11 +26,20 @@ _WIDE = {
 }
 
 
-def read_utf8(path: Path, size: int = 2**20, longest: int = 2**24) -> Iterator[str]:
+def read_utf8(
+    path: Path | str,
+    begin: int = 0,
+    end: int | None = None,
+    *,
+    size: int = 2**20,
+    longest: int = 2**24,
+) -> Iterator[str]:
     r"""The text of a file, without a byte order mark, its line ends turned to `\n`, in pieces.
 
     Args:
-        path: The file.
+        path: The file, or its URL.
+        begin: Where to begin, a `boundary`.
+        end: Where to end, in bytes; None: the end of the file.
         size: Characters per piece, about; it ends as those of `Document` do.
         longest: A piece without such an end is cut here, even within a token.
 
@@ -36,8 +47,14 @@ def read_utf8(path: Path, size: int = 2**20, longest: int = 2**24) -> Iterator[s
         DataError: The file cannot be read, or is not UTF-8 (the message has the byte and offset).
     """
     text = ""
+    encoding = "utf-8" if begin else "utf-8-sig"
     try:
-        with open(path, encoding="utf-8-sig", newline=None) as file:
+        with (
+            open_binary(path) as binary,
+            io.TextIOWrapper(
+                io.BufferedReader(_Bytes(binary, begin, end), 2**16), encoding, newline=None
+            ) as file,
+        ):
             while block := file.read(size):
                 if "\0" in block:
                     raise DataError(_fault_in(path))
@@ -51,9 +68,66 @@ def read_utf8(path: Path, size: int = 2**20, longest: int = 2**24) -> Iterator[s
     except UnicodeDecodeError as error:
         raise DataError(_fault_in(path)) from error
     except OSError as error:
-        raise DataError(f"Cannot read {path}: {error.strerror}.") from error
+        raise DataError(f"Cannot read {path}: {error.strerror or error}.") from error
     if text:
         yield text
+
+
+def open_binary(path: Path | str) -> BinaryIO:
+    """Opens a file, or a URL with fsspec; decompresses it if its name ends so."""
+    if isinstance(path, Path) and not is_compressed(path):
+        return open(path, "rb")
+    import fsspec
+
+    try:
+        return fsspec.open(str(path), "rb", compression="infer").open()
+    except ValueError as error:  # no library for this compression
+        raise DataError(f"Cannot read {path}: {error}.") from error
+
+
+def is_compressed(path: Path | str) -> bool:
+    """Whether the file is compressed, by its name; such a file is read from its beginning alone."""
+    return str(path).endswith((".gz", ".bz2", ".xz", ".zst"))
+
+
+def boundary(file: BinaryIO, offset: int) -> int:
+    """The first byte from `offset` on before which a line, and with it a token, ends.
+
+    The line end is one that no line end follows; at the end of the file there is one. 0 is one.
+    """
+    if offset == 0:
+        return 0
+    file.seek(offset - 1)
+    before, position = b"", offset - 1
+    while block := file.read(2**16):
+        found = _LINE_BEGIN.search(before + block)
+        if found:
+            return position - len(before) + found.end()
+        before, position = block[-1:], position + len(block)
+    return position
+
+
+_LINE_BEGIN = re.compile(rb"[\r\n](?=[^\r\n])")
+
+
+class _Bytes(io.RawIOBase):
+    """The bytes of a file from `begin` to `end`."""
+
+    def __init__(self, file: BinaryIO, begin: int, end: int | None):
+        self._file, self._left = file, None if end is None else end - begin
+        if begin:
+            file.seek(begin)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        most = len(buffer) if self._left is None else min(len(buffer), self._left)
+        content = self._file.read(most)
+        buffer[: len(content)] = content
+        if self._left is not None:
+            self._left -= len(content)
+        return len(content)
 
 
 def read_lines(file: BinaryIO, name: str) -> Iterator[tuple[int, str, DataError | None]]:
@@ -102,12 +176,13 @@ def _wide(begin: bytes) -> str | None:
     return next((name for mark, name in _WIDE.items() if begin.startswith(mark)), None)
 
 
-def _fault_in(path: Path) -> str:
+def _fault_in(path: Path | str) -> str:
     """The first byte that is not text, and its position."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     begin, lines, content = 0, 1, b""
-    with open(path, "rb") as file:
-        wide = _wide(file.peek(4)[:4])
+    with open_binary(path) as file:
+        wide = _wide(file.read(4))
+        file.seek(0)
         if wide:
             return (
                 f"{path} is {wide}, not UTF-8. Convert it: "

@@ -61,6 +61,7 @@ class Index:
         fingerprint: `Tokenizer.fingerprint` of it.
         dtype: Of the tokens, `uint16` or `uint32`.
         splits: The shards of each of `SPLITS`, in order.
+        source: A digest of the text and the settings that they were made from.
     """
 
     corpus: str
@@ -68,6 +69,7 @@ class Index:
     fingerprint: str
     dtype: str
     splits: dict[str, Sequence[Shard]]
+    source: str = ""
 
     def to_json(self) -> bytes:
         """The content of `index.json`; equal for equal indices."""
@@ -99,6 +101,7 @@ class Index:
                 fingerprint=str(read["fingerprint"]),
                 dtype=np.dtype(read["dtype"]).name,
                 splits={s: [Shard(**shard) for shard in read["splits"][s]] for s in SPLITS},
+                source=str(read["source"]),
             )
             for shards in index.splits.values():
                 for shard in shards:

@@ -198,7 +198,7 @@ PIECES = st.text(st.sampled_from("ab é\n\n\r三"), max_size=60)
 @given(text=PIECES, size=st.integers(1, 9))
 def test_pieces_of_a_file_make_the_text_and_end_where_tokens_do(tmp_path, text, size):
     (tmp_path / "a.txt").write_bytes(text.encode())
-    found = list(read_utf8(tmp_path / "a.txt", size))
+    found = list(read_utf8(tmp_path / "a.txt", size=size))
     assert "".join(found) == text.replace("\r\n", "\n").replace("\r", "\n")
     for piece, following in itertools.pairwise(found):
         assert piece.endswith("\n") and following and not following.startswith("\n")
@@ -211,13 +211,13 @@ def test_pieces_have_the_tokens_of_the_whole(tmp_path, kind):
     tokenizer = Tokenizer.train(TokenizerSettings(kind, 300), [text])
     whole = np.concatenate(list(tokenizer.encode_corpus([text])))
     for size in (1, 7, 1000):
-        found = read_utf8(tmp_path / "a.txt", size)
+        found = read_utf8(tmp_path / "a.txt", size=size)
         assert np.array_equal(np.concatenate(list(tokenizer.encode_corpus(found))), whole)
 
 
 def test_a_line_without_end_is_cut(tmp_path):
     (tmp_path / "a.txt").write_text("x" * 100 + "\n")
-    found = list(read_utf8(tmp_path / "a.txt", 8, longest=30))
+    found = list(read_utf8(tmp_path / "a.txt", size=8, longest=30))
     assert [len(piece) for piece in found] == [32, 32, 32, 5]
 
 

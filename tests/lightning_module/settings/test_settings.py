@@ -57,7 +57,7 @@ def test_every_key_of_the_configs_is_declared():
         package = re.search(r"# @package (\S+)", text)
         package = package[1] if package else folder.replace("/", ".").removesuffix(".common")
         path = "" if package in ("_global_", ".") else package
-        command = file.stem if folder == "." else "train"
+        command = file.stem if folder == "." else "prepare" if folder == "executor" else "train"
         for key in leaves(yaml.safe_load(text), path):
             if not NO_SETTINGS.fullmatch(key) and key not in SETTINGS[command]:
                 missing.add(f"{file.relative_to(CONFIGS)}: {key}")
@@ -166,7 +166,7 @@ REFUSED = {
     "modle/layer_type=gru": "did you mean model/layer_type",
     "dta=sanguo": "did you mean data",
     "trainer.max_stepz=9": "did you mean trainer.max_steps",
-    "data.paths=a.txt": "it is one of data=text_files",
+    "data.paths=a.txt": "it is one of data=records and data=text_files",
     "callbacks.early_stopping.patience=3": "it is one of callbacks=early_stopping",
     "callbacks.averaging.decay=0.9": "it is one of averaging=ema",
     "experiment": "settings are KEY=VALUE",

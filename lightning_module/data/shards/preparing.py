@@ -1,0 +1,388 @@
+"""Makes the shards of a corpus in many processes (see `index.py` for the files).
+
+The corpus divides itself into parts (`Corpus.parts`), and parts are grouped into tasks of about a
+shard each: neither depends on the number of processes, so the shards do not. A worker makes the
+shards of one task after the other, and after each one writes the task's record to `unfinished/`.
+Whatever ends a worker, or this process, the next round or run makes the tasks without a record.
+`index.json` is written when all have one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tokenizers as huggingface
+from fsspec import AbstractFileSystem
+
+from lightning_module.data.corpora import Corpus, Document
+from lightning_module.data.corpora.corpus import Part, beginning, digest
+from lightning_module.data.shards import index
+from lightning_module.data.shards.executors import Executor, Job
+from lightning_module.data.shards.index import Index, Shard
+from lightning_module.data.shards.store import open_store
+from lightning_module.data.shards.writing import SHARD, dtype_of, write_shards
+from lightning_module.data.tokenizers import Tokenizer, TokenizerSettings
+from lightning_module.errors import DataError
+from lightning_module.terminal.progress_bars import reading
+
+log = logging.getLogger(__name__)
+
+UNFINISHED = "unfinished"
+_PLAN = "plan.json"
+_REPORT_EVERY = 2.0  # seconds between two reports of a worker
+_SAMPLE = 2**20  # characters from which the size of the tokens is estimated
+
+
+class Task(NamedTuple):
+    """Consecutive parts of a split that one worker makes into shards.
+
+    Attributes:
+        name: Of the shards, which get a number each.
+        parts: Of the corpus.
+    """
+
+    name: str
+    parts: list[Part]
+
+    def size(self) -> int:
+        """Characters, about; of unknown parts none."""
+        return sum(part.size or 0 for part in self.parts)
+
+
+def prepare(
+    corpus: Corpus,
+    settings: TokenizerSettings,
+    out: str,
+    executor: Executor,
+    tokenizer_chars: int = 10**9,
+    size: int = SHARD,
+) -> Index:
+    """Makes the shards of a corpus, or those that an earlier call did not make.
+
+    Args:
+        corpus: The text.
+        settings: Of the tokenizer, which is trained on training text in this process.
+        out: A URL of fsspec, of a folder that is empty or has a part of these shards.
+        executor: Starts the workers.
+        tokenizer_chars: At most so many characters train the tokenizer, the same share of the
+            beginning of each part.
+        size: Bytes of a shard.
+
+    Returns:
+        What is in `index.json`.
+
+    Raises:
+        DataError: The text or the settings cannot be used, `out` has other shards or cannot be
+            written, or workers die again and again.
+    """
+    settings.check()
+    filesystem, folder = open_store(out)
+    source = digest("shards 1", corpus.fingerprint, asdict(settings), tokenizer_chars, size)
+    try:
+        present = _present(filesystem, folder, out, source)
+        if present is not None:
+            log.info("The shards in %s are complete", out)
+            return present
+        return _make(
+            filesystem, folder, out, source, corpus, settings, executor, tokenizer_chars, size
+        )
+    except OSError as error:
+        raise DataError(
+            f"Cannot write to {out}: {error.strerror or error}. What is there is kept: the same "
+            "command makes the rest."
+        ) from error
+    finally:
+        executor.stop()
+
+
+def _present(filesystem: AbstractFileSystem, folder: str, out: str, source: str) -> Index | None:
+    path = f"{folder}/{index.INDEX}"
+    if not filesystem.exists(path):
+        return None
+    present = Index.from_json(filesystem.cat_file(path), f"{out}/{index.INDEX}")
+    if present.source != source:
+        raise DataError(
+            f"out={out} has shards of other text or of other settings ({present.corpus}, tokenizer "
+            f"{present.tokenizer.kind}): set another out, or delete that folder."
+        )
+    return present
+
+
+def _make(
+    filesystem: AbstractFileSystem,
+    folder: str,
+    out: str,
+    source: str,
+    corpus: Corpus,
+    settings: TokenizerSettings,
+    executor: Executor,
+    tokenizer_chars: int,
+    size: int,
+) -> Index:
+    def apply(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+        if len(items) < 2:
+            return [function(item) for item in items]
+        workers = min(executor.workers, len(items))
+        jobs = [executor.start(_each, function, items[w::workers]) for w in range(workers)]
+        while not all(job.done() for job in jobs):
+            time.sleep(0.05)
+        results = [job.result() for job in jobs]
+        return [results[n % workers][n // workers] for n in range(len(items))]
+
+    log.info("Preparing %s in %s", corpus.description, out)
+    train, val = corpus.divided(apply)
+    filesystem.makedirs(f"{folder}/{UNFINISHED}", exist_ok=True)
+    tokenizer = _tokenizer(filesystem, folder, source, settings, train, tokenizer_chars)
+    tasks = _tasks("train", train, tokenizer, size) + _tasks("val", val, tokenizer, size)
+    made = _made(filesystem, folder, source)
+    while missing := [task for task in tasks if task.name not in made]:
+        if made:
+            log.info("%d of %d tasks are done", len(tasks) - len(missing), len(tasks))
+        failed = _round(filesystem, folder, source, tokenizer, missing, executor, size)
+        now = _made(filesystem, folder, source)
+        if len(now) == len(made):
+            raise DataError(
+                f"The workers ended without having made any shard ({type(failed).__name__}: "
+                f"{failed}). If they were killed, memory may be short: set fewer workers. What is "
+                f"in {out} is kept: the same command makes the rest."
+            ) from failed
+        if failed is not None:
+            log.warning("A worker ended early (%s: %s)", type(failed).__name__, failed)
+        made = now
+    whole = Index(
+        corpus=corpus.description,
+        tokenizer=settings,
+        fingerprint=tokenizer.fingerprint,
+        dtype=dtype_of(tokenizer).name,
+        splits={
+            split: [
+                shard
+                for task in tasks
+                if task.name.startswith(f"{split}-")
+                for shard in made[task.name]
+            ]
+            for split in index.SPLITS
+        },
+        source=source,
+    )
+    for split, shards in whole.splits.items():
+        if not shards:
+            raise DataError(f"{corpus.description}: the {split} split has no text.")
+    filesystem.pipe_file(f"{folder}/{UNFINISHED}/{index.INDEX}", whole.to_json())
+    filesystem.mv(f"{folder}/{UNFINISHED}/{index.INDEX}", f"{folder}/{index.INDEX}")
+    filesystem.rm(f"{folder}/{UNFINISHED}", recursive=True)
+    return whole
+
+
+def _each(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+    return [function(item) for item in items]
+
+
+def _tokenizer(
+    filesystem: AbstractFileSystem,
+    folder: str,
+    source: str,
+    settings: TokenizerSettings,
+    train: list[Part],
+    most: int,
+) -> Tokenizer:
+    """The tokenizer; that of an earlier run for the same text and settings, if there is one."""
+    plan, path = f"{folder}/{UNFINISHED}/{_PLAN}", f"{folder}/{index.TOKENIZER}"
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        if json.loads(filesystem.cat_file(plan))["source"] == source:
+            return _load(filesystem.cat_file(path).decode())
+    with reading("Finding the tokens of the training text", None, log) as advance:
+        tokenizer = Tokenizer.train(settings, _text(train, most, advance))
+    with tempfile.TemporaryDirectory(prefix="triton_gru-prepare-") as here:
+        tokenizer.save(Path(here) / index.TOKENIZER)
+        filesystem.pipe_file(path, (Path(here) / index.TOKENIZER).read_bytes())
+    filesystem.pipe_file(plan, json.dumps({"source": source}).encode())
+    return tokenizer
+
+
+def _load(content: str) -> Tokenizer:
+    return Tokenizer(huggingface.Tokenizer.from_str(content))
+
+
+def _text(parts: list[Part], most: int, advance: Callable[[int], None]) -> Iterator[str]:
+    """Text to train the tokenizer on: all, or about `most` characters, a share of each part."""
+    total = sum(part.size or 0 for part in parts)
+    for part in parts:
+        if part.size is None:
+            share = most // len(parts)
+        else:
+            share = part.size if total <= most else -(-most * part.size // total)
+        for document in part.read():
+            for piece in beginning(document.pieces(), share):
+                yield piece
+                advance(len(piece))
+                share -= len(piece)
+            if share <= 0:
+                break
+
+
+def _tasks(split: str, parts: list[Part], tokenizer: Tokenizer, size: int) -> list[Task]:
+    """Groups parts to about `size` bytes of tokens; one whose size is unknown is alone."""
+    per_character = _bytes_per_character(parts, tokenizer)
+    groups: list[list[Part]] = []
+    last = 0.0  # bytes of the last group
+    for part in parts:
+        expected = float("inf") if part.size is None else part.size * per_character
+        if not groups or last + expected > size:
+            groups.append([])
+            last = 0.0
+        groups[-1].append(part)
+        last += expected
+    return [Task(f"{split}-{n:05}", group) for n, group in enumerate(groups)]
+
+
+def _bytes_per_character(parts: list[Part], tokenizer: Tokenizer) -> float:
+    sample = "".join(_text(parts[:1], _SAMPLE, lambda _: None))
+    tokens = sum(map(len, tokenizer.encode_corpus([sample])))
+    return dtype_of(tokenizer).itemsize * tokens / max(1, len(sample))
+
+
+def _made(filesystem: AbstractFileSystem, folder: str, source: str) -> dict[str, list[Shard]]:
+    """The shards of each task that is done."""
+    filesystem.invalidate_cache()
+    made = {}
+    for path, content in _files(filesystem, f"{folder}/{UNFINISHED}/*-*.json"):
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # of a worker that was killed
+            record = json.loads(content)
+            if record["source"] == source:
+                made[Path(path).stem] = [Shard(**shard) for shard in record["shards"]]
+    return made
+
+
+def _files(filesystem: AbstractFileSystem, pattern: str) -> Iterable[tuple[str, bytes]]:
+    paths = filesystem.glob(pattern)
+    return filesystem.cat(paths, on_error="omit").items() if paths else ()
+
+
+def _round(
+    filesystem: AbstractFileSystem,
+    folder: str,
+    source: str,
+    tokenizer: Tokenizer,
+    tasks: list[Task],
+    executor: Executor,
+    size: int,
+) -> BaseException | None:
+    """Starts a worker for each share of the tasks, and waits for their ends.
+
+    Returns:
+        How one of them ended early; None if none did.
+
+    Raises:
+        DataError: One of them raised it.
+    """
+    url = filesystem.unstrip_protocol(folder)
+    content = tokenizer._tokenizer.to_str()
+    workers = min(executor.workers, len(tasks))
+    begun = time.monotonic()
+    tokens = characters = 0
+    total = sum(task.size() for task in tasks) if all(t.size() for t in tasks) else None
+
+    def detail() -> str:
+        seconds = time.monotonic() - begun
+        text = f", {tokens / seconds:,.0f} tokens/s"
+        if total and 0 < characters < total:
+            left = round(seconds * (total - characters) / characters)
+            text += f", {left // 3600}:{left // 60 % 60:02}:{left % 60:02} left"
+        return text
+
+    for path in filesystem.glob(f"{folder}/{UNFINISHED}/worker_*.json"):
+        filesystem.rm(path)
+    jobs: list[Job] = [
+        executor.start(work, url, source, content, tasks[w::workers], size, w)
+        for w in range(workers)
+    ]
+    what = f"Tokenising in {workers} worker{'s' * (workers > 1)}"
+    with reading(what, total, log, detail) as advance:
+        looked = 0.0
+        while True:
+            running = [job for job in jobs if not job.done()]
+            for job in jobs:
+                if job not in running and isinstance(error := job.exception(), DataError | OSError):
+                    raise error
+            if time.monotonic() - looked > _REPORT_EVERY or not running:
+                looked = time.monotonic()
+                filesystem.invalidate_cache()
+                read = tokens = 0
+                for _, report in _files(filesystem, f"{folder}/{UNFINISHED}/worker_*.json"):
+                    with contextlib.suppress(ValueError):  # it is being written
+                        one = json.loads(report)
+                        read, tokens = read + one["characters"], tokens + one["tokens"]
+                advance(max(0, read - characters))
+                characters = max(read, characters)
+            if not running:
+                break
+            time.sleep(0.1)
+    return next((error for job in jobs if (error := job.exception()) is not None), None)
+
+
+def work(
+    url: str, source: str, tokenizer_json: str, tasks: list[Task], size: int, number: int
+) -> None:
+    """What a worker does: the shards of each task, then its record.
+
+    Args:
+        url: As `out`.
+        source: Digest of text and settings.
+        tokenizer_json: The tokenizer.
+        tasks: Its tasks.
+        size: Bytes of a shard.
+        number: Of the worker.
+
+    Raises:
+        DataError: The text cannot be read, or `url` not be written.
+    """
+    # A core each: otherwise every worker's tokenizer uses all of them.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    filesystem, folder = open_store(url)
+    tokenizer = _load(tokenizer_json)
+    total = {"characters": 0, "tokens": 0}
+    reported = 0.0
+
+    def report() -> None:
+        nonlocal reported
+        reported = time.monotonic()
+        filesystem.pipe_file(
+            f"{folder}/{UNFINISHED}/worker_{number}.json", json.dumps(total).encode()
+        )
+
+    def advance(characters: int, tokens: int) -> None:
+        total["characters"] += characters
+        total["tokens"] += tokens
+        if time.monotonic() - reported > _REPORT_EVERY:
+            report()
+
+    for task in tasks:
+        try:
+            shards = write_shards(
+                filesystem, folder, task.name, _documents(task), tokenizer, advance, size
+            )
+            record = {"source": source, "shards": [asdict(shard) for shard in shards]}
+            filesystem.pipe_file(
+                f"{folder}/{UNFINISHED}/{task.name}.json", json.dumps(record).encode()
+            )
+            report()
+        except OSError as error:
+            raise DataError(
+                f"Cannot write the shards {task.name} to {url}: {error.strerror or error}. What is "
+                "there is kept: the same command makes the rest."
+            ) from error
+
+
+def _documents(task: Task) -> Iterator[Document]:
+    for part in task.parts:
+        yield from part.read()
