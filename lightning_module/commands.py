@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 EXTRAS = {
     "train": (
         *("lightning", "hydra", "omegaconf", "torchmetrics", "tokenizers", "rich", "matplotlib"),
-        *("tensorboard", "numpy", "filelock"),
+        *("tensorboard", "numpy", "filelock", "fsspec"),
     ),
     "hf": ("datasets",),
     "wandb": ("wandb",),

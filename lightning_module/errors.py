@@ -13,6 +13,10 @@ class DataError(ValueError):
     """The data cannot be used as requested."""
 
 
+class StoreError(DataError):
+    """What a store holds cannot be read, or has other content than was written."""
+
+
 class InspectionError(ValueError):
     """A text or model that cannot be displayed."""
 

@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 
 from lightning_module.checkpoints import find_checkpoint, load_predictor
 from lightning_module.data.corpora.files import whole_files
-from lightning_module.data.datamodule import ChunkLoader, SentenceDataModule
+from lightning_module.data.datamodule import SentenceDataModule
 from lightning_module.data.token_cache import read_split, write_split
 from lightning_module.data.tokenizers import Tokenizer
 from lightning_module.device import find_device
@@ -69,7 +69,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
             enable_progress_bar=sys.stdout.isatty(),
             callbacks=[RichProgressBar(leave=False)] if sys.stdout.isatty() else [],
         )
-        judged = trainer.test(model, ChunkLoader(data.val), verbose=False)[0]
+        judged = trainer.test(model, data.val_dataloader(), verbose=False)[0]
         tokens = data.val.tokens
         return {
             "checkpoint": str(checkpoint),

@@ -28,7 +28,8 @@ from lightning_module.checkpoints import (
     read_checkpoint,
     tokenizer_fingerprint,
 )
-from lightning_module.data.datamodule import ChunkLoader, SentenceDataModule
+from lightning_module.data.datamodule import SentenceDataModule
+from lightning_module.data.loading import ChunkLoader
 from lightning_module.distributed import ranks
 from lightning_module.distributed.processes import EXPECTED, launch
 from lightning_module.distributed.ranks import World, make_strategy
@@ -119,6 +120,8 @@ def _data(config: DictConfig) -> SentenceDataModule:
                 path if "://" in path else os.path.abspath(os.path.expanduser(path))
                 for path in config.data[key]
             ]
+    if "url" in config.data and "://" not in config.data.url and "::" not in config.data.url:
+        config.data.url = os.path.abspath(os.path.expanduser(config.data.url))
     data = build("data", config.data, tokenizer=build("tokenizer", config.tokenizer))
     ranks.once_a_machine(data.prepare_data)
     data.setup("fit")

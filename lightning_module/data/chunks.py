@@ -18,7 +18,7 @@ Each rank reads a block of rows; the text of a row does not depend on the number
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -53,9 +53,34 @@ class Chunk(NamedTuple):
         return int((self.targets != IGNORE).sum()) if self.tokens is None else self.tokens
 
 
-def chunks_of(tokens: SplitTokens, seq_len: int) -> np.ndarray:
-    """Number of chunks of each document, in `StreamChunks`."""
-    return -(-(np.diff(tokens.begins) - 1) // seq_len)
+class Tokens(Protocol):
+    """The stream of one split: `SplitTokens`, in files of this machine, or `ShardTokens`.
+
+    Attributes:
+        begins: Where each document begins in the stream, and its length, int64
+            [documents + 1].
+        doc_id: Id of `<doc>`.
+        characters: Characters of the text.
+        tokens: Tokens to predict: all but `<doc>`.
+        unknown: How many of them are `<unk>`.
+    """
+
+    begins: np.ndarray
+    doc_id: int
+    characters: int
+    tokens: int
+    unknown: int
+
+    def chunks_before(self, seq_len: int) -> np.ndarray:
+        """Chunks of `seq_len` tokens before each document, and in all, int64 [documents + 1]."""
+
+    def take(self, indices: np.ndarray, needed: np.ndarray | None = None) -> np.ndarray:
+        """The tokens at these indices of the stream, int64; those not `needed` may be any.
+
+        Args:
+            indices: int64 [T, B]; those of a row are close together, and ascend.
+            needed: bool [T, B], the first ones of each row; None: all are.
+        """
 
 
 class StreamChunks:
@@ -77,7 +102,7 @@ class StreamChunks:
 
     def __init__(
         self,
-        tokens: SplitTokens,
+        tokens: Tokens,
         batch_size: int,
         seq_len: int,
         setting: str = "batch_size",
@@ -85,9 +110,7 @@ class StreamChunks:
     ):
         self.tokens, self.batch_size, self.seq_len = tokens, batch_size, seq_len
         self._own = own or slice(None)
-        # Chunks before each document, and the total.
-        counts = chunks_of(tokens, seq_len)
-        self._chunks_before = np.concatenate([[0], np.cumsum(counts)])
+        self._chunks_before = tokens.chunks_before(seq_len)
         self.chunks = int(self._chunks_before[-1])
         if batch_size > self.chunks:
             raise DataError(
@@ -107,20 +130,15 @@ class StreamChunks:
     def __getitem__(self, k: int) -> Chunk:
         if not 0 <= k < len(self):
             raise IndexError(f"chunk {k} of {len(self)}")
-        begins = self.tokens.begins
         chunk = self._first + k
         there = chunk < self._end
-        chunk = np.minimum(chunk, self._end - 1)
-        document = np.searchsorted(self._chunks_before, chunk, side="right") - 1
-        nth = chunk - self._chunks_before[document]
-        start = begins[document] + nth * self.seq_len
-        # Tokens to predict in each row's chunk: fewer than seq_len at a document's end.
-        length = np.where(there, np.minimum(begins[document + 1] - start - 1, self.seq_len), 0)
+        start, length, nth = self._find(np.minimum(chunk, self._end - 1))
+        length = np.where(there, length, 0)
         fresh = (nth == 0) | (k == 0) | ~there
-        start, fresh = start[self._own], fresh[self._own]
-        inside = self._steps <= length[self._own]
+        start, fresh, there = start[self._own], fresh[self._own], there[self._own]
+        inside = (self._steps <= length[self._own]) & there
         window = np.where(inside, start + self._steps, start)
-        ids = torch.from_numpy(self.tokens.take(window))
+        ids = torch.from_numpy(self.tokens.take(window, inside))
         valid = torch.from_numpy(inside)
         return Chunk(
             inputs=ids[:-1].where(valid[:-1], self.tokens.doc_id),
@@ -128,6 +146,29 @@ class StreamChunks:
             fresh=torch.from_numpy(fresh),
             tokens=int(length.sum()),
         )
+
+    def spans(self, k: int, end: int) -> tuple[np.ndarray, np.ndarray]:
+        """From where to where this rank's rows read the stream for chunks from `k` to `end`.
+
+        Rows that have no such chunk are left out.
+        """
+        first = (self._first + k)[self._own]
+        last = np.minimum(self._first + end, self._end)[self._own] - 1
+        there = first <= last
+        start, *_ = self._find(first[there])
+        last_start, length, _ = self._find(last[there])
+        return start, last_start + length + 1
+
+    def _find(self, chunk: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of chunks: where they start in the stream, tokens to predict, and which of the document.
+
+        There are fewer than `seq_len` at a document's end.
+        """
+        begins = self.tokens.begins
+        document = np.searchsorted(self._chunks_before, chunk, side="right") - 1
+        nth = chunk - self._chunks_before[document]
+        start = begins[document] + nth * self.seq_len
+        return start, np.minimum(begins[document + 1] - start - 1, self.seq_len), nth
 
 
 class PackedChunks:
@@ -150,7 +191,7 @@ class PackedChunks:
 
     def __init__(
         self,
-        tokens: SplitTokens,
+        tokens: Tokens,
         ends_line: np.ndarray,
         batch_size: int,
         seq_len: int,
@@ -164,8 +205,8 @@ class PackedChunks:
                 f"The text has {tokens.tokens:,} tokens, too few for {batch_size} rows. Set "
                 f"{setting} to {tokens.tokens} or less, or give more text."
             )
-        # Tokens before each document, without <doc>.
-        self._tokens_before = tokens.begins - np.arange(len(tokens.begins))
+        # Tokens before each document, without <doc>: chunks of one token.
+        self._tokens_before = tokens.chunks_before(1)
         borders = np.arange(batch_size + 1) * tokens.tokens // batch_size
         self._first, self._end = borders[:-1], borders[1:]
         self._steps = np.arange(seq_len)[:, None]
@@ -180,10 +221,8 @@ class PackedChunks:
         first, end = self._first[self._own], self._end[self._own]
         token = first + k * self.seq_len + self._steps
         there = token < end
-        token = np.minimum(token, end - 1)
-        document = np.searchsorted(self._tokens_before, token, side="right") - 1
-        index = token + document + 1
-        current, before = self.tokens.take(index), self.tokens.take(index - 1)
+        index = self._find(np.minimum(token, end - 1))
+        current, before = self.tokens.take(index, there), self.tokens.take(index - 1, there)
         begins = sentence_begins(before, current, self.tokens.doc_id, self._ends_line)
         return Chunk(
             inputs=torch.from_numpy(np.where(begins | ~there, self.tokens.doc_id, before)),
@@ -192,6 +231,18 @@ class PackedChunks:
             tokens=int(left.clip(0, self.seq_len).sum()),
             resets=torch.from_numpy(begins & there),
         )
+
+    def spans(self, k: int, end: int) -> tuple[np.ndarray, np.ndarray]:
+        """As `StreamChunks.spans`."""
+        first, row_end = self._first[self._own], self._end[self._own]
+        last = np.minimum(first + end * self.seq_len, row_end) - 1
+        first = first + k * self.seq_len
+        there = first <= last
+        return self._find(first[there]) - 1, self._find(last[there]) + 1
+
+    def _find(self, token: np.ndarray) -> np.ndarray:
+        """Where tokens, numbered without `<doc>`, are in the stream."""
+        return token + np.searchsorted(self._tokens_before, token, side="right")
 
 
 def sentence_begins(

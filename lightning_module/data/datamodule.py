@@ -6,74 +6,27 @@ them than it uses.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import lightning
 import numpy as np
 
-from lightning_module.data.chunks import Chunk, PackedChunks, StreamChunks, chunks_of, padded_share
+from lightning_module.data.cache_folder import NOT_WHOLE
+from lightning_module.data.chunks import PackedChunks, StreamChunks, Tokens, padded_share
 from lightning_module.data.corpora import Corpus
-from lightning_module.data.token_cache import NOT_WHOLE, SplitTokens, TokenCache
+from lightning_module.data.loading import ChunkLoader, ShardLoader
+from lightning_module.data.shards.corpus import ShardedCorpus
+from lightning_module.data.shards.tables import ShardCache
+from lightning_module.data.shards.tokens import ShardTokens
+from lightning_module.data.token_cache import SplitTokens, TokenCache
 from lightning_module.data.tokenizers import Tokenizer, TokenizerSettings
 from lightning_module.distributed import ranks
 from lightning_module.errors import DataError
 
 BATCHING = ("stream", "packed")
 _SAMPLE = 2**20  # tokens from which the share of padding is estimated: the start reads no more
-
-
-class ChunkLoader:
-    """Iterates over chunks in order, and saves its position.
-
-    Lightning saves `state_dict` in checkpoints and resumes in the middle of a pass with
-    `load_state_dict`. A plain iterable suffices: an item is already a batch, and gathering it takes
-    a thousandth of a training step, so worker processes would only add overhead.
-    """
-
-    def __init__(self, chunks: StreamChunks | PackedChunks, limit: int | float | None = None):
-        self.chunks = chunks
-        # Lightning's limit_train_batches: a pass that stops there is finished, not interrupted.
-        if limit is None:
-            limit = 1.0
-        self.pass_length = min(
-            len(chunks), int(limit * len(chunks)) if isinstance(limit, float) else limit
-        )
-        self._next = 0
-        self._resume_at = 0
-
-    def __len__(self) -> int:
-        return len(self.chunks)
-
-    def __iter__(self) -> Iterator[Chunk]:
-        first, self._resume_at = self._resume_at, 0
-        self._next = first
-        return self._iterate(first)
-
-    def _iterate(self, first: int) -> Iterator[Chunk]:
-        for k in range(first, len(self)):
-            self._next = k + 1
-            yield self.chunks[k]
-
-    def state_dict(self) -> dict[str, int]:
-        """The next chunk, 0 at the end of a pass; and the shape of the data."""
-        next_chunk = 0 if self._next >= self.pass_length else self._next
-        return {"next_chunk": next_chunk, "batch_size": self.chunks.batch_size, "chunks": len(self)}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Starts the next iteration at the chunk that was next when the state was saved."""
-        next_chunk = state["next_chunk"]
-        here = (self.chunks.batch_size, len(self))
-        # Checkpoints of earlier versions call the rows of a batch lanes.
-        rows = state["batch_size"] if "batch_size" in state else state["lanes"]
-        if (rows, state["chunks"]) != here:
-            raise DataError(
-                f"The checkpoint is before chunk {next_chunk} of {state['chunks']} in "
-                f"{rows} rows, this data has {here[1]} in {here[0]} rows: it was saved "
-                "with other data, data.batch_size or data.seq_len. Restore these settings."
-            )
-        self._resume_at = self._next = next_chunk
 
 
 class SentenceDataModule(lightning.LightningDataModule):
@@ -116,7 +69,7 @@ class SentenceDataModule(lightning.LightningDataModule):
 
     def __init__(
         self,
-        corpus: Callable[..., Corpus],
+        corpus: Callable[..., Corpus | ShardedCorpus],
         tokenizer: TokenizerSettings,
         *,
         batching: str = "stream",
@@ -133,7 +86,7 @@ class SentenceDataModule(lightning.LightningDataModule):
         self.batching = batching
         self.batch_size, self.seq_len, self.val_batch_size = batch_size, seq_len, val_batch_size
 
-    def corpus(self) -> Corpus:
+    def corpus(self) -> Corpus | ShardedCorpus:
         """The corpus.
 
         Raises:
@@ -142,8 +95,13 @@ class SentenceDataModule(lightning.LightningDataModule):
         corpus = self._corpus(**self._corpus_arguments)
         return corpus if self._max_chars is None else corpus.shortened(self._max_chars)
 
-    def _cache(self) -> TokenCache:
-        return TokenCache(self.corpus(), self.tokenizer_settings)
+    def _cache(self) -> TokenCache | ShardCache:
+        corpus = self.corpus()
+        if isinstance(corpus, ShardedCorpus):
+            # Packed text is divided by tokens, which are chunks of one.
+            seq_len = 1 if self.batching == "packed" else self.seq_len
+            return ShardCache(corpus.url, self.tokenizer_settings, seq_len)
+        return TokenCache(corpus, self.tokenizer_settings)
 
     def prepare_data(self) -> None:
         """Fetches the corpus and makes its tokens unless they exist.
@@ -187,14 +145,14 @@ class SentenceDataModule(lightning.LightningDataModule):
         self.train = self._chunks(train, self.batch_size, "data.batch_size")
         self.val = self.validation_chunks(val)
 
-    def validation_chunks(self, tokens: SplitTokens) -> StreamChunks | PackedChunks:
+    def validation_chunks(self, tokens: Tokens) -> StreamChunks | PackedChunks:
         """Chunks of `tokens` as for validation: this rank's rows of `val_batch_size`.
 
         Raises:
             DataError: They are too few.
         """
         packed, world = self.batching == "packed", ranks.size()
-        most = tokens.tokens // self.seq_len if packed else chunks_of(tokens, self.seq_len).sum()
+        most = tokens.tokens // self.seq_len if packed else tokens.chunks_before(self.seq_len)[-1]
         batch_size = self.val_batch_size or max(1, min(self.batch_size, int(most)))
         if batch_size < world:
             raise DataError(
@@ -205,9 +163,7 @@ class SentenceDataModule(lightning.LightningDataModule):
         # They have no gradient, so ranks may have unequal numbers of rows.
         return self._chunks(tokens, batch_size, "data.val_batch_size")
 
-    def _chunks(
-        self, tokens: SplitTokens, batch_size: int, setting: str
-    ) -> StreamChunks | PackedChunks:
+    def _chunks(self, tokens: Tokens, batch_size: int, setting: str) -> StreamChunks | PackedChunks:
         make: Callable[..., StreamChunks | PackedChunks] = StreamChunks
         if self.batching == "packed":
             self.ends_line = _ends_line(self.tokenizer)
@@ -243,7 +199,8 @@ class SentenceDataModule(lightning.LightningDataModule):
                 f" ({tokens.unknown / tokens.tokens:.2%} <unk>) in {split.batch_size} rows,"
                 f" {len(split):,} chunks of {split.seq_len} a row, {useful:.1%} filled"
             )
-        if self.batching == "packed":
+        # Of shards it would read blocks that no row needs.
+        if self.batching == "packed" and isinstance(self.train.tokens, SplitTokens):
             share = padded_share(self.train.tokens, self.ends_line, self.batch_size, _SAMPLE)
             lines.append(
                 f"batches of {self.batch_size} lines padded to their longest would be {share:.1%}"
@@ -253,12 +210,15 @@ class SentenceDataModule(lightning.LightningDataModule):
 
     def train_dataloader(self) -> ChunkLoader:
         """A pass over the training text; resumes in its middle from a checkpoint."""
-        limit = self.trainer.limit_train_batches if self.trainer is not None else None
-        return ChunkLoader(self.train, limit)
+        return self._loader(self.train, "limit_train_batches")
 
     def val_dataloader(self) -> ChunkLoader:
         """A pass over the validation text."""
-        return ChunkLoader(self.val)
+        return self._loader(self.val, "limit_val_batches")
+
+    def _loader(self, chunks: StreamChunks | PackedChunks, limit: str) -> ChunkLoader:
+        loader = ShardLoader if isinstance(chunks.tokens, ShardTokens) else ChunkLoader
+        return loader(chunks, getattr(self.trainer, limit, None))
 
     def test_dataloader(self) -> ChunkLoader:
         """The same: a corpus has one part for validation."""

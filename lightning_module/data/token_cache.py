@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import json
 import logging
 import mmap
-import os
-import shutil
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
-from filelock import FileLock
 
-from lightning_module.atomic_files import NO_ROOM, beside
-from lightning_module.data.checksums import verify, write_checksums
+from lightning_module.data.cache_folder import CacheFolder, flush
+from lightning_module.data.checksums import write_checksums
 from lightning_module.data.corpora import Corpus, Document
 from lightning_module.data.tokenizers import Tokenizer, TokenizerSettings
 from lightning_module.errors import DataError
@@ -30,11 +24,6 @@ from triton_gru.cache import cache_directory
 log = logging.getLogger(__name__)
 
 CACHE_FORMAT = 2  # raise it when the files, or the tokens of the same settings, change
-NOT_WHOLE = (OSError, ValueError, KeyError, TypeError)  # errors of opening a damaged folder
-
-# Errors of a disk that cannot be written to.
-_NO_ROOM = (*NO_ROOM, errno.ENOTDIR, errno.EEXIST)
-
 
 # Pages that a process has read of a mapped file count as its memory until it releases them, as it
 # does after this many bytes. The system caches the file's pages as long as memory is free.
@@ -66,8 +55,12 @@ class SplitTokens:
     def __post_init__(self) -> None:
         self._read = 0
 
-    def take(self, indices: np.ndarray) -> np.ndarray:
-        """The tokens at these indices of `stream`, int64."""
+    def chunks_before(self, seq_len: int) -> np.ndarray:
+        """Chunks of `seq_len` tokens before each document, and in all, int64 [documents + 1]."""
+        return np.concatenate([[0], np.cumsum(chunk_counts(self.begins, seq_len))])
+
+    def take(self, indices: np.ndarray, needed: np.ndarray | None = None) -> np.ndarray:
+        """The tokens at these indices of `stream`, int64; those not `needed` may be any."""
         self._read += indices.size * self.stream.itemsize
         if self._read >= _HELD and isinstance(self.stream, np.memmap):
             self._read = 0
@@ -75,6 +68,11 @@ class SplitTokens:
                 mapped: Any = self.stream
                 mapped._mmap.madvise(mmap.MADV_DONTNEED)
         return self.stream[indices].astype(np.int64)
+
+
+def chunk_counts(begins: np.ndarray, seq_len: int) -> np.ndarray:
+    """Chunks of each document: its tokens without `<doc>`, the last chunk filled up."""
+    return -(-(np.diff(begins) - 1) // seq_len)
 
 
 def write_split(
@@ -114,10 +112,10 @@ def write_split(
                 unknown += int((ids == tokenizer.unk_id).sum())
         if written:
             begins.append(written)
-        _flush(file)
+        flush(file)
     with open(folder / f"{split}.begins", "wb") as file:
         file.write(np.array(begins, np.int64).tobytes())
-        _flush(file)
+        flush(file)
     return {
         "dtype": dtype.name,
         "length": written,
@@ -151,13 +149,6 @@ def encoded(
             begin = False
 
 
-def _flush(file: IO[Any]) -> None:
-    # On the disk before the folder gets its final name, so that even after a power cut a folder of
-    # that name is complete.
-    file.flush()
-    os.fsync(file.fileno())
-
-
 def read_split(folder: Path, split: str, doc_id: int) -> SplitTokens:
     """Maps the files that `write_split` wrote.
 
@@ -186,14 +177,16 @@ def read_split(folder: Path, split: str, doc_id: int) -> SplitTokens:
     )
 
 
-class TokenCache:
-    """A folder with the tokens of a corpus, made once and atomically.
+class TokenCache(CacheFolder):
+    """A folder with the tokens of a corpus; its digest is of the text and the tokenizer's settings.
 
-    Its name contains a digest of the text's fingerprint and the tokenizer's settings. It is written
-    under another name and renamed when complete, so concurrent runs do not disturb each other, and
-    what a kill or a full disk leaves is never used. Checksums detect changes of its bytes
-    (`data/checksums.py`).
+    Args:
+        corpus: The text.
+        settings: Of its tokenizer.
     """
+
+    holds = "tokens"
+    size = "a corpus takes 2 bytes per token, 4 with more than 65,536 kinds"
 
     def __init__(self, corpus: Corpus, settings: TokenizerSettings):
         self.corpus, self.settings = corpus, settings
@@ -218,41 +211,10 @@ class TokenCache:
             DataError: The corpus or the settings cannot be used, or the disk is full.
         """
         self.settings.check()
-        if self._is_whole():
-            return
-        started = time.monotonic()
-        log.info("Preparing %s for tokenizer=%s", self.corpus.description, self.settings.kind)
-        parent = self.folder.parent
-        try:
-            parent.mkdir(parents=True, exist_ok=True)
-            self._sweep()
-            new = beside(self.folder)
-            new.mkdir()
-            try:
-                self._write(new)
-                self._replace_with(new)
-            finally:
-                shutil.rmtree(new, ignore_errors=True)
-        except OSError as error:
-            if error.errno not in _NO_ROOM:
-                raise
-            raise DataError(
-                f"Cannot write the tokens to {parent}: {error.strerror}. No partial files were "
-                "left there. Free some space, or set TRITON_GRU_CACHE to a folder elsewhere (a "
-                "corpus takes 2 bytes per token, 4 with more than 65,536 kinds)."
-            ) from error
-        log.info("Tokens are in %s (%.1f s)", self.folder, time.monotonic() - started)
+        super().make()
 
-    def _is_whole(self) -> bool:
-        if not self.folder.exists():
-            return False
-        try:
-            verify(self.folder)
-            self.open()
-        except NOT_WHOLE as error:
-            log.warning("The tokens in %s are damaged (%s): making them again", self.folder, error)
-            return False
-        return True
+    def _announce(self) -> None:
+        log.info("Preparing %s for tokenizer=%s", self.corpus.description, self.settings.kind)
 
     def _write(self, folder: Path) -> None:
         characters = 0
@@ -279,32 +241,5 @@ class TokenCache:
                 raise DataError(f"{self.corpus.description}: the {split} split has no text.")
         with open(folder / "about.json", "w", encoding="utf-8") as file:
             json.dump(about, file, indent=1, ensure_ascii=False)
-            _flush(file)
+            flush(file)
         write_checksums(folder)
-
-    def _replace_with(self, new: Path) -> None:
-        try:
-            os.rename(new, self.folder)  # fails if a folder exists that is not empty
-            return
-        except OSError:
-            pass
-        # One process at a time checks and replaces: between a check that finds a damaged folder and
-        # the rename, another run may have replaced it, and its complete folder would be moved away.
-        with FileLock(self.folder.parent.with_suffix(".lock")):
-            if self._is_whole():  # another run has replaced it
-                return
-            damaged = new.with_name(new.name + "-damaged")
-            with contextlib.suppress(FileNotFoundError):
-                os.rename(self.folder, damaged)
-            shutil.rmtree(damaged, ignore_errors=True)
-            try:
-                os.rename(new, self.folder)
-            except OSError:  # a run that found no folder made one between the two
-                if not self._is_whole():
-                    raise
-
-    def _sweep(self) -> None:
-        """Removes the temporary folders of runs that were killed a day ago or earlier."""
-        for left in self.folder.parent.glob(".*"):
-            if left.is_dir() and time.time() - left.stat().st_mtime > 86_400:
-                shutil.rmtree(left, ignore_errors=True)

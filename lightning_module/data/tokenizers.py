@@ -29,6 +29,7 @@ from lightning_module.errors import DataError
 
 DOC = "<doc>"
 UNK = "<unk>"
+SHARDS = "shards"  # the kind that stands for the tokenizer of data=shards
 BYTES = 256
 _CODE_POINTS = 0x110000
 
@@ -66,7 +67,8 @@ class TokenizerSettings:
 
     Attributes:
         kind: `char`: Unicode characters. `bpe`: byte pairs; no text is unknown. `word`:
-            words with the space before them, punctuation marks, single Han characters.
+            words with the space before them, punctuation marks, single Han characters. `shards`:
+            what the shards of data=shards were made with.
         vocab_size: Maximum number of tokens, with `<doc>` and `<unk>`; the rarest are left out.
             None: no maximum (char, word).
     """
@@ -76,6 +78,11 @@ class TokenizerSettings:
 
     def check(self) -> None:
         """Raises DataError if no tokenizer can have these settings."""
+        if self.kind == SHARDS:
+            raise DataError(
+                "tokenizer=shards stands for the tokenizer of data=shards; this text needs one of "
+                f"its own: tokenizer={', tokenizer='.join(_SPLITS)}."
+            )
         if self.kind not in _SPLITS:
             raise DataError(f"tokenizer.kind must be one of {', '.join(_SPLITS)}, got {self.kind}.")
         least = BYTES + 1 if self.kind == "bpe" else 3
@@ -176,8 +183,12 @@ class Tokenizer:
         return hashlib.sha256(self._tokenizer.to_str().encode()).hexdigest()
 
     @classmethod
-    def load(cls, path: str | Path) -> Tokenizer:
+    def load(cls, path: str | Path, where: str | None = None) -> Tokenizer:
         """The tokenizer that `save` wrote.
+
+        Args:
+            path: The file.
+            where: Where it came from, for the error.
 
         Raises:
             DataError: There is no such file, or it is not a tokenizer of this project.
@@ -187,7 +198,7 @@ class Tokenizer:
         try:
             return cls(huggingface.Tokenizer.from_file(str(path)))
         except Exception as error:  # the library raises bare Exception
-            raise DataError(f"{path} is damaged or of another kind: {error}") from error
+            raise DataError(f"{where or path} is damaged or of another kind: {error}") from error
 
     def save(self, path: str | Path) -> None:
         """Writes `tokenizer.json`, which `tokenizers.Tokenizer.from_file` also reads."""

@@ -142,7 +142,8 @@ def read_text(
     L.seed_everything(study.seed, workers=True, verbose=False)
     model = _predictor(study, data.vocab_size, partial(cosine, final_lr=0.0))
     longest = max(study.steps)
-    stream = torch.from_numpy(data.val.tokens.stream[:].astype("int64"))
+    tokens = data.val.tokens
+    stream = torch.from_numpy(tokens.take(np.arange(tokens.begins[-1])[:, None])[:, 0])
     generator = torch.Generator().manual_seed(study.seed)
     last = len(stream) - CONTEXT_TARGETS
     indices = torch.randint(longest, last, (CONTEXT_ROWS,), generator=generator)

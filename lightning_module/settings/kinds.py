@@ -175,6 +175,8 @@ PATHS = Kind(
     text=True,
     many=True,
 )
+# One with credentials is refused by `open_store`, before anything is written.
+URL = replace(NAME, expected="a folder or a URL", swept=False)
 TIME = Kind("a time as days:hours:minutes:seconds, as in 00:00:10:00 for ten minutes", _is_time)
 DROPOUT = number(0, below=1)
 SHARE = number(0, 1)

@@ -31,6 +31,7 @@ from lightning_module.settings.kinds import (
     TEXT,
     TEXTS,
     TIME,
+    URL,
     WORD,
     Kind,
     choice,
@@ -60,7 +61,8 @@ DATA: dict[str, Kind] = {
     "data.train_split": NAME,
     "data.val_split": NAME,
     "data.revision": maybe(NAME),
-    "tokenizer.kind": choice("char", "bpe", "word"),
+    "data.url": URL,
+    "tokenizer.kind": choice("char", "bpe", "word", "shards"),
     "tokenizer.vocab_size": maybe(whole(3)),
 }
 MODEL: dict[str, Kind] = {

@@ -31,40 +31,45 @@ def progress_bars(console: Console, transient: bool = False) -> Progress:
 
 @contextmanager
 def reading(
-    what: str, total: int | None, log: logging.Logger, detail: Callable[[], str] = lambda: ""
+    what: str,
+    total: int | None,
+    log: logging.Logger,
+    detail: Callable[[], str] = lambda: "",
+    unit: str = "characters",
 ) -> Iterator[Callable[[int], None]]:
     """Shows how much of a text was read: a bar in a terminal, else a line every few seconds.
 
     Args:
         what: description of the work.
-        total: characters; None: unknown.
+        total: how much it is; None: unknown.
         log: prints the lines; if it is silenced there is no bar either.
-        detail: what to show after the number of characters.
+        detail: what to show after the number of `unit`.
+        unit: what is counted.
 
     Yields:
-        A function to be called with the number of characters of each piece read.
+        A function to be called with the number of characters (`unit`) of each piece read.
     """
     console = Console(file=sys.stdout, highlight=False)
     read, next_line = 0, time.monotonic() + EVERY_SECONDS
 
     def description() -> str:
-        return f"{what}: {read:,} characters{detail()}"
+        return f"{what}: {read:,} {unit}{detail()}"
 
     if console.is_terminal and log.isEnabledFor(logging.INFO):
         with progress_bars(console, transient=True) as bars:
             bar = bars.add_task(description(), total=total)
 
-            def advance_bar(characters: int) -> None:
+            def advance_bar(more: int) -> None:
                 nonlocal read
-                read += characters
+                read += more
                 bars.update(bar, completed=read, description=description())
 
             yield advance_bar
         return
 
-    def advance_lines(characters: int) -> None:
+    def advance_lines(more: int) -> None:
         nonlocal read, next_line
-        read += characters
+        read += more
         if time.monotonic() > next_line:
             next_line = time.monotonic() + EVERY_SECONDS
             log.info("%s%s", description(), f" ({read / total:.0%})" if total else "")

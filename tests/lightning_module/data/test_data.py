@@ -19,12 +19,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_module.data import checksums, token_cache
+from lightning_module.data import checksums
+from lightning_module.data.cache_folder import NOT_WHOLE
 from lightning_module.data.checksums import CHECKED, SUMS
 from lightning_module.data.chunks import IGNORE, StreamChunks
 from lightning_module.data.corpora import Corpus, Document, text_files
 from lightning_module.data.datamodule import SentenceDataModule
-from lightning_module.data.token_cache import NOT_WHOLE, SplitTokens, TokenCache
+from lightning_module.data.token_cache import SplitTokens, TokenCache
 from lightning_module.data.tokenizers import TokenizerSettings
 from lightning_module.distributed import ranks
 from lightning_module.errors import DataError
@@ -442,7 +443,7 @@ def test_a_full_disk_is_reported(monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     cache = TokenCache(made_corpus(), CHAR)
-    monkeypatch.setattr(token_cache.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(DataError, match=r"No space left on device.*Free some space"):
         cache.make()
     assert os.listdir(cache.folder.parent) == []

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from lightning_module import commands
 from lightning_module.data.datamodule import BATCHING
-from lightning_module.data.tokenizers import _SPLITS
+from lightning_module.data.tokenizers import _SPLITS, SHARDS
 from lightning_module.errors import DamagedFile, SettingsError
 from lightning_module.memory.tasks import TASKS
 from lightning_module.model import LAYER_TYPES
@@ -69,7 +69,7 @@ def test_every_choice_is_one_there_is():
     for key, values in {
         "model.layer_type.name": LAYER_TYPES,
         "data.batching": BATCHING,
-        "tokenizer.kind": _SPLITS,
+        "tokenizer.kind": [*_SPLITS, SHARDS],
     }.items():
         assert all(train[key].holds(value) for value in values), key
         assert len(train[key].expected.replace(" or ", ", ").split(", ")) == len(values), key

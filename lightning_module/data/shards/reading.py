@@ -1,0 +1,228 @@
+"""Reads of a store that fails, hangs or is slow: several at once, repeated, within a time limit."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import queue
+import re
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import fsspec.config
+from fsspec import AbstractFileSystem
+
+from lightning_module.data.shards.store import open_store
+from lightning_module.errors import DataError, StoreError
+
+log = logging.getLogger(__name__)
+
+# Reads at once. With 100 ms each they are 160 blocks, or 40 MB, per second: a model that takes ten
+# million tokens per second needs half of that.
+THREADS = 16
+# Seconds that a run waits for reads that fail again and again. Shorter than `rank_timeout`, after
+# which the ranks that wait for this one end without having saved.
+PATIENCE = 120.0
+# Seconds after which an attempt without an answer is left to itself, and the next one begins.
+ATTEMPT = 20.0
+# Seconds before the second attempt; twice as many before each further one, up to the last.
+PAUSE, LONGEST_PAUSE = 0.1, 5.0
+# Answers that another attempt does not change.
+_FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+_REMEDY = (
+    "Copy the file there again, or remove it and run triton-gru-prepare again, which makes what is "
+    "missing"
+)
+_SECRETS = re.compile(r"key|token|secret|passw|credential|sas|signature|connection_string", re.I)
+
+
+class Damaged(Exception):
+    """What was read has another checksum than the index says."""
+
+
+class Read:
+    """A read in progress; `done` is set when it has its `content` or its `error`."""
+
+    def __init__(self, what: str, attempt: Callable[[], Any]):
+        self.what, self.attempt = what, attempt
+        self.done = threading.Event()
+        self.content: Any = None
+        self.error: DataError | None = None
+        self.begun: float | None = None  # when the present attempt began; None: none runs
+        self.number = 0  # of the present attempt
+        self.fault = "no answer"  # of the last attempt
+        self.damaged = 0  # attempts with another checksum
+
+
+class Reader:
+    """Reads ranges of the files at a URL, in threads.
+
+    Threads and not fsspec's own asynchronous interface, which local files do not have; and daemons,
+    unlike those of `ThreadPoolExecutor`, which the end of the process would wait for although the
+    store does not answer.
+
+    Args:
+        url: Any that fsspec can open.
+
+    Raises:
+        DataError: It cannot be opened here.
+    """
+
+    def __init__(self, url: str):
+        self.url = url.rstrip("/")
+        self.filesystem: AbstractFileSystem
+        self.filesystem, self._root = open_store(url)
+        self._queue: queue.SimpleQueue[Read] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._running: dict[threading.Thread, Read | None] = {}
+        self._warned_at = -math.inf
+
+    def range(self, name: str, begin: int | None = None, end: int | None = None) -> bytes:
+        """Bytes of a file, without repetition: for the function of a `Read`."""
+        return self.filesystem.cat_file(f"{self._root.rstrip('/')}/{name}", begin, end)
+
+    def begin(self, what: str, attempt: Callable[[], Any]) -> Read:
+        """Begins a read.
+
+        Args:
+            what: The file, for messages.
+            attempt: Reads; may be called several times, by different threads. Raises `Damaged` if
+                the content is not as it should be, which one repetition is for: the transfer may
+                have damaged it.
+        """
+        read = Read(what, attempt)
+        with self._lock:
+            self._queue.put(read)
+            idle = sum(present is None for present in self._running.values())
+            if len(self._running) < THREADS and idle < self._queue.qsize():
+                self._start_thread()
+        return read
+
+    def cancel(self, read: Read) -> None:
+        """Lets a read be whose content is no longer needed."""
+        read.done.set()
+
+    def contents(self, reads: Sequence[Read], stop: Callable[[], bool] = lambda: False) -> list:
+        """Waits for reads and returns their contents; for none longer than `PATIENCE` in all.
+
+        Args:
+            reads: The reads.
+            stop: Ends the waiting when it becomes true; some contents are None then.
+
+        Raises:
+            StoreError: One failed until the time was over.
+        """
+        end = time.monotonic() + PATIENCE
+        for read in reads:
+            while not read.done.wait(0.2) and not stop():
+                self._replace_hanging()
+                if time.monotonic() > end:
+                    self._fail(
+                        read, f"cannot be read: {read.fault}, in {PATIENCE:.0f} s of attempts"
+                    )
+            if read.error is not None:
+                raise read.error
+        return [read.content for read in reads]
+
+    def read(self, name: str, check: Callable[[bytes], Any]) -> Any:
+        """The content of a file, after a check that may raise `Damaged` or convert it."""
+        (content,) = self.contents([self.begin(name, lambda: check(self.range(name)))])
+        return content
+
+    def _start_thread(self) -> None:
+        thread = threading.Thread(target=self._work, name="shards", daemon=True)
+        self._running[thread] = None
+        thread.start()
+
+    def _work(self) -> None:
+        me = threading.current_thread()
+        while True:
+            read = self._queue.get()
+            with self._lock:
+                if read.done.is_set():
+                    continue
+                self._running[me] = read
+                read.number += 1
+                number = read.number
+                read.begun = time.monotonic()
+            self._attempt(read, number)
+            with self._lock:
+                if me not in self._running:  # left to itself
+                    return
+                self._running[me] = None
+
+    def _attempt(self, read: Read, number: int) -> None:
+        """One attempt; after a failure the read is queued again, after a pause."""
+        try:
+            content = read.attempt()
+        except Damaged as error:
+            read.damaged += 1
+            fault = str(error)
+            if read.damaged > 1:
+                self._fail(read, f"is damaged: {error}. {_REMEDY}")
+                return
+        except Exception as error:  # stores raise many kinds
+            fault = without_credentials(error)
+            if isinstance(error, _FINAL):
+                self._fail(read, f"cannot be read: {fault}")
+                return
+        else:
+            read.content = content
+            read.done.set()
+            return
+        with self._lock:
+            if read.number != number:
+                return  # left to itself: a later attempt runs
+            read.begun = None
+            read.fault = fault
+        self._warn(read)
+        time.sleep(min(PAUSE * 2 ** min(number - 1, 16), LONGEST_PAUSE))
+        self._queue.put(read)
+
+    def _replace_hanging(self) -> None:
+        """Begins the next attempt of reads whose present one has no answer."""
+        with self._lock:
+            for thread, read in list(self._running.items()):
+                if read is None or read.begun is None or read.done.is_set():
+                    continue
+                if time.monotonic() - read.begun > ATTEMPT:
+                    read.begun, read.fault = None, f"no answer for {ATTEMPT:.0f} s"
+                    read.number += 1
+                    del self._running[thread]
+                    self._start_thread()
+                    self._queue.put(read)
+
+    def _warn(self, read: Read) -> None:
+        if time.monotonic() - self._warned_at > PATIENCE:  # once for all reads of an outage
+            self._warned_at = time.monotonic()
+            log.warning(
+                "%s/%s cannot be read (%s): trying again for up to %.0f s",
+                *(self.url, read.what, read.fault, PATIENCE),
+            )
+
+    def _fail(self, read: Read, how: str) -> None:
+        read.error = StoreError(f"{self.url}/{read.what} {how}")
+        read.done.set()
+
+
+def without_credentials(error: BaseException) -> str:
+    """The text of an error of a store in one line, without what may be secret in it."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    named = {**os.environ}
+    for protocol, values in fsspec.config.conf.items():
+        named.update({f"{protocol} {name}": str(value) for name, value in _leaves(values)})
+    for name, value in named.items():
+        if _SECRETS.search(name) and len(value) >= 4:
+            text = text.replace(value, "***")
+    text = re.sub(r"(://)[^/\s@]+@", r"\1***@", text)  # user:password@
+    text = re.sub(r"\?[^\s'\")>]+", "?***", text)  # signatures and tokens of URLs
+    return text if len(text) <= 300 else text[:300] + "..."
+
+
+def _leaves(value: Any, name: str = "") -> list[tuple[str, Any]]:
+    if not isinstance(value, dict):
+        return [(name, value)]
+    return [leaf for key, item in value.items() for leaf in _leaves(item, f"{name} {key}")]
