@@ -105,8 +105,7 @@ def scans(
 ) -> Iterator[tuple[str, str, Counts]]:
     """Direction, short plan, and counts, of forward and backward by the planner's first plans.
 
-    Where that of the forward is the Gluon kernel's, the first of the Triton kernel's is added.
-
+    Where one is a Gluon kernel's, those of the Triton kernels are added.
 
     Raises:
         DoesNotFit: No kernel takes this shape.
@@ -115,18 +114,20 @@ def scans(
     dtype, tensor_cores = selection.DTYPES[DTYPES[precision]], precision != "ieee"
     problem = Problem(batch, hidden, dtype, reset_after, tensor_cores=tensor_cores)
     device = for_triton(DEVICES[arch], TRITON_VERSION)
-    for direction in ("forward", "backward"):
-        best_plan(dataclasses.replace(problem, direction=direction), device)
+    problems = [dataclasses.replace(problem, direction=d) for d in ("forward", "backward")]
+    for one in problems:
+        best_plan(one, device)
     scan = Scan((STEPS, batch, hidden), precision, "best", arch, reset_after)
     outcomes = [scan.run(weak=False, counting=True)]
-    triton = [plan for plan in all_plans(problem, device) if plan.kernel == GROUP]
-    if scan.plans[0].kernel == GLUON and triton:  # beside it what other versions of Triton run
-        scan.plans = [triton[0], scan.plans[1]]
-        outcomes.append(scan.run_forward(weak=False, counting=True))
+    triton = [[p for p in all_plans(one, device) if p.kernel == GROUP] for one in problems]
+    if any(p.kernel == GLUON for p in scan.plans) and all(triton):  # what other versions run
+        scan.plans = [plans[0] for plans in triton]
+        outcomes.append(scan.run(weak=False, counting=True))
     for outcome in outcomes:
         if outcome.wrong():
             raise RuntimeError(f"wrong results at H={hidden} on sm_{arch}: {outcome.wrong()}")
-        for plan, launch in zip(outcome.plans, outcome.launches, strict=True):
+        launches = [launch for launch in outcome.launches if launch.name.startswith("scan_")]
+        for plan, launch in zip(outcome.plans, launches, strict=True):
             exchange = f" {plan.protocol}" if plan.group > 1 else ""
             if plan.kernel == GLUON:
                 exchange = f" Gluon, {plan.block_m} rows"

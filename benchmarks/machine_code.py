@@ -21,7 +21,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.experimental.gluon._runtime import GluonASTSource
 
-from triton_gru.kernels import backward, forward, gluon_constants, gluon_forward
+from triton_gru.kernels import backward, forward, gluon_backward, gluon_constants, gluon_forward
 from triton_gru.kernels.launch import PROTOCOLS
 from triton_gru.plan.plan import GLUON, MAX_REGISTERS, Plan, Problem, StepTiles
 
@@ -55,7 +55,11 @@ class Compiled:
 def scan_kernel(plan: Plan):
     """The kernel that a plan launches."""
     if plan.kernel == GLUON:
-        return gluon_forward.scan_forward_gluon_kernel
+        return (
+            gluon_forward.scan_forward_gluon_kernel
+            if plan.direction == "forward"
+            else gluon_backward.scan_backward_gluon_kernel
+        )
     return (
         forward.scan_forward_kernel
         if plan.direction == "forward"
@@ -242,11 +246,11 @@ def scan_constants(plan: Plan, problem: Problem, uneven: bool = False) -> dict:
         options = {
             "DIRECTIONS": problem.directions,
             "RESET_AFTER": problem.reset_after,
-            "HAS_BIAS": True,
             "HAS_LENGTHS": uneven,
             "HAS_RESETS": uneven,
-            "SAVE_GATES": False,
         }
+        if plan.direction == "forward":
+            options |= {"HAS_BIAS": True, "SAVE_GATES": False}
         return {"C": gluon_constants.constants(plan, getattr(torch, problem.dtype), **options)}
     constants = {
         "DIRECTIONS": problem.directions,

@@ -45,7 +45,7 @@ def impatience():
 @pytest.mark.parametrize("reset_after", [True, False], ids=["after", "before"])
 @pytest.mark.parametrize(
     ("launch", "direction"),
-    [*itertools.product(PROTOCOLS, ("forward", "backward")), (GLUON, "forward")],
+    itertools.product((*PROTOCOLS, GLUON), ("forward", "backward")),
 )
 def test_a_program_that_never_comes(launch, direction, reset_after, monkeypatch):
     on_gpu = DEVICE.type == "cuda"
@@ -66,9 +66,10 @@ def test_a_program_that_never_comes(launch, direction, reset_after, monkeypatch)
     kernel = f"scan_{direction}_kernel"
     user = {"forward": forward, "backward": backward}[direction]
     if launch == GLUON:
-        from triton_gru.kernels import gluon_forward
+        from triton_gru.kernels import gluon_backward, gluon_forward
 
-        user, kernel = gluon_forward, "scan_forward_gluon_kernel"
+        user = {"forward": gluon_forward, "backward": gluon_backward}[direction]
+        kernel = f"scan_{direction}_gluon_kernel"
     monkeypatch.setattr(user, kernel, LastProgramMissing(getattr(user, kernel)))
     begun = time.perf_counter()
     with impatience():

@@ -14,7 +14,7 @@ from triton_gru.kernel_errors import check_errors
 from triton_gru.kernels import backward, forward, step
 from triton_gru.plan import selection
 from triton_gru.plan.devices import DEVICES, for_triton
-from triton_gru.plan.plan import GLUON, SENTINEL, Problem
+from triton_gru.plan.plan import Problem
 from triton_gru.plan.planner import all_plans
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "ieee": torch.float32,
@@ -48,8 +48,6 @@ def plan_of(shape, direction, launch, arch, precision, reset_after, wanted):
         return plans[0]
     if direction == "forward":
         wanted = {name: value for name, value in wanted.items() if name != "by_block"}
-    elif launch == GLUON:  # the backward of what the Gluon kernel computed
-        launch, wanted = SENTINEL, {}
     plans = [
         p for p in plans
         if launch_of(p) == launch
@@ -64,14 +62,13 @@ class Scan:
     Args:
         shape: T, B, H and, for both directions, 2.
         precision: of PRECISIONS.
-        launch: "single", "sentinel", "counter", "gluon" (the forward; the backward is "sentinel")
-            or "best".
+        launch: "single", "sentinel", "counter", "gluon" or "best".
         arch: to compile for.
         reset_after: the variant.
         lengths, resets, bias, not_finite: as `tests.scan_cases.make_case` has them.
         save_gates: whether the forward keeps the gates for the backward.
         wanted: values of the plan to look for.
-        force: values of the plan to set; with "gluon" of the forward's alone.
+        force: values of the plan to set.
         pieces: steps of a piece of time in the backward.
         case: to run instead of a random one.
         polls: looks after which a wait gives up.
@@ -96,9 +93,7 @@ class Scan:
         ]
         self.plans = None
         if None not in plans:
-            forced = plans[:1] if launch == GLUON else plans
-            self.plans = [dataclasses.replace(p, **(force or {})) for p in forced]
-            self.plans += plans[len(forced) :]
+            self.plans = [dataclasses.replace(p, **(force or {})) for p in plans]
 
     @functools.cached_property
     def case(self):
@@ -140,6 +135,20 @@ class Scan:
         errors = {"y": error(y, self.exact["y"])}
         tolerance = ptx_tolerance(self.precision, self.hidden)
         return Outcome(launches, self.plans[:1], errors, tolerance)
+
+    def run_backward(self, **machine):
+        """As `run`, of the backward alone, from the exact y."""
+        case, settings = self.case, _settings(self.precision, self.pieces)
+        y = self.exact["y"].to(DTYPES[self.precision])
+        with settings, launching.emulated(self.arch, **machine) as launches:
+            grads = backward.scan_backward(
+                case.dy, y, *case.arguments, **case.options, plan=self.plans[1], polls=self.polls
+            )
+            check_errors(y.device)
+        found = {n: g for n, g in zip(NAMES, grads, strict=True) if g is not None}
+        errors = {name: error(grad, self.exact[name]) for name, grad in found.items()}
+        tolerance = ptx_tolerance(self.precision, self.hidden)
+        return Outcome(launches, self.plans[1:], errors, tolerance)
 
 
 def run_scan(*arguments, seed=0, weak=True, apart=False, counting=False, **options):

@@ -26,19 +26,19 @@ def program_of(ptx: str) -> Program:
 
 
 @contextlib.contextmanager
-def emulated(arch: int = 90, *, instead=None, **options):
+def emulated(arch: int = 90, *, instead: dict | None = None, **options):
     """Launches run in the machine; yields the list of `Launch` that grows with them.
 
     Args:
         arch: compute capability to compile for, as 80 or 90.
-        instead: a Program to run in the place of every kernel's own.
+        instead: by the name of a kernel a Program to run in the place of its own.
         options: of `machine.Launch`: seed, weak, apart, counting, limit.
     """
     launches = []
 
     def launch(metadata, ptx, grid, arguments):
         name = compiling.kernel_name(ptx)
-        program = instead or program_of(ptx)
+        program = (instead or {}).get(name) or program_of(ptx)
         launches.append(_run(program, name, metadata, grid, arguments, options))
         launches[-1].ptx = ptx
 

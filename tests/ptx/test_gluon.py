@@ -7,14 +7,22 @@ takes the Triton kernels.
 import functools
 import itertools
 import random
-import re
 
 import pytest
 
 torch = pytest.importorskip("torch")
 triton = pytest.importorskip("triton", reason="tests/ptx compiles kernels")
 
-from tests.ptx import cases, launching, mutations  # noqa: E402
+from tests.ptx import cases, launching  # noqa: E402
+from tests.ptx.gluon_mutations import (  # noqa: E402
+    BARRIERS,
+    BROKEN,
+    RELOAD,
+    TEST,
+    Target,
+    dropped,
+    how_it_shows,
+)
 from tests.scan_cases import error  # noqa: E402
 from triton_gru.kernel_errors import KernelTimeout, check_errors  # noqa: E402
 from triton_gru.kernels import forward  # noqa: E402
@@ -62,17 +70,6 @@ def test_the_forward_agrees_with_float64(case):
     outcome = scan.run_forward(seed=3, apart=apart)
     assert "scan_forward_gluon_kernel" in outcome.launches[0].ptx
     assert not outcome.wrong()
-
-
-@pytest.mark.parametrize("reset_after", [True, False])
-def test_the_backward_takes_what_the_forward_saved(reset_after):
-    shape, precision, arch = (
-        ((4, 3, 33), "bf16", 90) if reset_after else ((3, 3, 18, 2), "fp16", 80)
-    )
-    outcome = cases.run_scan(
-        shape, precision, GLUON, arch, reset_after, save_gates=True, resets=True, lengths=True
-    )
-    assert outcome.plans[0].kernel == GLUON and not outcome.wrong()
 
 
 def test_a_weight_that_begins_anywhere_is_read():
@@ -127,76 +124,17 @@ def check_quietly(device):
 
 # -- mutations ---------------------------------------------------------------------------------
 
-Target = functools.cache(mutations.Target)
 TWO_CHUNKS = (3, 3, 300), (2, 9, 290)
-
-
-def dropped(pattern, which=0):
-    """Leaves out one of the matches."""
-
-    def change(ptx):
-        found = list(re.finditer(pattern, ptx))[which]
-        return ptx[: found.start()] + ptx[found.end() :]
-
-    return change
-
-
-def replaced(pattern, by):
-    return lambda ptx: re.sub(pattern, by, ptx)
-
-
-def not_polling(ptx):
-    """A look is taken, and nobody says that it lacked anything."""
-    ptx = ptx.replace("bra.uni LOOK;", "")
-    return re.sub(r"(selp\.b32 %r\d+), t, (%r\d+), again;", r"\1, \2, \2, again;", ptx)
-
-
-RELOAD = r"@lacks ld\.relaxed[^;]*;"
-TEST = r"lop3\.b32 lacking[^;]*;"
-ORDER = ("Deadlock", "KernelTimeout", "values")
-BROKEN = {  # what is changed, and the ways in which it may show
-    "the first barrier": (dropped(r"bar\.sync\s+0;"), ("Race", "Uninitialised")),
-    "the second barrier": (dropped(r"bar\.sync\s+0;", 1), ("Race", "Uninitialised")),
-    "no poll": (not_polling, ("values",)),
-    "a reload": (dropped(RELOAD), ("KernelTimeout",)),
-    "a word that is not tested": (dropped(TEST, 2), ("values",)),
-    "low halves alone tested": (
-        replaced(r"and\.b32 lacking, lacking, 0x80008000", "and.b32 lacking, lacking, 0x00008000"),
-        ("values",),
-    ),
-    "plain loads": (replaced(r"ld\.relaxed\.gpu", "ld"), ORDER),
-    "each lane for itself": (
-        replaced(r"vote\.sync\.any\.pred any, lacks, 0xffffffff", "setp.ne.s32 any, lacking, 0"),
-        ("Divergence",),
-    ),
-    "a wait without a bound": (
-        lambda ptx: dropped(RELOAD)(ptx).replace("add.s32 looks, looks, 1", "mov.b32 looks, 0"),
-        ("Deadlock",),
-    ),
-    "a wait given up that nobody hears of": (
-        lambda ptx: re.sub(r"(selp\.b32 %r\d+), t,( %r\d+,)", r"\1,\2\2", dropped(RELOAD)(ptx)),
-        ("values",),
-    ),
-    "a store of rows that are not": (replaced(r"@stored st", "st"), ("OutOfBounds", "values")),
-    "NaN stored as the sentinel": (replaced("0x7E00", "0xFFFF"), ("KernelTimeout",)),
-    "words of an operand exchanged": (
-        replaced(r"(ld\.relaxed\.gpu\.global\.v4\.b32 \{)(%r\d+), (%r\d+)", r"\1\3, \2"),
-        ("values",),
-    ),
-}
 
 
 # With reset_after the loop has a barrier in each of two steps, else two in one, and two polls.
 @pytest.mark.parametrize(
     ("title", "reset_after"),
-    [*((title, False) for title in BROKEN), *((title, True) for title in BROKEN if "bar" in title)],
+    [*((title, False) for title in BROKEN), *((title, True) for title in BARRIERS)],
 )
 def test_a_broken_kernel_is_caught(title, reset_after):
-    target = Target(GLUON, "forward", reset_after)
     change, ways = BROKEN[title]
-    text = change(target.ptx)
-    assert text != target.ptx
-    assert target.fails(text, mutations.SEEDS["barrier"]) in ways
+    assert how_it_shows(Target(GLUON, "forward", reset_after), change) in ways
 
 
 def test_a_kernel_that_is_not_broken_survives():

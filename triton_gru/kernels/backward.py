@@ -11,6 +11,8 @@ reset_after=True   one exchange per step: da_r, da_z, dc.
 reset_after=False  two: da_n (and da_z), from which du = da_n W_hn; then da_r = du h r (1 - r).
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 import triton
@@ -31,7 +33,7 @@ from triton_gru.kernels.tile import (
     total,
     zero_sum,
 )
-from triton_gru.plan.plan import POLLS, SENTINEL, Plan, padded_size
+from triton_gru.plan.plan import GLUON, POLLS, SENTINEL, Plan, padded_size
 from triton_gru.plan.selection import matrix_precision, plan_scan
 
 
@@ -439,24 +441,74 @@ def _backward_piece(
     Returns:
         The derivatives by gates_x, h0 (float32), the weight and the bias (also without a bias).
     """
-    T, B, D, _ = gates_x.shape
-    H, HP = h0.shape[-1], transposed.shape[-1]
-    dtype = gates_x.dtype
-    fill = plan.group > 1 and plan.protocol == SENTINEL
+    D, H = gates_x.shape[2], h0.shape[-1]
     before = _states_before(y, h0, resets)
     if gates_h is None:
         gates_h = _hidden_gates(before, gates_x, weight, bias, reset_after)
+    dy = (dy if dy.dtype == torch.float32 else dy.to(gates_x.dtype)).contiguous()
+    gates_x, gates_h = gates_x.contiguous(), gates_h.contiguous()
+    options: dict[str, Any] = {
+        "reset_after": reset_after,
+        "lengths": lengths,
+        "resets": resets,
+        "plan": plan,
+        "polls": polls,
+    }
+    if plan.kernel == GLUON:
+        from triton_gru.kernels import gluon_backward  # not every Triton has this Gluon
+
+        d_gates, d_c, dh0 = gluon_backward.gradients(
+            dy, gates_x, gates_h, before, transposed, **options
+        )
+    else:
+        d_gates, d_c, dh0 = _gradients(dy, y, h0, gates_x, gates_h, transposed, **options)
+    del dy  # frees a copy before the products below
+
+    d_gates_x = d_gates.flatten(3)  # a view where H is a multiple of 16, else a copy
+    dweight = weight.new_empty(D, 3 * H, H)
+    for d in range(D):
+        of_n = before[d]
+        if not reset_after:
+            r = torch.sigmoid(gates_x[:, :, d, :H] + gates_h[:, :, d, :H])
+            of_n = r * before[d]
+        _over_time(dweight[d, : 2 * H], d_gates_x[:, :, d, : 2 * H], before[d])
+        _over_time(dweight[d, 2 * H :], d_c[:, :, d], of_n)
+    dbias = torch.cat([d_gates_x[..., : 2 * H].sum((0, 1)), d_c.sum((0, 1))], -1)
+    return d_gates_x, dh0, dweight, dbias
+
+
+def _gradients(
+    dy: Tensor,
+    y: Tensor,
+    h0: Tensor,
+    gates_x: Tensor,
+    gates_h: Tensor,
+    transposed: Tensor,
+    *,
+    reset_after: bool,
+    lengths: Tensor | None,
+    resets: Tensor | None,
+    plan: Plan,
+    polls: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Runs this module's kernel.
+
+    Returns:
+        The derivatives by gates_x [T, B, D, 3, H], by the hidden part of n [T, B, D, H] and by h0.
+    """
+    T, B, D, H = dy.shape
+    HP = transposed.shape[-1]
+    fill = plan.group > 1 and plan.protocol == SENTINEL
     y_rows = y if _rows_are_regular(y) else y.contiguous()
     d_gates = launch.exchange_buffer((T, B, D, 3, HP), gates_x, fill)
     d_c = launch.exchange_buffer((T, B, D, HP), gates_x, fill) if reset_after else d_gates
     dh0 = torch.empty_like(h0, dtype=torch.float32)
-
     arguments = {
-        "dy": (dy if dy.dtype == torch.float32 else dy.to(dtype)).contiguous(),
+        "dy": dy,
         "y": y_rows,
         "h0": h0,
-        "gates_x": gates_x.contiguous(),
-        "gates_h": gates_h.contiguous(),
+        "gates_x": gates_x,
+        "gates_h": gates_h,
         "weight": transposed,
         "d_gates": d_gates,
         "d_c": d_c,
@@ -473,26 +525,13 @@ def _backward_piece(
         "RESET_AFTER": reset_after,
         "HAS_LENGTHS": lengths is not None,
         "HAS_RESETS": resets is not None,
-        "PRECISION": matrix_precision(dtype),
+        "PRECISION": matrix_precision(gates_x.dtype),
     }
     with launch.launching(plan, gates_x.device):
         for grid, planned in launch.launches(plan, gates_x.device, polls):
             scan_backward_kernel[grid](**arguments, **planned)
-    del arguments  # frees the copies among them before the products below
-
     d_gates = d_gates[..., :H]
-    d_gates_x = d_gates.flatten(3)  # a view where H is a multiple of 16, else a copy
-    by_n = d_c[..., :H] if reset_after else d_gates[:, :, :, 2]
-    dweight = weight.new_empty(D, 3 * H, H)
-    for d in range(D):
-        of_n = before[d]
-        if not reset_after:
-            r = torch.sigmoid(gates_x[:, :, d, :H] + gates_h[:, :, d, :H])
-            of_n = r * before[d]
-        _over_time(dweight[d, : 2 * H], d_gates_x[:, :, d, : 2 * H], before[d])
-        _over_time(dweight[d, 2 * H :], by_n[:, :, d], of_n)
-    dbias = torch.cat([d_gates_x[..., : 2 * H].sum((0, 1)), by_n.sum((0, 1))], -1)
-    return d_gates_x, dh0, dweight, dbias
+    return d_gates, d_c[..., :H] if reset_after else d_gates[:, :, :, 2], dh0
 
 
 def _over_time(out: Tensor, d_gates: Tensor, states: Tensor) -> None:

@@ -326,11 +326,12 @@ def scan_forward(
         "SAVE_GATES": save_gates,
     }
     if plan.kernel == GLUON:
-        from triton_gru.kernels import gluon_forward  # not every Triton has this Gluon
+        # Not every Triton has this Gluon.
+        from triton_gru.kernels import gluon_constants, gluon_forward
 
         kernel: Any = gluon_forward.scan_forward_gluon_kernel
         arguments["weight"] = launch.aligned(arguments["weight"])
-        planned = gluon_forward.launches(plan, gates_x, polls, options)
+        planned = gluon_constants.launches(plan, gates_x, polls, options)
     else:
         kernel = scan_forward_kernel
         arguments |= options | {"PRECISION": precision}

@@ -80,6 +80,51 @@ def poll(chunks: int, chunk_bytes: int, tiles: int, tail: bool) -> Assembly:
     return "\n".join(lines), ",".join(constraints)
 
 
+def read_factors(
+    chunks: int, chunk_bytes: int, plane_bytes: int, tiles: int, tail: bool
+) -> Assembly:
+    """Loads a lane's part of the three planes of factors, which no program of the launch writes.
+
+    Operands: out 3 `chunks` packs of 16-bit elements, plane after plane; in packs of pointers to
+    the first plane, as `poll` has them.
+    """
+    words = 4 * tiles
+    pack = VECTOR * tiles
+    pointers = 3 * chunks * words
+    last = pointers + pack * ((chunks > 1 or not tail) + tail - 1)
+    loads = []
+    for plane in range(3):
+        for chunk in range(chunks):
+            for tile in range(tiles):
+                first = (plane * chunks + chunk) * words + 4 * tile
+                registers = ", ".join(f"${first + i}" for i in range(4))
+                base = last if chunk == chunks - 1 else pointers
+                at = plane * plane_bytes + chunk * chunk_bytes
+                address = f"[${base + VECTOR * tile} + {at}]"
+                loads.append(f"ld.global.v4.b32 {{{registers}}}, {address};")
+    return "\n".join(loads), ",".join(["=&r"] * pointers + ["l"] * (last - pointers + pack))
+
+
+def times(count: int, tiles: int, bf16: bool) -> Assembly:
+    """Products of one pack of 16-bit elements with each of `count` packs, rounded once.
+
+    Operands: out the products, in the pack and the others. With bfloat16 a fused multiply-add of
+    -0, which changes no product: sm_80 has no multiplication of pairs.
+    """
+    words = 4 * tiles
+    lines = []
+    for product in range(count * words):
+        operands = f"${count * words + product % words}, ${(count + 1) * words + product}"
+        if bf16:
+            lines.append(f"fma.rn.bf16x2 ${product}, {operands}, zero;")
+        else:
+            lines.append(f"mul.rn.f16x2 ${product}, {operands};")
+    if bf16:
+        lines = ["{", ".reg .b32 zero;", "mov.b32 zero, 0x80008000;", *lines, "}"]
+    constraints = ["=&r"] * (count * words) + ["r"] * ((count + 1) * words)
+    return "\n".join(lines), ",".join(constraints)
+
+
 def read_weights() -> Assembly:
     """A lane's fragment of a weight tile, past L1: two rows, as the matrix instruction has them."""
     lines = (

@@ -2,12 +2,14 @@
 
 import dataclasses
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from triton.experimental.gluon import language as gl
 
-from triton_gru.kernels import gluon_assembly
+from triton_gru.kernel_errors import error_words
+from triton_gru.kernels import gluon_assembly, launch
 from triton_gru.plan.plan import GLUON_DEPTH, Plan
 
 DTYPES = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}
@@ -15,7 +17,7 @@ DTYPES = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Constants:
-    """What a kernel is compiled for, as one argument.
+    """What both kernels are compiled for.
 
     Attributes:
         DTYPE: of everything that is exchanged.
@@ -27,7 +29,7 @@ class Constants:
         GROUP: programs per group.
         TAIL: whether the last chunk goes beyond the columns of the state.
         EDGE: whether the last program does.
-        DIRECTIONS, RESET_AFTER, HAS_BIAS, HAS_LENGTHS, HAS_RESETS, SAVE_GATES: as in `forward.py`.
+        DIRECTIONS, RESET_AFTER, HAS_LENGTHS, HAS_RESETS: as in `forward.py`.
     """
 
     DTYPE: Any
@@ -41,10 +43,8 @@ class Constants:
     EDGE: bool
     DIRECTIONS: int
     RESET_AFTER: bool
-    HAS_BIAS: bool
     HAS_LENGTHS: bool
     HAS_RESETS: bool
-    SAVE_GATES: bool
 
     def __post_init__(self):
         W, N, M = self.WARPS, self.COLUMNS, self.ROWS
@@ -67,19 +67,55 @@ class Constants:
             "SHARED_WEIGHTS": gl.SwizzledSharedLayout(8, 2, 4, [2, 1, 0]),
             "POLL_TYPES": (self.DTYPE,) * self.CHUNKS + (gl.int32,),
         }
-        assemblies = {
-            "POLL": gluon_assembly.poll(self.CHUNKS, 2 * chunk, M // 8, self.TAIL),
-            "WEIGHTS": gluon_assembly.read_weights(),
-            "PUBLISH": gluon_assembly.publish(min(32 * W, M * N)),
-        }
-        for name, (text, constraints) in assemblies.items():
-            follows |= {name: text, f"{name}_CONSTRAINTS": constraints}
-        for name, value in follows.items():
+        self._set(**follows)
+        self._set_assembly(
+            POLL=gluon_assembly.poll(self.CHUNKS, 2 * chunk, M // 8, self.TAIL),
+            WEIGHTS=gluon_assembly.read_weights(),
+            PUBLISH=gluon_assembly.publish(min(32 * W, M * N)),
+        )
+
+    def _set(self, **values: Any) -> None:
+        for name, value in values.items():
             object.__setattr__(self, name, value)
+
+    def _set_assembly(self, **texts: gluon_assembly.Assembly) -> None:
+        for name, (text, constraints) in texts.items():
+            self._set(**{name: text, f"{name}_CONSTRAINTS": constraints})
 
     def __repr__(self) -> str:
         """With the assembly: Triton finds kernels that it compiled before by this text."""
         return f"Constants({sorted(vars(self).items())})"
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class ForwardConstants(Constants):
+    """Of `gluon_forward.py`; HAS_BIAS and SAVE_GATES as in `forward.py`."""
+
+    HAS_BIAS: bool
+    SAVE_GATES: bool
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class BackwardConstants(Constants):
+    """Of `gluon_backward.py`.
+
+    Attributes:
+        PADDED: elements of a row of what is exchanged, and of a plane of the factors.
+    """
+
+    PADDED: int
+
+    def __post_init__(self):
+        super().__post_init__()
+        tiles, bf16 = self.ROWS // 8, self.DTYPE is DTYPES[torch.bfloat16]
+        factors = gluon_assembly.read_factors(
+            self.CHUNKS, 2 * self.CHUNK, 2 * self.PADDED, tiles, self.TAIL
+        )
+        self._set(FACTOR_TYPES=(self.DTYPE,) * 3 * self.CHUNKS)
+        self._set_assembly(
+            FACTORS=factors,
+            TIMES=gluon_assembly.times(1, tiles, bf16),
+        )
 
 
 def shared_sums(warps: int, columns: int, rows: int) -> list[list[int]]:
@@ -97,8 +133,12 @@ def shared_sums(warps: int, columns: int, rows: int) -> list[list[int]]:
 
 @functools.lru_cache(maxsize=1024)  # called at every launch
 def constants(plan: Plan, dtype: torch.dtype, **options: Any) -> Constants:
-    """Of a plan, with the options DIRECTIONS to SAVE_GATES by name."""
-    return Constants(
+    """Of a plan, with the options DIRECTIONS to the last by name."""
+    kind: Any = ForwardConstants
+    if plan.direction == "backward":
+        kind = BackwardConstants
+        options["PADDED"] = plan.span
+    return kind(
         DTYPE=DTYPES[dtype],
         ROWS=plan.block_m,
         COLUMNS=plan.block_n,
@@ -110,3 +150,17 @@ def constants(plan: Plan, dtype: torch.dtype, **options: Any) -> Constants:
         EDGE=plan.group * plan.block_n > plan.span,
         **options,
     )
+
+
+def launches(
+    plan: Plan, like: torch.Tensor, polls: int, options: dict[str, Any]
+) -> Iterator[tuple[tuple[int], dict[str, object]]]:
+    """As `launch.launches`, for the Gluon kernels; `like` has the dtype and the device."""
+    arguments = {
+        "zeros": like.new_zeros(3 * plan.block_k * plan.k_blocks),
+        "error": error_words(like.device),
+        "polls": polls,
+        "C": constants(plan, like.dtype, **options),
+    }
+    for grid, settings in launch.grids(plan):
+        yield grid, {**arguments, **settings}

@@ -6,7 +6,9 @@ A program keeps its slice of W_hh on chip for all steps, so one of its steps tak
                    + max(weight bytes / (128 B / clock), exchanged bytes / L2 rate))
 
 where `weight bytes` are those of one program's slice in shared memory, read once per step, and
-`exchanged bytes` what all programs together read of each other's results. `estimate_us` adds what
+`exchanged bytes` what all programs together read of each other's results. The Gluon backward reads
+three vectors of factors besides the one or two that it exchanges; they are loaded during the
+exchange, so of their time counts what is longer than that. `estimate_us` adds what
 the lower bound leaves out and the choice between plans depends on: matrix instructions on tiles
 padded to 16 x 8, staging of the vector, partial sums of the warps. Neither is a measurement.
 """
@@ -46,15 +48,20 @@ def priced(problem: Problem, device: Device, held: int = 0, **plan) -> Plan:
     block_m, block_n = plan["block_m"], plan["block_n"]
     span = plan["block_k"] * (plan["k_blocks"] - 1) + plan["tail"]
     programs = plan["group"] * min(plan["groups"], plan["groups_a_launch"])
-    vectors = 3 if not forward else (1 if problem.reset_after else 2)
-    exchanged = exchanges = 0
+    vectors, factors = 1 if problem.reset_after else 2, 0
+    if not forward:
+        vectors, factors = (vectors, 3) if plan["kernel"] == GLUON else (3, 0)
+    exchanged = exchanges = ahead = 0
     if plan["group"] > 1:
-        exchanged = programs * block_m * padded_size(problem.hidden) * element * vectors
+        vector = programs * block_m * padded_size(problem.hidden) * element
+        exchanged, ahead = vector * vectors, vector * factors
         exchanges = 1 if problem.reset_after else 2
 
     clocks_us = device.clock_mhz
     weights = (plan["weight_bytes"] - held) / SHARED_BYTES_PER_CLOCK
     over_l2 = exchanged / device.l2_bytes_per_clock
+    during_exchange = exchanges * EXCHANGE_LATENCY_US * clocks_us
+    over_l2 += max(0, ahead / device.l2_bytes_per_clock - during_exchange)
     lower_bound = exchanges * EXCHANGE_LATENCY_US + max(weights, over_l2) / clocks_us
 
     # Beyond the lower bound: the vector is written to shared memory and read from it again; so are
@@ -85,7 +92,7 @@ def priced(problem: Problem, device: Device, held: int = 0, **plan) -> Plan:
     return Plan(
         **plan,
         direction=problem.direction,
-        exchanged_bytes=exchanged,
+        exchanged_bytes=exchanged + ahead,
         lower_bound_us=waves * lower_bound,
         estimate_us=waves * (latency + busy / clocks_us),
     )

@@ -1,4 +1,4 @@
-"""Plans of the Gluon kernel (kernels/gluon_forward.py): the forward of a group, in 16 bit."""
+"""Plans of the Gluon kernels (kernels/gluon_forward.py, gluon_backward.py): a group, in 16 bit."""
 
 import math
 
@@ -28,7 +28,7 @@ def gluon_plans(problem: Problem, device: Device) -> list[Plan]:
 
     They take one more barrier in a step (benchmarks/NOTES.md), which `costs.py` does not know.
     """
-    if not device.gluon or problem.direction != "forward" or ELEMENT_BYTES[problem.dtype] != 2:
+    if not device.gluon or ELEMENT_BYTES[problem.dtype] != 2:
         return []
     plans = (_plan(problem, device, rows, columns) for rows in ROWS for columns in COLUMNS)
     fitting = [plan for plan in plans if plan is not None]
@@ -44,11 +44,13 @@ def _plan(problem: Problem, device: Device, rows: int, columns: int) -> Plan | N
         return None
     chunk = GLUON_DEPTH * WARPS
     chunks = -(-size // chunk)
-    in_registers = min(chunks, _most_in_registers(rows, columns, chunks))
+    in_registers = min(chunks, _most_in_registers(problem, rows, columns, chunks))
     if in_registers < 0:
         return None
     chunk_bytes = 3 * columns * chunk * 2
-    sums = 3 * (2 if problem.reset_after else 1) * WARPS * rows * columns * 4
+    forward = problem.direction == "forward"
+    products = 3 * (2 if problem.reset_after else 1) if forward else 2  # with a sum of their own
+    sums = products * WARPS * rows * columns * 4
     shared = sums + (chunks - in_registers) * chunk_bytes
     if shared > device.shared_bytes:
         return None
@@ -80,10 +82,11 @@ def _plan(problem: Problem, device: Device, rows: int, columns: int) -> Plan | N
     )
 
 
-def _most_in_registers(rows: int, columns: int, chunks: int) -> int:
+def _most_in_registers(problem: Problem, rows: int, columns: int, chunks: int) -> int:
     """Chunks whose weights fit in registers; below 0 if not even the vector does."""
     owned = max(1, rows * columns // (32 * WARPS))
     accumulators = 3 * rows * columns // 32
     left = MAX_REGISTERS - OTHER_REGISTERS - REGISTERS_AN_ELEMENT * owned - accumulators
-    left -= chunks * rows // 2
+    vectors = 1 if problem.direction == "forward" else 4  # with the three planes of factors
+    left -= vectors * chunks * rows // 2
     return left // (3 * columns // 2)

@@ -25,13 +25,15 @@ def test_a_triton_that_is_not_known_gets_the_triton_kernels(version):
     assert best_plan(problem, device(90, version)).kernel == GROUP
 
 
-def test_the_forward_in_16_bit_is_what_it_takes():
+def test_it_takes_16_bit():
     for dtype, version in (("bfloat16", "3.7.1"), ("float16", "3.6.0")):
         for reset_after in (True, False):
-            problem = Problem(16, 768, dtype, reset_after)
-            assert best_plan(problem, device(90, version)).kernel == GLUON
-            assert not gluon_plans(dataclasses.replace(problem, direction="backward"), 90)
-    assert not gluon_plans(Problem(16, 768, "float32", True), 90)
+            for direction in ("forward", "backward"):
+                problem = Problem(16, 768, dtype, reset_after, direction)
+                assert best_plan(problem, device(90, version)).kernel == GLUON
+                # The backward that exchanges gates' gradients remains a choice of `tune`.
+                assert GROUP in {p.kernel for p in all_plans(problem, device(90, version))}
+                assert not gluon_plans(dataclasses.replace(problem, dtype="float32"), 90)
 
 
 def test_what_needs_no_exchange_stays_in_one_program():
@@ -41,12 +43,13 @@ def test_what_needs_no_exchange_stays_in_one_program():
 
 @pytest.mark.parametrize("arch", DEVICES)
 @pytest.mark.parametrize("reset_after", [True, False])
-def test_every_plan_keeps_the_rules(arch, reset_after):
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_every_plan_keeps_the_rules(arch, reset_after, direction):
     met = 0
     for hidden in (17, 129, 256, 650, 1000, 1024, 1696, 2048):
         for batch in (1, 17, 300):
             for directions in (1, 2):
-                problem = Problem(batch, hidden, "bfloat16", reset_after, directions=directions)
+                problem = Problem(batch, hidden, "bfloat16", reset_after, direction, directions)
                 padded = padded_size(hidden)
                 for plan in gluon_plans(problem, arch):
                     met += 1
@@ -72,6 +75,22 @@ def test_weights_that_do_not_fit_in_registers_are_in_shared_memory():
     assert wide.in_registers == 2
     assert wide.shared_weight_bytes == 2 * 3 * 32 * 256 * 2
     assert wide.shared_bytes == wide.shared_weight_bytes + 2 * 3 * 8 * 16 * 32 * 4
+
+
+def test_the_factors_of_the_backward_take_registers_and_time_beyond_the_exchange():
+    forward, backward = (
+        {(p.block_m, p.block_n): p for p in gluon_plans(Problem(16, 1024, "bfloat16", True, d), 90)}
+        for d in ("forward", "backward")
+    )
+    assert backward[8, 16].in_registers == forward[8, 16].in_registers == 4
+    assert forward[16, 16].in_registers == 4 and (16, 16) not in backward  # but 2, for no launch
+    # dh once and three factors; these are loaded during the exchange, of 1 us, and take 1.17.
+    of_vector = 128 * 8 * 1024 * 2
+    assert backward[8, 16].exchanged_bytes == 4 * of_vector
+    over_l2 = (4 * of_vector / 3072) / 1755
+    assert backward[8, 16].lower_bound_us == pytest.approx(over_l2)
+    short = gluon_plans(Problem(16, 256, "bfloat16", True, "backward"), 90)[0]
+    assert short.lower_bound_us == pytest.approx(1 + short.exchanged_bytes / 4 / 3072 / 1755)
 
 
 def test_a_plan_says_that_it_is_gluon():
