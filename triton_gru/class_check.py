@@ -224,13 +224,24 @@ def main(
     request: str,
     checks: Callable[[ShapeClass, torch.device], dict[str, Verdict]] = checked,
 ) -> None:
-    """Prints a line when the kernels begin, and the result as JSON."""
+    """Prints a line when the kernels begin, and the result as JSON.
+
+    Raises:
+        SystemExit: Triton can run no kernel here, which says nothing about these.
+    """
+    from triton_gru.kernels import trial
+
     fields = json.loads(request)
     device = torch.device(fields.pop("device"))
     shape = ShapeClass(**fields)
     torch.zeros(1, device=device).item()  # raises if the device does not work
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    try:
+        trial.run(device)
+    except Exception as error:  # without a C compiler, or with a full disk, of many kinds
+        text = " ".join(str(error).split())
+        raise SystemExit(f"Triton can run no kernel here: {type(error).__name__}: {text}") from None
     print(BEGUN, flush=True)
     try:
         found: dict[str, Any] = {

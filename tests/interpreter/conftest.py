@@ -1,6 +1,7 @@
 """Collects nothing here unless the process is one for the interpreter (see __init__.py)."""
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,11 @@ if INTERPRETING:
     harness.install()
 else:
     collect_ignore_glob = ["test_*.py"]
+
+    def pytest_collection_modifyitems(items):
+        # A file that is named on the command line is collected all the same.
+        if any(item.path.parent == Path(__file__).parent for item in items):
+            raise pytest.UsageError("run these tests with TRITON_INTERPRET=1 in the environment")
 
 
 @pytest.fixture(autouse=INTERPRETING)

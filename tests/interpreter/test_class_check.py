@@ -211,3 +211,9 @@ def test_a_crash_takes_nobody_along(caplog):
     assert "SIGSEGV" in outcome.failure
     found = deciding.decision(CPU, SHAPE, True, holds=True)
     assert not found.passed and "SIGSEGV" in found.why
+
+
+def test_what_keeps_triton_from_any_kernel_is_no_verdict():
+    ((_, outcome),) = checks.measured([SHAPE], CPU, measure("no_kernel"))
+    assert outcome.verdicts == {} and outcome.failure is None
+    assert "ended with 1: Triton can run no kernel here: TypeError" in outcome.obstacle
