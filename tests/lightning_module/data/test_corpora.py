@@ -468,6 +468,43 @@ def test_hf(hub):
     assert corpus.fingerprint != other.fingerprint
 
 
+class Stream:
+    """A data set in streaming mode: the rows of its files, one after the other."""
+
+    column_names = None
+    num_shards = 2
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __iter__(self):
+        return iter(self.rows)
+
+    def shard(self, num_shards, index):
+        assert num_shards == self.num_shards
+        return Stream(self.rows[:2] if index == 0 else self.rows[2:])
+
+
+def test_hf_is_streamed_in_its_files(hub, monkeypatch):
+    load = sys.modules["datasets"].load_dataset
+    streamed = []
+
+    def load_dataset(*arguments, streaming=False, **options):
+        streamed.append(streaming)
+        rows = load(*arguments, **options)
+        return Stream(list(rows)) if streaming else rows
+
+    monkeypatch.setattr(sys.modules["datasets"], "load_dataset", load_dataset)
+    corpus = corpora.hf("some/set", val_split="test[:1%]")  # of a slice there is no stream
+    train, val = corpus.divided(lambda function, items: list(map(function, items)))
+    assert [texts(part.read) for part in train] == [["train 0", "train 1"], ["train 2"]]
+    assert all(streamed)
+    assert [texts(part.read) for part in val] == [["test[:1%] 0", "test[:1%] 1", "test[:1%] 2"]]
+    assert not streamed[-1]
+    with pytest.raises(DataError, match=r"has no column 'body'.* one of: text, label"):
+        list(corpora.hf("some/set", text_column="body").divided(None)[0][0].read())
+
+
 def test_hf_wrong_names(hub):
     with pytest.raises(DataError, match=r"has no column 'body'.* one of: text, label"):
         list(corpora.hf("some/set", text_column="body").train())
