@@ -12,6 +12,7 @@ import sys
 
 from omegaconf import DictConfig
 
+from lightning_module.data.corpora import Corpus
 from lightning_module.data.shards.index import Index
 from lightning_module.data.shards.preparing import prepare
 from lightning_module.data.shards.store import open_store
@@ -32,8 +33,11 @@ def run(config: DictConfig) -> None:
         if "memory" in filesystem.protocol:
             raise DataError("out=memory:// is the memory of one process: set another URL.")
         data = build("data", config.data, tokenizer=build("tokenizer", config.tokenizer))
+        corpus = data.corpus()
+        if not isinstance(corpus, Corpus):
+            raise DataError("data=shards is made already: choose the text that is to be tokenised.")
         made = prepare(
-            data.corpus(),
+            corpus,
             data.tokenizer_settings,
             os.path.expanduser(config.out),
             build("executor", config.executor),

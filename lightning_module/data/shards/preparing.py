@@ -28,7 +28,8 @@ from lightning_module.data.corpora.corpus import Part, beginning, digest
 from lightning_module.data.shards import index
 from lightning_module.data.shards.executors import Executor, Job
 from lightning_module.data.shards.index import Index, Shard
-from lightning_module.data.shards.store import open_store
+from lightning_module.data.shards.reading import without_credentials
+from lightning_module.data.shards.store import is_of_store, open_store
 from lightning_module.data.shards.writing import SHARD, dtype_of, write_shards
 from lightning_module.data.tokenizers import Tokenizer, TokenizerSettings
 from lightning_module.errors import DataError
@@ -95,13 +96,19 @@ def prepare(
         return _make(
             filesystem, folder, out, source, corpus, settings, executor, tokenizer_chars, size
         )
-    except OSError as error:
-        raise DataError(
-            f"Cannot write to {out}: {error.strerror or error}. What is there is kept: the same "
-            "command makes the rest."
-        ) from error
+    except Exception as error:
+        if not is_of_store(error):
+            raise
+        raise _cannot_write(f"to {out}", error) from error
     finally:
         executor.stop()
+
+
+def _cannot_write(where: str, error: Exception) -> DataError:
+    return DataError(
+        f"Cannot write {where}: {without_credentials(error)}. What is there is kept: the same "
+        "command makes the rest."
+    )
 
 
 def _present(filesystem: AbstractFileSystem, folder: str, out: str, source: str) -> Index | None:
@@ -312,7 +319,7 @@ def _round(
         while True:
             running = [job for job in jobs if not job.done()]
             for job in jobs:
-                if job not in running and isinstance(error := job.exception(), DataError | OSError):
+                if job not in running and isinstance(error := job.exception(), DataError):
                     raise error
             if time.monotonic() - looked > _REPORT_EVERY or not running:
                 looked = time.monotonic()
@@ -376,11 +383,11 @@ def work(
                 f"{folder}/{UNFINISHED}/{task.name}.json", json.dumps(record).encode()
             )
             report()
-        except OSError as error:
-            raise DataError(
-                f"Cannot write the shards {task.name} to {url}: {error.strerror or error}. What is "
-                "there is kept: the same command makes the rest."
-            ) from error
+        except Exception as error:
+            if not is_of_store(error):
+                raise
+            # Not the error itself, whose class this process may not be able to read.
+            raise _cannot_write(f"the shards {task.name} to {url}", error) from None
 
 
 def _documents(task: Task) -> Iterator[Document]:

@@ -50,3 +50,15 @@ def without_secrets(url: str) -> str:
         url = url.replace(parts.netloc, host, 1)
     found = _SECRET.search(url)
     return url[: url.index("?")] if found else url
+
+
+def is_of_store(error: BaseException) -> bool:
+    """Whether the system or a library of a store raised it: botocore, aiohttp, google and others.
+
+    They have no common class; errors of this project, of Python's own and of the libraries that
+    compute are faults of another kind.
+    """
+    return isinstance(error, OSError) or type(error).__module__.partition(".")[0] not in (
+        *("builtins", "lightning_module", "triton_gru", "concurrent", "multiprocessing", "pickle"),
+        *("_pickle", "cloudpickle", "numpy", "torch", "tokenizers", "ray", "submitit"),
+    )
