@@ -22,6 +22,7 @@ from omegaconf import DictConfig
 
 from lightning_module.atomic_files import NO_ROOM
 from lightning_module.callbacks.stopping import EndWhenTakenOver
+from lightning_module.callbacks.store_failure import StopWhenStoreFails
 from lightning_module.checkpoints import (
     BEST,
     AtomicCheckpointIO,
@@ -30,10 +31,18 @@ from lightning_module.checkpoints import (
 )
 from lightning_module.data.datamodule import SentenceDataModule
 from lightning_module.data.loading import ChunkLoader
+from lightning_module.data.shards.tokens import ShardTokens
 from lightning_module.distributed import ranks
 from lightning_module.distributed.processes import EXPECTED, launch
 from lightning_module.distributed.ranks import World, make_strategy
-from lightning_module.errors import CheckpointError, RankFailed, RunError, SettingsError, Stopped
+from lightning_module.errors import (
+    CheckpointError,
+    RankFailed,
+    RunError,
+    SettingsError,
+    Stopped,
+    StoreError,
+)
 from lightning_module.kernel_check import measure_kernels
 from lightning_module.lightning_warnings import quiet
 from lightning_module.model import SentencePredictor
@@ -71,6 +80,7 @@ def train(
         DataError: the text or the tokenizer cannot be used.
         RunError: the run directory is in use, or the settings make no model.
         CheckpointError: a checkpoint cannot be read or written.
+        StoreError: the data could no longer be read; the state of the run is saved.
         Diverged: the loss became NaN or infinite.
         Stopped: a signal ended the run; its state is saved.
     """
@@ -150,6 +160,8 @@ def _trainer(
     ):
         config.trainer.check_val_every_n_epoch = None  # longer than a pass: counted across passes
     callbacks: list[L.Callback] = [EndWhenTakenOver(lock)]
+    if isinstance(data.train.tokens, ShardTokens):
+        callbacks.append(StopWhenStoreFails(lock.run_dir / CHECKPOINTS))
     callbacks += [build(f"callbacks.{k}", c) for k, c in config.callbacks.items() if c]
     if world.size > 1:
         callbacks.append(SharedClock())
@@ -275,6 +287,8 @@ def run(config: DictConfig, changes: list[str]) -> None:
     except (SettingsError, RankFailed, *EXPECTED.values()) as error:
         if ranks.rank() == 0:
             print(f"error: {error}", file=sys.stderr)
+            if isinstance(error, StoreError) and (run_dir / CONFIG).is_file():
+                print(how_to_resume(run_dir), file=sys.stderr)
         raise SystemExit(1) from None
     if ranks.rank() == 0:
         _show(metrics or {}, Path(config.run_dir))

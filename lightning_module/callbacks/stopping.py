@@ -101,7 +101,7 @@ class StopOnSignal(Checkpoint):
 
     def __init__(self, checkpoint_dir: str | Path) -> None:
         self.checkpoint = Path(checkpoint_dir) / LAST
-        self._received: int | None = None
+        self.received: int | None = None
         self._before: dict[int, Any] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -121,7 +121,7 @@ class StopOnSignal(Checkpoint):
             self._stop_if_asked_to(trainer)
 
     def _stop_if_asked_to(self, trainer: L.Trainer) -> None:
-        number = int(ranks.agree(self._received or 0))
+        number = int(ranks.agree(self.received or 0))
         if number:
             for logger in trainer.loggers:
                 logger.save()
@@ -138,13 +138,13 @@ class StopOnSignal(Checkpoint):
         self._before = {}
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self._received is not None and number == signal.SIGINT:
+        if self.received is not None and number == signal.SIGINT:
             raise Interrupted(number)
-        if self._received is None and ranks.rank() == 0:
+        if self.received is None and ranks.rank() == 0:
             name = signal.Signals(number).name
             # print might find its buffer locked by the code that the signal interrupted.
             os.write(2, f"\n{name}: {_UNTIL_SAVED}\n".encode())
-        self._received = number
+        self.received = number
 
 
 class ValidateAtEnd(L.Callback):

@@ -76,7 +76,8 @@ class ShardLoader(ChunkLoader):
         super().__init__(chunks, limit)
         assert isinstance(chunks.tokens, ShardTokens)
         self.tokens = chunks.tokens
-        self.ends_early, self.failure = False, None
+        self.ends_early = False
+        self.failure: StoreError | None = None
         self._distance = max(1, self.tokens.ahead // chunks.seq_len)
         self._named = self._read = 0  # up to which chunk tokens are asked for, and certainly read
 

@@ -38,6 +38,7 @@ from lightning_module.errors import (
     RankFailed,
     RunError,
     Stopped,
+    StoreError,
 )
 from lightning_module.terminal.signals import Interrupted, handled_by
 
@@ -47,7 +48,7 @@ JOB = "job.json"
 # Seconds that the other ranks have to end by themselves, and to clean up, after one is lost.
 _GRACE = 5.0
 # Errors that `train` raises on purpose: their message suffices.
-_KINDS = (DataError, RunError, CheckpointError, DamagedFile, Diverged)
+_KINDS = (DataError, StoreError, RunError, CheckpointError, DamagedFile, Diverged)
 EXPECTED = {kind.__name__: kind for kind in _KINDS}
 
 

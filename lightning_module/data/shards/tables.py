@@ -99,7 +99,7 @@ class ShardTables(CacheFolder):
             raise DataError(f"{where} is another tokenizer than that of {INDEX}: make them again.")
         shards = [shard for split in SPLITS for shard in self.index.splits[split]]
         documents = sum(shard.documents for shard in shards)
-        with reading("Reading where documents begin", documents, log, "documents") as advance:
+        with reading("Reading where documents begin", documents, log, unit="documents") as advance:
             for split in SPLITS:
                 self._write_split(folder, split, advance)
         write_checksums(folder)
