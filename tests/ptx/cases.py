@@ -138,17 +138,21 @@ class Scan:
 
     def run_backward(self, **machine):
         """As `run`, of the backward alone, from the exact y."""
+        results = self.backward_results(**machine)
+        errors = {name: error(grad, self.exact[name]) for name, grad in results.items()}
+        tolerance = ptx_tolerance(self.precision, self.hidden)
+        return Outcome(self.launches, self.plans[1:], errors, tolerance)
+
+    def backward_results(self, **machine):
+        """The gradients by name, from the exact y."""
         case, settings = self.case, _settings(self.precision, self.pieces)
         y = self.exact["y"].to(DTYPES[self.precision])
-        with settings, launching.emulated(self.arch, **machine) as launches:
+        with settings, launching.emulated(self.arch, **machine) as self.launches:
             grads = backward.scan_backward(
                 case.dy, y, *case.arguments, **case.options, plan=self.plans[1], polls=self.polls
             )
             check_errors(y.device)
-        found = {n: g for n, g in zip(NAMES, grads, strict=True) if g is not None}
-        errors = {name: error(grad, self.exact[name]) for name, grad in found.items()}
-        tolerance = ptx_tolerance(self.precision, self.hidden)
-        return Outcome(launches, self.plans[1:], errors, tolerance)
+        return {name: g for name, g in zip(NAMES, grads, strict=True) if g is not None}
 
 
 def run_scan(*arguments, seed=0, weak=True, apart=False, counting=False, **options):

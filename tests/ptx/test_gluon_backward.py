@@ -71,6 +71,16 @@ def test_both_backwards_take_what_the_forward_saved(launch, reset_after):
     assert not scan.run().wrong()
 
 
+def test_a_gradient_passes_many_steps_by_an_update_gate_near_one():
+    """By z = .999, in bfloat16 1, it would be off by a hundredth after 12 steps."""
+    H = 17
+    scan = cases.Scan((12, 1, H), "bf16", GLUON, 90, True)
+    scan.case.arguments[0][..., H : 2 * H] += 7
+    scan.case.dy[:-1] = 0
+    outcome = scan.run_backward()
+    assert outcome.errors["h0"] < 4e-3 and not outcome.wrong()
+
+
 @functools.cache
 def _scan(reset_after, polls=cases.POLLS):
     return cases.Scan((4, 3, 33), "bf16", GLUON, 90, reset_after, lengths=True, polls=polls)
