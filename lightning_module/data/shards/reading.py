@@ -82,7 +82,8 @@ class Reader:
 
     def range(self, name: str, begin: int | None = None, end: int | None = None) -> bytes:
         """Bytes of a file, without repetition: for the function of a `Read`."""
-        return self.filesystem.cat_file(f"{self._root.rstrip('/')}/{name}", begin, end)
+        path = f"{self._root.rstrip('/')}/{name}"
+        return self.filesystem.cat_file(path, start=begin, end=end)
 
     def begin(self, what: str, attempt: Callable[[], Any]) -> Read:
         """Begins a read.
@@ -117,7 +118,7 @@ class Reader:
         """
         end = time.monotonic() + PATIENCE
         for read in reads:
-            while not read.done.wait(0.2) and not stop():
+            while not (read.done.is_set() or read.done.wait(0.2) or stop()):
                 self._replace_hanging()
                 if time.monotonic() > end:
                     self._fail(

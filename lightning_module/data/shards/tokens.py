@@ -102,25 +102,30 @@ class ShardTokens:
         rows = indices.shape[1]
         counts = np.full(rows, len(indices)) if needed is None else needed.sum(0)
         some = np.flatnonzero(counts)
-        first = self._number(indices[0, some])
-        last = self._number(indices[counts[some] - 1, some])
+        counts = counts[some]
+        begins, ends = indices[0, some], indices[counts - 1, some] + 1
+        first, last = self._number(begins), self._number(ends - 1)
         blocks = _ordered(first, last)
         self._begin(blocks)
         contents = self._reader.contents([self._held[block] for block in blocks])
         held = dict(zip(blocks, contents, strict=True))
         taken = np.full((rows, len(indices)), self.doc_id, np.int64)
-        for row, block, final in zip(some.tolist(), first.tolist(), last.tolist(), strict=True):
-            wanted = indices[: counts[row], row]
-            begun = 0
+        of_rows = (some, counts, begins, ends, first, last)
+        for row, count, begin, end, block, final in zip(
+            *map(np.ndarray.tolist, of_rows), strict=True
+        ):
+            if block == final and end - begin == count:  # nearly all
+                at, content = held[block]
+                taken[row, :count] = content[begin - at : end - at]
+                continue
+            wanted, done = indices[:count, row], 0
             for number in range(block, final + 1):
-                begin, content = held[number]
-                if number < final:
-                    ended = int(np.searchsorted(wanted, begin + len(content)))
-                else:
-                    ended = len(wanted)
-                taken[row, begun:ended] = content[wanted[begun:ended] - begin]
-                begun = ended
-        self._forget(self._named.union(blocks))
+                at, content = held[number]
+                stop = int(np.searchsorted(wanted, at + len(content)))
+                taken[row, done:stop] = content[wanted[done:stop] - at]
+                done = stop
+        if len(self._held) > len(blocks):
+            self._forget(self._named.union(blocks))
         return np.ascontiguousarray(taken.T)
 
     def _number(self, position: np.ndarray) -> np.ndarray:
@@ -156,13 +161,14 @@ class ShardTokens:
         return int(self._begins[shard]) + offset, np.frombuffer(content, self._dtype)
 
     def _forget(self, needed: set[int]) -> None:
-        if len(self._held) > len(needed):
-            for number in self._held.keys() - needed:
-                self._reader.cancel(self._held.pop(number))
+        for number in self._held.keys() - needed:
+            self._reader.cancel(self._held.pop(number))
 
 
 def _ordered(first: np.ndarray, last: np.ndarray) -> list[int]:
     """Ranges of numbers as a list without repetition, those that are needed first at its head."""
     most = int((last - first).max(initial=0)) + 1
+    if most == 1:
+        return list(dict.fromkeys(first.tolist()))
     numbers = first[:, None] + np.arange(most)
     return list(dict.fromkeys(numbers.T[(numbers <= last[:, None]).T].tolist()))
