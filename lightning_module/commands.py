@@ -19,6 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from lightning_module.credentials import refusal
 from lightning_module.settings.config_folder import CONFIGS
 from lightning_module.terminal.signals import SIGNALS, Interrupted, exit_code, handled_by, interrupt
 from lightning_module.terminal.standard_streams import (
@@ -54,6 +55,9 @@ EXTRAS = {
 WAITING = {"GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
 # If one of these is set, the user's choice applies.
 _WAITING_OF_THE_USER = (*WAITING, "OMP_WAIT_POLICY", "KMP_LIBRARY")
+
+# Settings whose URLs are opened with fsspec, which finds its credentials itself.
+_URLS = ("data.url", "data.paths", "data.val_paths", "out")
 
 # A function that runs a config; imported after the arguments were read.
 Run = Callable[["DictConfig"], Any]
@@ -223,6 +227,7 @@ def _command(program: str) -> Iterator[None]:
                 if "--version" in sys.argv[1:]:
                     print(f"{program} {version()}")
                     raise SystemExit(0)
+                _refuse_credentials()
                 yield
             finally:
                 if sys.stdout is not None:
@@ -232,6 +237,14 @@ def _command(program: str) -> Iterator[None]:
             for number in SIGNALS:  # a further Ctrl-C must not change the exit code
                 signal.signal(number, signal.SIG_IGN)
         raise
+
+
+def _refuse_credentials() -> None:
+    """Refuses URLs with credentials before a sweep, or the ranks of a run, write their settings."""
+    for argument in sys.argv[1:]:
+        key, _, value = argument.partition("=")
+        if key.lstrip("+") in _URLS and (reason := refusal(value.strip("\"'"))):
+            _refuse(reason)
 
 
 def _compose_and_run(config_name: str, load: Callable[[], Run]) -> None:

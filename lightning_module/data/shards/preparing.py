@@ -23,12 +23,12 @@ from typing import Any, NamedTuple
 import tokenizers as huggingface
 from fsspec import AbstractFileSystem
 
+from lightning_module.credentials import without_credentials
 from lightning_module.data.corpora import Corpus, Document
 from lightning_module.data.corpora.corpus import Part, beginning, digest
 from lightning_module.data.shards import index
 from lightning_module.data.shards.executors import Executor, Job
 from lightning_module.data.shards.index import Index, Shard
-from lightning_module.data.shards.reading import without_credentials
 from lightning_module.data.shards.store import is_of_store, open_store
 from lightning_module.data.shards.writing import SHARD, dtype_of, write_shards
 from lightning_module.data.tokenizers import Tokenizer, TokenizerSettings

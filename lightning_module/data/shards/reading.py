@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import queue
-import re
 import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import fsspec.config
 from fsspec import AbstractFileSystem
 
+from lightning_module.credentials import without_credentials
 from lightning_module.data.shards.store import open_store
 from lightning_module.errors import DataError, StoreError
 
@@ -36,7 +34,6 @@ _REMEDY = (
     "Copy the file there again, or remove it and run triton-gru-prepare again, which makes what is "
     "missing"
 )
-_SECRETS = re.compile(r"key|token|secret|passw|credential|sas|signature|connection_string", re.I)
 
 
 class Damaged(Exception):
@@ -207,23 +204,3 @@ class Reader:
     def _fail(self, read: Read, how: str) -> None:
         read.error = StoreError(f"{self.url}/{read.what} {how}")
         read.done.set()
-
-
-def without_credentials(error: BaseException) -> str:
-    """The text of an error of a store in one line, without what may be secret in it."""
-    text = " ".join(f"{type(error).__name__}: {error}".split())
-    named = {**os.environ}
-    for protocol, values in fsspec.config.conf.items():
-        named.update({f"{protocol} {name}": str(value) for name, value in _leaves(values)})
-    for name, value in named.items():
-        if _SECRETS.search(name) and len(value) >= 4:
-            text = text.replace(value, "***")
-    text = re.sub(r"(://)[^/\s@]+@", r"\1***@", text)  # user:password@
-    text = re.sub(r"\?[^\s'\")>]+", "?***", text)  # signatures and tokens of URLs
-    return text if len(text) <= 300 else text[:300] + "..."
-
-
-def _leaves(value: Any, name: str = "") -> list[tuple[str, Any]]:
-    if not isinstance(value, dict):
-        return [(name, value)]
-    return [leaf for key, item in value.items() for leaf in _leaves(item, f"{name} {key}")]

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
-from urllib.parse import urlsplit
 
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 
+from lightning_module.credentials import refusal
 from lightning_module.errors import DataError
-
-# Names of query parameters that let in whoever has the URL.
-_SECRET = re.compile(r"[?&][^=&]*(sig|signature|token|key|secret|password|credential)[^=&]*=", re.I)
 
 
 def open_store(url: str) -> tuple[AbstractFileSystem, str]:
@@ -25,13 +21,8 @@ def open_store(url: str) -> tuple[AbstractFileSystem, str]:
     Raises:
         DataError: It has credentials, or is of a kind that cannot be opened here.
     """
-    shown = without_secrets(url)
-    if shown != url:
-        raise DataError(
-            f"{shown} was given with a password or a signature, which would be written into "
-            "config.yaml and messages. Give the URL without it, and the credentials to fsspec: in "
-            "the environment (AWS_ACCESS_KEY_ID and such) or in ~/.config/fsspec/conf.json."
-        )
+    if reason := refusal(url):
+        raise DataError(reason)
     try:
         return url_to_fs(os.path.expanduser(url))
     except ImportError as error:
@@ -40,16 +31,6 @@ def open_store(url: str) -> tuple[AbstractFileSystem, str]:
         ) from error
     except ValueError as error:
         raise DataError(f"{url} cannot be opened: {error}") from error
-
-
-def without_secrets(url: str) -> str:
-    """A URL without user name, password and signature."""
-    parts = urlsplit(url)
-    if parts.password is not None:
-        host = parts.netloc.rpartition("@")[2]
-        url = url.replace(parts.netloc, host, 1)
-    found = _SECRET.search(url)
-    return url[: url.index("?")] if found else url
 
 
 def is_of_store(error: BaseException) -> bool:

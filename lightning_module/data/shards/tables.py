@@ -149,8 +149,10 @@ class ShardTables(CacheFolder):
 
     def _check(self, shard: Shard, begins: np.ndarray, first: bool) -> None:
         """Checksums do not show an index that was put together from shards of another order."""
-        inside = not len(begins) or (begins[0] >= 0 and begins[-1] < shard.length)
-        if not inside or (np.diff(begins) <= 0).any() or (first and begins[:1] != [0]):
+        fits = len(begins) > 0 and begins[0] == 0 if first else True
+        if len(begins):
+            fits = fits and begins[0] >= 0 and begins[-1] < shard.length
+        if not fits or (np.diff(begins) <= 0).any():
             raise DataError(
                 f"{self.reader.url}/{shard.name}.begins does not fit {INDEX}: make the shards "
                 "again with triton-gru-prepare."
