@@ -154,6 +154,9 @@ def choose_backend(
         return _cpu_engine(device, dtype)
     any_steps = device.type == "cpu" and steps is not None and for_any_steps(steps)
     choice = _choose(*layer, any_steps)
+    in_a_graph = torch.compiler.is_compiling() or tracing
+    if backend == "auto" and choice.backend == "reference" and on_cpu and in_a_graph:
+        return _cpu_operator(choice, dtype)
     if backend != "auto" or choice.backend != "triton" or not _needs_verdict(device):
         return choice
     torch_obstacle = _torch_obstacle(reset_after, resets, False)
@@ -232,9 +235,7 @@ def _cpu_engine_if_faster(
             return otherwise
     if not plain_floats(tensors):
         return otherwise
-    from triton_gru.engines.cpu import library
-
-    obstacle = library.obstacle()
+    obstacle = _library_obstacle()
     if obstacle:
         return Choice(otherwise.backend, f"{otherwise.reason}, but {obstacle}")
     slower = "plain torch, and torch has no kernel for this layer"
@@ -261,13 +262,30 @@ def _sequences_for_cpu_engine(hidden_size: int) -> str:
     return text + (f", with a batch_size of at most {most}" if most < 1000 else "")
 
 
+def _cpu_operator(otherwise: Choice, dtype: torch.dtype) -> Choice:
+    """The CPU engine in a graph that would hold the equations, for any number of steps."""
+    if dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+        return otherwise
+    obstacle = _library_obstacle()
+    if obstacle:
+        return Choice(otherwise.backend, f"{otherwise.reason}, but {obstacle}")
+    return Choice(
+        "cpu", f"in a graph its C code is one operator for any steps ({otherwise.reason})"
+    )
+
+
+@constant_for_dynamo
+def _library_obstacle() -> str | None:
+    from triton_gru.engines.cpu import library
+
+    return library.obstacle()
+
+
 def _cpu_engine(device: torch.device, dtype: torch.dtype) -> Choice:
     """The choice for backend="cpu"."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        raise RuntimeError(
-            "backend='cpu' cannot run: what traces a graph cannot record C code. Use backend='auto'"
-        )
-    if transformed() or peek_interpreter_stack() is not None:
+    if not torch.compiler.is_compiling() and (
+        transformed() or peek_interpreter_stack() is not None
+    ):
         return Choice("reference", "torch.func's transforms take plain torch")
     obstacle = None
     if device.type != "cpu":
@@ -275,9 +293,7 @@ def _cpu_engine(device: torch.device, dtype: torch.dtype) -> Choice:
     elif dtype != torch.float32:
         obstacle = f"the CPU engine computes in torch.float32, not in {dtype}"
     else:
-        from triton_gru.engines.cpu import library
-
-        obstacle = library.obstacle()
+        obstacle = _library_obstacle()
     if obstacle:
         raise RuntimeError(
             f"backend='cpu' cannot run: {obstacle}. Use backend='auto' to take the best that can"

@@ -14,10 +14,11 @@ from triton_gru import equations
 from triton_gru.dispatch import choose_backend, compute_dtype
 from triton_gru.engines import aten, onnx, regularized, varlen
 from triton_gru.engines.autograd import Recurrence, in_plain_torch, last_states, step
+from triton_gru.engines.cpu import operators as cpu_operators
 from triton_gru.engines.cpu.layer import layer as cpu_layer
 from triton_gru.engines.varlen import PackedRows
 from triton_gru.equations import LayerWeights, ScanOptions, stack
-from triton_gru.torch_modes import records, transformed
+from triton_gru.torch_modes import eager, records, transformed
 from triton_gru.validation import (
     check_cell,
     check_gains,
@@ -162,7 +163,7 @@ def gru(
         and not (backend == "auto" and _padded_is_faster(x, hx, params, dropout))
     ):
         y, h_n = torch.gru(x, batch_sizes, hx, params, *settings)
-    elif engine == "cpu":
+    elif engine == "cpu" and eager():
         y, h_n = _on_cpu_engine(
             *(x, hx, params, D, dropout),
             rows_first=rows_first,
@@ -245,6 +246,8 @@ def _without_recurrence(
         return partial(aten.layer, lengths=options.lengths)
     if engine == "onnx":
         return partial(onnx.layer, options=options)
+    if engine == "cpu":
+        return partial(cpu_operators.layer, options=options)
     if engine == "reference" and (transformed() or torch.jit.is_tracing()):
         return partial(in_plain_torch, options=options)
     one_step = x.shape[0] == 1 and options.lengths is None and options.resets is None
@@ -406,7 +409,7 @@ def gru_cell(
         params = [weight_ih, weight_hh]
         if bias_ih is not None and bias_hh is not None:
             params += [bias_ih, bias_hh]
-        if choice.backend == "cpu":
+        if choice.backend == "cpu" and eager():
             x, hx, *params = [t.to(dtype) for t in (x, hx, *params)]
             _, h = cpu_layer(
                 *(x.unsqueeze(0), hx.unsqueeze(0), params),

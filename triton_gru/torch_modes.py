@@ -3,7 +3,6 @@
 All these queries are in this module, as many use torch's private API, which changes with versions.
 """
 
-import functools
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -107,14 +106,24 @@ def exporting_to_onnx() -> bool:
     return torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()
 
 
-@functools.cache  # once, as Triton does; reading it again took a tenth of a short call
-def interpreting() -> bool:
-    """Whether Triton's interpreter runs the kernels, on a CPU."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
-
-
 def constant_for_dynamo(function: Callable) -> Callable:
     """torch.compiler.assume_constant_result without importing torch._dynamo, which takes 0.5 s."""
     marked: Any = function
     marked._dynamo_marked_constant = True  # all that the decorator does, in torch 2.11 to 2.14
     return function
+
+
+_interpreting: bool | None = None
+
+
+@constant_for_dynamo
+def interpreting() -> bool:
+    """Whether Triton's interpreter runs the kernels, on a CPU.
+
+    Read once, as Triton does: reading it again took a tenth of a short call. Not with
+    functools.cache, of which torch.compile would warn every user.
+    """
+    global _interpreting
+    if _interpreting is None:
+        _interpreting = os.environ.get("TRITON_INTERPRET") == "1"
+    return _interpreting

@@ -43,7 +43,7 @@ class Recurrence(torch.autograd.Function):
     ):
         options = ScanOptions(reset_after, lengths, resets)
         with without_autocast(x.device):
-            scan = (_project(x, weight_ih, bias_ih), h0, weight_hh, bias_hh)
+            scan = (project(x, weight_ih, bias_ih), h0, weight_hh, bias_hh)
             if engine == "reference" and not for_any_steps(x.shape[0]):
                 y, gates_h = equations.scan_forward(*scan, **options._asdict()), None
             else:
@@ -72,7 +72,7 @@ class Recurrence(torch.autograd.Function):
         by_direction = (*x.shape[:2], *weight_hh.shape[::2])
         states = (dy.reshape(by_direction), y.reshape(by_direction))
         with without_autocast(x.device):
-            scan = (*states, _project(x, weight_ih, bias_ih), h0, weight_hh, bias_hh)
+            scan = (*states, project(x, weight_ih, bias_ih), h0, weight_hh, bias_hh)
             if plain or (ctx.engine == "reference" and not for_any_steps(x.shape[0])):
                 d_gates_x, dh0, dweight_hh, dbias_hh = equations.scan_backward(
                     *scan, **options._asdict()
@@ -114,7 +114,7 @@ def in_plain_torch(
     saved.
     """
     with without_autocast(x.device):
-        gates_x = _project(x, weights.weight_ih, weights.bias_ih)
+        gates_x = project(x, weights.weight_ih, weights.bias_ih)
         scan = (gates_x, h0, weights.weight_hh, weights.bias_hh)
         if transformed():
             y = equations.scan_forward(*scan, **options._asdict())
@@ -129,7 +129,7 @@ def step(
 ) -> tuple[Tensor, Tensor]:
     """A single step by the kernels, without gradients, for decoding: x [1, B, I]."""
     with without_autocast(x.device):
-        gates_x = _project(x, weights.weight_ih, weights.bias_ih)[0]
+        gates_x = project(x, weights.weight_ih, weights.bias_ih)[0]
         bias_hh = [None] * len(h0) if weights.bias_hh is None else weights.bias_hh
         h = equations.stack(
             [
@@ -140,7 +140,7 @@ def step(
     return h.transpose(0, 1).flatten(1).unsqueeze(0).detach(), h
 
 
-def _project(x: Tensor, weight_ih: Tensor, bias_ih: Tensor | None) -> Tensor:
+def project(x: Tensor, weight_ih: Tensor, bias_ih: Tensor | None) -> Tensor:
     """gates_x [T, B, D, 3H], both directions in one product."""
     bias = None if bias_ih is None else bias_ih.flatten()
     return F.linear(x, weight_ih.flatten(0, 1), bias).unflatten(-1, weight_ih.shape[:2])

@@ -9,6 +9,7 @@ import urllib.request
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from lightning_module.data.corpora.corpus import Apply, Corpus, Document, Part, digest
 from lightning_module.errors import DataError
@@ -45,7 +46,7 @@ def hf(
         if part is not None:
             rows = rows.shard(*part)
         # Of a stream they may be unknown before its first row.
-        columns = rows.column_names or next(iter(rows), {}).keys()
+        columns: Any = rows.column_names or next(iter(rows), {}).keys()
         if columns and text_column not in columns:
             raise DataError(
                 f"{name} has no column {text_column!r}; set data.text_column to one of: "

@@ -54,7 +54,9 @@ def records(
             )
         counts = apply(_count, chunks)
         border = int(sum(counts) * (1 - val_fraction))
-        train, val, begin = [], [], 0
+        train: list[Part] = []
+        val: list[Part] = []
+        begin = 0
         for chunk, count in zip(chunks, counts, strict=True):
             here = min(max(border - begin, 0), count)
             begin += count

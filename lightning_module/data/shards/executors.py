@@ -142,7 +142,8 @@ class Ray:
         except ImportError as error:
             raise UsageError("executor=ray needs Ray: pip install 'triton-gru[ray]'") from error
         self.workers = workers
-        self._ray, self._references = ray, []
+        self._ray: Any = ray
+        self._references: list[Any] = []
         ray.init(address=address, log_to_driver=False, ignore_reinit_error=True)
 
     def start(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
