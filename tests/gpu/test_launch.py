@@ -13,6 +13,7 @@ from tests.tolerances import assert_close
 from triton_gru import GRU
 from triton_gru.kernel_errors import check
 from triton_gru.kernels.forward import scan_forward
+from triton_gru.kernels.step import step
 from triton_gru.plan import selection
 from triton_gru.plan.plan import COUNTER, SENTINEL, Problem
 from triton_gru.plan.planner import all_plans
@@ -204,6 +205,22 @@ def test_offsets_beyond_32_bits():
         gates_x[:, -16:].contiguous(), h0[:, -16:].contiguous(), weight, None, reset_after=True
     )
     assert_close(y[:, -16:], few)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(os.environ.get("TRITON_GRU_LARGE") != "1", reason="TRITON_GRU_LARGE=1 runs it")
+@pytest.mark.parametrize("reset_after", [True, False], ids=["after", "before"])
+def test_offsets_of_a_step_beyond_32_bits(reset_after):
+    """gates_x holds 1.5 * 2^31 elements."""
+    B, H = 2**23, 128
+    gates_x = torch.empty(B, 3 * H, dtype=torch.bfloat16, device=DEVICE).normal_()
+    h = torch.empty(B, H, dtype=torch.bfloat16, device=DEVICE).normal_()
+    weight = torch.randn(3 * H, H, device=DEVICE).mul_(H**-0.5).bfloat16()
+    found = step(gates_x, h, weight, None, reset_after=reset_after)
+    few = step(
+        gates_x[-16:].contiguous(), h[-16:].contiguous(), weight, None, reset_after=reset_after
+    )
+    assert_close(found[-16:], few)
 
 
 def test_every_rival_plan_computes_the_same():

@@ -151,6 +151,7 @@ def scan_backward_kernel(
     own_out = lane * 3 * padded + col
     own_c = lane * padded + col
     slot = (batch * DIRECTIONS * hidden).to(tl.int64)
+    reset_step = (batch * DIRECTIONS).to(tl.int64)
     y_slot = (batch * DIRECTIONS * y_row).to(tl.int64)
     out_slot = (batch * DIRECTIONS * padded).to(tl.int64)
 
@@ -180,7 +181,7 @@ def scan_backward_kernel(
         dh = dy_t.to(tl.float32) + carry
         h = h_t.to(tl.float32)
         if HAS_RESETS:
-            at = resets + (time * batch + row) * DIRECTIONS + direction
+            at = resets + time * reset_step + row * DIRECTIONS + direction
             reset = load_flags(at, row < batch)
             if HAS_LENGTHS:
                 reset = reset & (time < length)

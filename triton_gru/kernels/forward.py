@@ -111,6 +111,7 @@ def scan_forward_kernel(
     own_gates = (row * DIRECTIONS + direction) * 3 * hidden + col
     slot = (batch * DIRECTIONS * padded).to(tl.int64)
     gate_step = (batch * DIRECTIONS * 3 * hidden).to(tl.int64)
+    reset_step = (batch * DIRECTIONS).to(tl.int64)
 
     # The tile of the whole vector that the product reads, in words (exchange.py).
     tile_row = chunk_rows(row0, BLOCK_M)
@@ -140,7 +141,7 @@ def scan_forward_kernel(
     for step in range(steps):
         # The state before this step.
         if HAS_RESETS:
-            at = resets + time * batch * DIRECTIONS + direction
+            at = resets + time * reset_step + direction
             reset = load_flags(at + row * DIRECTIONS, row < batch)
             if HAS_LENGTHS:
                 reset = reset & (time < length)

@@ -56,7 +56,8 @@ def step_kernel(
     split = tl.arange(0, SPLIT_K)[:, None, None] * part
     k_vector = split + tl.arange(0, part)[None, None, :]
     k_weight = split + tl.arange(0, part)[None, :, None]
-    tile_row = row0 + tl.arange(0, BLOCK_M)[None, :, None]
+    # B * 3H may be 2^31 and more.
+    tile_row = (row0 + tl.arange(0, BLOCK_M)[None, :, None]).to(tl.int64)
     tile_col = col0 + tl.arange(0, BLOCK_N)[None, None, :]
     source = gated if PHASE == CANDIDATE else h
     square = hidden.to(tl.int64) * hidden
@@ -78,6 +79,7 @@ def step_kernel(
 
     row, col = owned(row0, col0, BLOCK_M, BLOCK_N, SPLIT_K)
     real = (row < batch) & (col < hidden)
+    row = row.to(tl.int64)
     own = row * hidden + col
     own_gates = row * 3 * hidden + col
     state = tl.load(h + own, mask=real, other=0.0).to(tl.float32)
