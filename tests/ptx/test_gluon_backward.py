@@ -28,20 +28,19 @@ LOW, HIGH = {"block_m": 8}, {"block_m": 16}  # batch rows
 SCANS = [
     ((4, 3, 17), "bf16", 90, True, {"lengths": True, "resets": True}),
     ((3, 16, 33), "fp16", 80, False, {"lengths": True, "bias": False}),
-    ((1, 1, 48), "bf16", 100, True, {"wanted": WIDE | HIGH}),
-    ((3, 20, 65, 2), "bf16", 86, True, {"resets": True, "not_finite": True, "wanted": HIGH}),
+    ((1, 1, 48), "bf16", 90, True, {"wanted": WIDE | HIGH}),
+    ((2, 17, 66, 2), "bf16", 86, True, {"resets": True, "not_finite": True, "wanted": HIGH}),
     ((4, 3, 65), "fp16", 89, False, {"resets": True, "not_finite": True}),
-    ((3, 16, 100), "bf16", 80, True, {"resets": True, "wanted": WIDE | LOW}),
-    ((4, 1, 130, 2), "fp16", 100, False, {"lengths": True, "resets": True}),
-    ((3, 20, 128), "bf16", 90, True, {"wanted": WIDE | LOW, "force": {"groups_a_launch": 1}}),
+    ((3, 8, 100), "bf16", 80, True, {"resets": True, "wanted": WIDE | LOW}),
+    ((2, 1, 130, 2), "fp16", 100, False, {"lengths": True, "resets": True}),
+    ((2, 9, 128), "bf16", 90, True, {"wanted": WIDE | LOW, "force": {"groups_a_launch": 1}}),
     ((2, 3, 256), "bf16", 90, True, {"wanted": NARROW, "apart": True}),
     ((5, 3, 48), "bf16", 90, True, {"lengths": True, "pieces": 2}),  # dy in float32
     ((1, 3, 272), "bf16", 90, False, {"resets": True, "force": {"in_registers": 0}}),
     ((1, 3, 300), "bf16", 100, True, {"not_finite": True, "force": {"in_registers": 1}}),
-    ((2, 3, 520), "fp16", 90, False, {"lengths": True, "wanted": WIDE}),
+    ((1, 3, 520), "fp16", 90, False, {"lengths": True, "wanted": WIDE}),
     ((1, 3, 650), "bf16", 80, True, {"resets": True, "lengths": True}),
     ((1, 3, 768), "fp16", 90, False, {"bias": False}),
-    ((1, 3, 1024), "bf16", 100, True, {"wanted": NARROW}),
 ]
 
 
@@ -87,7 +86,7 @@ def _scan(reset_after, polls=cases.POLLS):
 
 
 @pytest.mark.parametrize("reset_after", [True, False])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [1, 2])
 def test_other_interleavings_agree(reset_after, seed):
     assert not _scan(reset_after).run_backward(seed=seed, apart=seed % 3 == 2).wrong()
 
@@ -96,7 +95,7 @@ def test_other_interleavings_agree(reset_after, seed):
 def test_a_wait_that_is_given_up_is_reported_and_poisons_what_depends_on_it(reset_after):
     scan, reported = _scan(reset_after, polls=0), 0
     y = scan.exact["y"].bfloat16()
-    for seed in range(12):
+    for seed in range(6):
         with launching.emulated(90, seed=seed):
             found = backward.scan_backward(
                 scan.case.dy, y, *scan.case.arguments, **scan.case.options, plan=scan.plans[1],
@@ -155,6 +154,8 @@ def test_a_broken_kernel_is_caught(title, reset_after):
 
 # -- make soak ---------------------------------------------------------------------------------
 
+# With bfloat16 and an odd H torch's own product on a CPU (of the gates, before the kernel) may spread
+# NaN to the row before: not_finite takes an even one.
 SHAPES = [
     (4, 3, 17), (1, 1, 33), (4, 17, 18), (3, 3, 65), (3, 16, 32), (4, 20, 48, 2), (3, 3, 128),
     (4, 1, 130), (3, 3, 100, 2), (3, 16, 160), (2, 3, 256), (2, 20, 300), (1, 16, 320), (2, 3, 650),
@@ -173,10 +174,10 @@ def listed():
         force = [{}, {}, {"groups_a_launch": 1}]
         if wanted == LOW | NARROW and shape[2] <= 512:  # within 99 KiB of shared memory
             force += [{"in_registers": 0}] * 2
-        not_finite = r.random() < 0.2
+        not_finite = r.random() < 0.2 and shape[2] % 2 == 0
         options = {
-            # A row that is not finite and has no element makes the weights' gradient NaN: NaN
-            # times 0, in a product over all steps (backward.py), which float64 does not take.
+            # A row that is not finite and has no element makes the weights' gradient NaN, by NaN
+            # times 0 in the product over all steps (backward.py); not so in the exact one.
             "lengths": r.random() < 0.5 and not not_finite,
             "resets": r.random() < 0.5,
             "bias": r.random() < 0.8,
