@@ -3,6 +3,7 @@
 import functools
 import itertools
 import random
+import re
 
 import pytest
 
@@ -154,8 +155,8 @@ def test_a_broken_kernel_is_caught(title, reset_after):
 
 # -- make soak ---------------------------------------------------------------------------------
 
-# With bfloat16 and an odd H torch's own product on a CPU (of the gates, before the kernel) may spread
-# NaN to the row before: not_finite takes an even one.
+# With bfloat16 and an odd H torch's own product on a CPU, of the gates before the kernel, may
+# spread NaN to the row before: not_finite takes an even one.
 SHAPES = [
     (4, 3, 17), (1, 1, 33), (4, 17, 18), (3, 3, 65), (3, 16, 32), (4, 20, 48, 2), (3, 3, 128),
     (4, 1, 130), (3, 3, 100, 2), (3, 16, 160), (2, 3, 256), (2, 20, 300), (1, 16, 320), (2, 3, 650),
@@ -225,4 +226,7 @@ def test_every_mutant_of_a_kind_is_caught(kind, reset_after):
     mutants = [
         m for m in mutations.mutants(target, kind) if not m.instruction.op.startswith(UNGUARDED)
     ]
-    assert mutants and not [repr(m) for m in mutants if target.caught(m) is None]
+    survivors = [m for m in mutants if target.caught(m) is None]
+    assert mutants and all(m.instruction.op == "st.global.b32" for m in survivors)
+    # To one address: the error word of the step, which nobody reads while the program's is 0.
+    assert len({re.search(r"\[\s*(%rd\d+)", m.text).group(1) for m in survivors}) <= 1
