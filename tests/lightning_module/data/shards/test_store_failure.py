@@ -1,12 +1,15 @@
 """A store that fails: the run goes on if it comes back, and else saves and resumes exactly."""
 
+import os
 import re
+import signal
 import time
 
 import pytest
 import torch
 
-from lightning_module.errors import StoreError
+from lightning_module.data.shards import reading
+from lightning_module.errors import Stopped, StoreError
 from lightning_module.run_directory import resumed
 from lightning_module.run_files import CHECKPOINTS, LAST, METRICS, read_metrics
 from lightning_module.train import train
@@ -152,3 +155,20 @@ def test_a_store_that_comes_back(whole, corpus, train_on, tmp_path):
     corpus.fault = staticmethod(lambda n, path: faults[n](n, path) if n in faults else None)
     train_on(URL, tmp_path / "again")
     assert_same_run(tmp_path / "again", complete)
+
+
+def test_a_signal_ends_a_run_that_waits_for_its_store(corpus, train_on, tmp_path, monkeypatch):
+    """Not after the two minutes that a store is waited for: a cluster kills after 30 seconds."""
+    monkeypatch.setattr(reading, "PATIENCE", 120)
+
+    def hangs_and_signals(number, path):
+        if number == 9:
+            os.kill(os.getpid(), signal.SIGTERM)
+        if number >= 9:
+            hang(number, path)
+
+    corpus.fault = staticmethod(hangs_and_signals)
+    begun = time.monotonic()
+    with pytest.raises(Stopped, match=r"stopped by SIGTERM after step \d+; saved"):
+        train_on(URL, tmp_path / "run")
+    assert time.monotonic() - begun < 60
