@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch._C._functorch import peek_interpreter_stack
 
+from triton_gru.kernel_errors import launch_refusal
 from triton_gru.plan.plan import Problem
 from triton_gru.plan.tuned import planned
 from triton_gru.torch_modes import (
@@ -157,9 +158,14 @@ def choose_backend(
     in_a_graph = torch.compiler.is_compiling() or tracing
     if backend == "auto" and choice.backend == "reference" and on_cpu and in_a_graph:
         return _cpu_operator(choice, dtype)
-    if backend != "auto" or choice.backend != "triton" or not _needs_verdict(device):
+    if backend != "auto" or choice.backend != "triton":
         return choice
     torch_obstacle = _torch_obstacle(reset_after, resets, False)
+    refused = launch_refusal(device)
+    if refused is not None:
+        return _without_kernels(refused, torch_obstacle, device, dtype, hidden_size)
+    if not _needs_verdict(device):
+        return choice
     faster, why = calls.faster(
         layer[1:6], steps, batch_size, tensors, torch_can=torch_obstacle is None, holds=holds
     )

@@ -207,7 +207,9 @@ def gru(
                 more = {} if gains is None else {"gains": _of_layer(gains, index, L, D)}
                 y, h = layer(x, h0, weights, **more)
             else:
-                y, _ = Recurrence.apply(x, h0, *weights, *options, engine, save_gates)
+                # By name a refused launch is an error, with "auto" the equations are computed.
+                scan = backend if engine == "triton" else engine
+                y, _ = Recurrence.apply(x, h0, *weights, *options, scan, save_gates)
                 h = last_states(y, h0)
             x = F.dropout(y, dropout) if dropout and index < L - 1 else y
             last.append(h)

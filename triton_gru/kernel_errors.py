@@ -6,8 +6,12 @@ without a copy or a synchronization, and works while a CUDA graph is captured; a
 no graph's memory pool, even if the first call is captured.
 """
 
+import warnings
+
 import torch
 from torch import Tensor
+
+from triton_gru.torch_modes import constant_for_dynamo
 
 
 class KernelError(RuntimeError):
@@ -23,6 +27,7 @@ class LaunchRefused(KernelError):
 
 
 _words: dict[torch.device, Tensor] = {}
+_refused: dict[torch.device, str] = {}
 
 
 def error_words(device: torch.device) -> Tensor:
@@ -51,6 +56,23 @@ def check_errors(device: torch.device) -> None:
             "does another kernel occupy multiprocessors? TRITON_GRU_SM_BUDGET leaves some to it; "
             "backend='torch' needs no groups"
         )
+
+
+def give_up(device: torch.device, error: LaunchRefused) -> None:
+    """Warns once that "auto" runs no kernels on a device from here on, which refused a launch."""
+    if device not in _refused:
+        _refused[device] = str(error)
+        warnings.warn(
+            f'backend="auto" runs no Triton kernel from here on: {error}',
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+@constant_for_dynamo
+def launch_refusal(device: torch.device) -> str | None:
+    """Why "auto" gave up the kernels on a device, or None."""
+    return _refused.get(device)
 
 
 def check() -> None:

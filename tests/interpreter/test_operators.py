@@ -1,5 +1,8 @@
 """The operators under torch.compile and torch.library's own checks, and what `explain` says."""
 
+import importlib
+import warnings
+
 import pytest
 import torch
 from functorch.compile import make_boxed_func
@@ -7,7 +10,10 @@ from torch._dynamo.backends.common import aot_autograd
 
 import triton_gru
 from tests.interpreter import harness
+from tests.tolerances import assert_close
+from triton_gru import kernel_errors
 from triton_gru.engines import operators
+from triton_gru.kernel_errors import LaunchRefused
 
 
 def layer(hidden=20, **options):
@@ -92,3 +98,38 @@ def test_group_kernels_compile_too():
         eager = gradients(module, x)
     for a, b in zip(mine, eager, strict=True):
         torch.testing.assert_close(a, b, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("where", ["forward", "backward"])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_refused_launch_is_an_error_by_name_and_with_auto_the_equations(
+    where, compiled, monkeypatch
+):
+    """A device that other programs share may refuse a grid which it held before."""
+
+    def refuse(*arguments, **options):
+        raise LaunchRefused("cpu refused a cooperative launch")
+
+    monkeypatch.setattr(kernel_errors, "_refused", {})
+    monkeypatch.setattr(
+        importlib.import_module(f"triton_gru.kernels.{where}"), f"scan_{where}", refuse
+    )
+    x = torch.randn(4, 2, 5)
+    with pytest.raises(LaunchRefused):
+        gradients(layer(bidirectional=True), x)
+    module = layer(bidirectional=True)
+    module.backend = "auto"
+    assert "Backend 'triton' will run" in module.explain(x)
+    torch._dynamo.reset()
+    called = torch.compile(module, backend="aot_eager") if compiled else module
+    with pytest.warns(RuntimeWarning, match="no Triton kernel from here on: cpu refused a coop"):
+        found = gradients(called, x)
+    exact = gradients(triton_gru.GRU.from_torch(module, backend="reference"), x)
+    for mine, true in zip(found, exact, strict=True):
+        assert_close(mine, true)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        for mine, true in zip(gradients(called, x), exact, strict=True):
+            assert_close(mine, true)
+    text = module.explain(x)
+    assert "Backend 'torch' will run" in text and "refused a cooperative launch" in text

@@ -50,7 +50,7 @@ class Recurrence(torch.autograd.Function):
                 y, gates_h = operators.scan_forward(*scan, *options, engine, save_gates)
         # As the layer returns it: users detach and change it in place. Autograd forbids that for a
         # view, and detects a change of a saved tensor only if it is this very tensor.
-        return y.flatten(2).detach(), gates_h if save_gates and engine == "triton" else None
+        return y.flatten(2).detach(), gates_h if save_gates and engine != "reference" else None
 
     @staticmethod
     def setup_context(ctx, inputs, output):  # noqa: D102

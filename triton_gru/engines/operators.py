@@ -2,9 +2,9 @@
 
 `torch.ops.triton_gru.scan_forward` and `scan_backward` take the name of the engine that computes
 them: "triton" launches the kernels, "reference" runs `triton_gru.equations`, which documents shapes
-and results. As an operator the equations are one node for every number of steps; traced directly
-they are unrolled, and a graph holds as many steps as the example has. `step` is one step of the
-kernels.
+and results; "auto" launches the kernels, and runs the equations if the device refuses a launch. As
+an operator the equations are one node for every number of steps; traced directly they are unrolled,
+and a graph holds as many steps as the example has. `step` is one step of the kernels.
 
 The operators are registered without triton: the modules that launch kernels are imported at a run.
 """
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from triton_gru import equations
+from triton_gru.kernel_errors import LaunchRefused, give_up, launch_refusal
 from triton_gru.plan.plan import padded_size
 
 # An operator's results are tensors, none of them an argument or another result. A result that does
@@ -42,7 +43,15 @@ def scan_forward(
         return _empty_results(gates_x, h0, engine, save_gates)
     from triton_gru.kernels import forward
 
-    found: Any = forward.scan_forward(*scan, **options, save_gates=save_gates)
+    try:
+        found: Any = forward.scan_forward(*scan, **options, save_gates=save_gates)
+    except LaunchRefused as error:
+        if engine != "auto":
+            raise
+        give_up(gates_x.device, error)
+        y, gates_h = _empty_results(gates_x, h0, engine, save_gates)
+        # The gates are not read: from here on the backward takes the equations too.
+        return y.copy_(equations.scan_forward(*scan, **options)).data, gates_h.zero_()
     y, gates_h = found if save_gates else (found, gates_x.new_empty(0))
     # Autograd sees a tensor, not a view, at its place within the exchange buffer: it forbids an
     # in-place change of a view that a Function returns.
@@ -83,12 +92,19 @@ def scan_backward(
     """The derivatives by gates_x, h0, weight_hh and bias_hh; gates_h is saved by the forward."""
     scan = (dy, y, gates_x, h0, weight_hh, bias_hh)
     options: dict[str, Any] = {"reset_after": reset_after, "lengths": lengths, "resets": resets}
-    if engine == "reference" or gates_x.shape[1] == 0:
-        results: Any = equations.scan_backward(*scan, **options)
-    else:
+    results: Any = None
+    gave_up = engine == "auto" and launch_refusal(gates_x.device) is not None
+    if engine != "reference" and gates_x.shape[1] > 0 and not gave_up:
         from triton_gru.kernels import backward
 
-        results = backward.scan_backward(*scan, **options, gates_h=gates_h)
+        try:
+            results = backward.scan_backward(*scan, **options, gates_h=gates_h)
+        except LaunchRefused as error:
+            if engine != "auto":
+                raise
+            give_up(gates_x.device, error)
+    if results is None:
+        results = equations.scan_backward(*scan, **options)
     dgates_x, dh0, dweight_hh, dbias_hh = (
         gates_x.new_empty(0) if result is None else result.contiguous() for result in results
     )
