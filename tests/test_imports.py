@@ -25,7 +25,8 @@ replace class_check preparing check_command
 __main__
 """,
     "lightning_module": """
-errors atomic_files terminal schedules lightning_warnings former_modules trainer_attributes
+errors credentials atomic_files terminal schedules lightning_warnings former_modules
+trainer_attributes
 settings run_files device
 run_config run_lock
 distributed

@@ -113,9 +113,11 @@ class ShardLoader(ChunkLoader):
         again = self._next >= self.pass_length
         first = 0 if again else self._next
         end = min(first + count, self.pass_length)
+        if not again and end <= self._read:
+            return
         if not again and end <= self._named and self.tokens.is_read():
             self._read = self._named
-        if again or end > self._read:
+        else:
             self.tokens.wait(*self.chunks.spans(first, end), stop)
 
     def state_dict(self) -> dict[str, Any]:

@@ -28,6 +28,8 @@ PATIENCE = 120.0
 ATTEMPT = 20.0
 # Seconds before the second attempt; twice as many before each further one, up to the last.
 PAUSE, LONGEST_PAUSE = 0.1, 5.0
+_LOOK = 0.1  # seconds between two looks at a read that is waited for
+_IDLE = 60.0  # seconds after which a thread without work ends
 # Answers that another attempt does not change.
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 _REMEDY = (
@@ -113,11 +115,13 @@ class Reader:
         Raises:
             StoreError: One failed until the time was over.
         """
-        end = time.monotonic() + PATIENCE
+        # Not by the clock: the process may have been stopped meanwhile.
+        left = PATIENCE
         for read in reads:
-            while not (read.done.is_set() or read.done.wait(0.2) or stop()):
+            while not (read.done.is_set() or read.done.wait(_LOOK) or stop()):
                 self._replace_hanging()
-                if time.monotonic() > end:
+                left -= _LOOK
+                if left <= 0:
                     self._fail(
                         read, f"cannot be read: {read.fault}, in {PATIENCE:.0f} s of attempts"
                     )
@@ -138,7 +142,14 @@ class Reader:
     def _work(self) -> None:
         me = threading.current_thread()
         while True:
-            read = self._queue.get()
+            try:
+                read = self._queue.get(timeout=_IDLE)
+            except queue.Empty:
+                with self._lock:
+                    if self._queue.empty():
+                        del self._running[me]
+                        return
+                continue
             with self._lock:
                 if read.done.is_set():
                     continue

@@ -155,7 +155,7 @@ class ShardTokens:
         size = (end - offset) * itemsize
         where = f"bytes {offset * itemsize:,} to {end * itemsize:,}"
         if len(content) != size:
-            raise Damaged(f"it is cut, {where} are {len(content):,} bytes")
+            raise Damaged(f"{where} came as {len(content):,} bytes")
         if hashlib.sha256(content).digest() != self._sums[number].tobytes():
             raise Damaged(f"{where} have another checksum than was written")
         return int(self._begins[shard]) + offset, np.frombuffer(content, self._dtype)

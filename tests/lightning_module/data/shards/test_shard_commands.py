@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 import torch
@@ -110,20 +111,17 @@ def test_two_ranks_save_when_the_store_of_one_fails(folder, command, tmp_path):
 
 
 def test_a_run_that_cannot_begin_says_which_shard(folder, command, tmp_path):
-    shard = folder / "val-00001.blocks"
-    content = shard.read_bytes()
-    shard.unlink()
-    try:
-        done = command(
-            *("train", *SMALL, f"data.url={folder}", f"run_dir={tmp_path / 'run'}"),
-            "trainer.max_steps=5",
-            TRITON_GRU_CACHE=str(tmp_path / "cache"),
-        )
-    finally:
-        shard.write_bytes(content)
+    shutil.copytree(folder, tmp_path / "shards")
+    index = tmp_path / "shards" / "index.json"
+    index.write_text(index.read_text().replace("a made corpus", "another one"))  # not in the cache
+    (tmp_path / "shards" / "val-00001.blocks").unlink()
+    done = command(
+        *("train", *SMALL, f"data.url={tmp_path / 'shards'}", f"run_dir={tmp_path / 'run'}"),
+        "trainer.max_steps=5",
+    )
     assert done.returncode == 1
     (line,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
-    assert f"{folder}/val-00001.blocks cannot be read: FileNotFoundError" in line
+    assert f"{tmp_path}/shards/val-00001.blocks cannot be read: FileNotFoundError" in line
     assert "Resume" not in done.stderr and not (tmp_path / "run").exists()
 
 

@@ -134,7 +134,7 @@ def test_a_store_that_fails_at_any_read(whole, fails_at, how):
     ("fault", "message"),
     [
         (hang, r"no answer for 0 s, in 1 s of attempts"),
-        (lambda n, path: b"", r"is damaged: it is cut, bytes \d+ to \d+ are 0 bytes"),
+        (lambda n, path: b"", r"is damaged: bytes \d+ to \d+ came as 0 bytes"),
         (lambda n, path: b"x" * 32, r"is damaged: bytes .* have another checksum than was written"),
     ],
     ids=["hanging", "cut", "changed"],
