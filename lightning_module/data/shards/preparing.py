@@ -113,7 +113,11 @@ def _cannot_write(where: str, error: Exception) -> DataError:
 
 def _present(filesystem: AbstractFileSystem, folder: str, out: str, source: str) -> Index | None:
     path = f"{folder}/{index.INDEX}"
-    if not filesystem.exists(path):
+    try:
+        exists = filesystem.exists(path)
+    except Exception as error:  # the first access: settings of the store that it cannot use
+        raise DataError(f"{out} cannot be read: {without_credentials(error)}") from error
+    if not exists:
         return None
     present = Index.from_json(filesystem.cat_file(path), f"{out}/{index.INDEX}")
     if present.source != source:

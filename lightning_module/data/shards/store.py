@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 from fsspec import AbstractFileSystem
@@ -23,6 +24,8 @@ def open_store(url: str) -> tuple[AbstractFileSystem, str]:
     """
     if reason := refusal(url):
         raise DataError(reason)
+    for name in ("botocore", "aiobotocore"):  # which tell where they found credentials
+        logging.getLogger(name).setLevel(logging.WARNING)
     try:
         return url_to_fs(os.path.expanduser(url))
     except ImportError as error:

@@ -294,3 +294,15 @@ def test_progress_has_tokens_per_second_and_time_left(tmp_path, paths, caplog, m
     preparing.prepare(text_files(paths), CHAR, str(tmp_path / "out"), Inline(2), size=1024)
     assert "Tokenising in 2 workers: " in caplog.text
     assert " tokens/s" in caplog.text
+
+
+def test_a_store_that_cannot_be_used_is_one_line(tmp_path, paths, monkeypatch):
+    monkeypatch.setenv("SOME_SECRET_KEY", "hunter2hunter2")
+
+    class Store(fsspec.get_filesystem_class("memory")):
+        def exists(self, path, **_):
+            raise ValueError("Invalid endpoint, with the key hunter2hunter2")
+
+    monkeypatch.setattr(preparing, "open_store", lambda url: (Store(), "/x"))
+    with pytest.raises(DataError, match=r"^s3://x cannot be read: .*Invalid endpoint.*\*\*\*"):
+        preparing.prepare(text_files(paths), CHAR, "s3://x", Inline())
