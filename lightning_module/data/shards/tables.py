@@ -225,7 +225,7 @@ class ShardCache:
                 f"{url} holds tokens of tokenizer={made.kind} "
                 f"(tokenizer.vocab_size={json.dumps(made.vocab_size)}), which cannot be made "
                 f"into those of tokenizer={settings.kind} "
-                f"(tokenizer.vocab_size={json.dumps(settings.vocab_size)}): leave out tokenizer=."
+                f"(tokenizer.vocab_size={json.dumps(settings.vocab_size)}): set tokenizer=shards."
             )
 
     def make(self) -> None:

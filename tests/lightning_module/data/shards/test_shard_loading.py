@@ -138,7 +138,9 @@ def test_limits_are_not_read_past(corpus, store):
 def test_tokens_of_other_tokenizers_are_refused(corpus):
     assert made_module(tokenizer=CHAR).tokenizer.vocab_size == made_tokenizer().vocab_size
     for settings in (TokenizerSettings("bpe", 300), TokenizerSettings("char", 20)):
-        with pytest.raises(DataError, match=r"holds tokens of tokenizer=char .*leave out tokenize"):
+        with pytest.raises(
+            DataError, match=r"holds tokens of tokenizer=char .*set tokenizer=shards"
+        ):
             made_module(tokenizer=settings)
     with pytest.raises(DataError, match="max_chars=1000 cannot shorten shards"):
         made_module(max_chars=1000)
@@ -216,12 +218,14 @@ def test_tables_of_the_cache_that_are_damaged_are_made_again(corpus, cache):
 
 def test_a_process_ends_although_its_store_hangs(tmp_path):
     code = (
-        "from lightning_module.data.shards.reading import Reader\n"
+        "from lightning_module.data.shards import reading\n"
         "import time\n"
-        "reader = Reader('memory://x')\n"
+        "reader = reading.Reader('memory://x')\n"
         "reads = [reader.begin('file', lambda: time.sleep(1000)) for _ in range(40)]\n"
-        "time.sleep(0.5)\n"
-        "print(sum(read.begun is not None for read in reads), flush=True)\n"
+        "begun = lambda: sum(read.begun is not None for read in reads)\n"
+        "while begun() < reading.THREADS:\n"
+        "    time.sleep(0.1)\n"
+        "print(begun(), flush=True)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True

@@ -55,7 +55,7 @@ corpora = {
     "wide": st.booleans(),
 }
 once = settings(
-    max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+    max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
 )
 
 

@@ -147,8 +147,9 @@ def test_faults_that_end_a_run(fails_at, fault, message):
     assert time.monotonic() - begun < 60
 
 
-def test_a_store_that_comes_back(whole, corpus, train_on, tmp_path):
+def test_a_store_that_comes_back(whole, corpus, train_on, tmp_path, monkeypatch):
     """Reads that fail, hang, or come damaged once are repeated; the run is the same."""
+    monkeypatch.setattr(reading, "PATIENCE", 120)
     complete, _ = whole("steps")
     faults = {3: reset, 7: hang, 11: lambda n, path: b"", 12: lambda n, path: b"x" * 32, 16: reset}
     corpus.reads.clear()
