@@ -13,13 +13,15 @@ import torch
 from lightning_module import commands
 from lightning_module.credentials import without_credentials, without_secrets
 from lightning_module.data.chunks import PackedChunks, StreamChunks
+from lightning_module.data.corpora import files, text_files
 from lightning_module.data.datamodule import SentenceDataModule
 from lightning_module.data.loading import ShardLoader
-from lightning_module.data.shards import reading
+from lightning_module.data.shards import preparing, reading
 from lightning_module.data.shards.corpus import shards
 from lightning_module.data.tokenizers import SHARDS, Tokenizer, TokenizerSettings
 from lightning_module.distributed import ranks
 from lightning_module.errors import DataError, StoreError
+from tests.lightning_module.conftest import made_text
 from tests.lightning_module.data.shards.making import (
     CHAR,
     hang,
@@ -27,7 +29,8 @@ from tests.lightning_module.data.shards.making import (
     made_tokens,
     write_shards,
 )
-from tests.lightning_module.data.shards.test_shard_tokens import URL, made_cache
+from tests.lightning_module.data.shards.test_shard_tokens import URL, assert_equal, made_cache
+from tests.lightning_module.data.test_preparing import Inline
 
 OF_SHARDS = TokenizerSettings(SHARDS)
 LENGTHS = [30, 5, 61, 17, 1, 70]
@@ -363,3 +366,30 @@ def test_a_folder_on_this_machine(tmp_path, block):
     with pytest.raises(StoreError, match=r"shards/train-00001.tokens is damaged: bytes") as cut:
         list(made_module(str(tmp_path / "shards")).train_dataloader())
     assert re.search(r"bytes [\d,]+ to [\d,]+ came as \d+ bytes", str(cut.value))
+
+
+@pytest.mark.parametrize("batching", ["stream", "packed"])
+@pytest.mark.parametrize("vocab_size", [None, 300], ids=["char", "bpe"])
+def test_what_prepare_writes_is_read_as_text_files(tmp_path, monkeypatch, batching, vocab_size):
+    """The same chunks of the same files: a long one cut into many shards, and short ones."""
+    monkeypatch.setattr(files, "PART", 997)
+    paths = []
+    for n, length in enumerate((20_000, 500, 3_000)):
+        (tmp_path / f"{n}.txt").write_text(made_text(length, seed=n))
+        paths.append(str(tmp_path / f"{n}.txt"))
+    settings = TokenizerSettings("bpe" if vocab_size else "char", vocab_size)
+    out = str(tmp_path / "out")
+    preparing.prepare(text_files(paths), settings, out, Inline(2), size=1024)
+    shape = {"batching": batching, "batch_size": 5, "seq_len": 32}
+    mapped = SentenceDataModule(text_files, settings, paths=paths, **shape)
+    mapped.prepare_data()
+    mapped.setup()
+    read = made_module(out, settings, **shape)
+    assert read.tokenizer.fingerprint == mapped.tokenizer.fingerprint
+    assert read.chars_per_token == mapped.chars_per_token
+    assert read.describe().splitlines() == mapped.describe().splitlines()[:2]
+    loaders = ("train_dataloader", "val_dataloader")
+    for one, other in ((getattr(read, name)(), getattr(mapped, name)()) for name in loaders):
+        assert len(one) == len(other) > 1
+        for chunk, expected in zip(one, other, strict=True):
+            assert_equal(chunk, expected)
