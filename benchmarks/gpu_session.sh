@@ -1,34 +1,52 @@
 #!/usr/bin/env bash
 # Everything that wants a GPU, in one call, from the repository's root or anywhere:
 #
-#     benchmarks/gpu_session.sh DIR [tests] [check] [bench] [sanitizer] [training]
+#     benchmarks/gpu_session.sh DIR first     # ten minutes: values, check, rates, the goals' grid
+#     benchmarks/gpu_session.sh DIR second    # ten minutes: sanitizers, repetition, graphs, errors
+#     benchmarks/gpu_session.sh DIR third     # the full grid as far as it gets, training
+#     benchmarks/gpu_session.sh DIR [values] [launches] [check] [bench] [sanitizer] [training]
 #
-# Runs the parts that are named, or all five in this order, and leaves in DIR
+# Runs the parts of a call, or those that are named, and leaves in DIR
 #
 #     environment.txt   device, driver, versions, commit
-#     tests.txt         pytest -m gpu
+#     values.txt, launches.txt   pytest -m gpu
 #     check.txt         the tests of the check, and python -m triton_gru check; its verdicts are in
 #                       cache/verdicts
 #     SUITE.json        benchmarks.run, and SUITE.txt what it printed
-#     memcheck.txt, racecheck.txt
+#     memcheck.txt, racecheck.txt, synccheck.txt
 #     training.json, .png, .txt   the real command with each backend (benchmarks.compare_backends),
 #                       and what its jobs printed
 #     summary.txt       what is printed last
 #
-# Settings, by environment: PYTHON (python3), CHECK (--quick), SUITE (quick), MINUTES of the suite
-# (8), WORKERS of the tests that may share the device (6), TRAINING (settings of the training, in
-# place of ours) and BACKENDS (torch,triton), COMMIT where there is no git. What is in DIR from
-# before is written over. Ends with 1 if a test or a check failed. Nothing is installed, and no setting of the device is
-# touched. All but `training` need torch, triton, numpy and pytest alone; that one also Lightning,
-# Hydra and the corpus in TRITON_GRU_CACHE.
+# Settings, by environment: PYTHON (python3), CHECK (--quick), SUITE and its MINUTES (by the call;
+# core and 3.5), SECONDS_OF_TESTS (200) and SECONDS_OF_A_SANITIZER (110), TRITON_GRU_REPEATS (10,000
+# launches), WORKERS of the tests that may share the device (6), TRAINING (settings of the training,
+# in place of ours) and BACKENDS (torch,triton), COMMIT where there is no git. What is in DIR from
+# before is written over. Ends with 1 if a test or a check failed. Nothing is installed, and no
+# setting of the device is touched. All but `training` need torch, triton, numpy and pytest alone;
+# that one also Lightning, Hydra and the corpus in TRITON_GRU_CACHE.
+#
+# The limits of the parts of a call add up to less than its ten minutes: values 200 s, check 100,
+# bench 210 and 30 to compile; launches 200, three sanitizers of 110; bench 300 and training 240.
 set -uo pipefail
 
-out=${1:?usage: benchmarks/gpu_session.sh DIR [tests] [check] [bench] [sanitizer] [training]}
+usage="usage: benchmarks/gpu_session.sh DIR first|second|third, or parts: values launches check"
+usage="$usage bench sanitizer training"
+out=${1:?$usage}
 shift
-parts=${*:-tests check bench sanitizer training}
+(($# > 0)) || { echo "$usage" >&2 && exit 2; }
+suite=core minutes=3.5 training_seconds=240
+case $* in
+  first) parts="values check bench" ;;
+  second) parts="launches sanitizer" ;;
+  third) parts="bench training" suite=full minutes=5 ;;
+  *) parts=$* training_seconds=560 ;;
+esac
 python=${PYTHON:-python3}
-suite=${SUITE:-quick}
-minutes=${MINUTES:-8}
+suite=${SUITE:-$suite}
+minutes=${MINUTES:-$minutes}
+test_seconds=${SECONDS_OF_TESTS:-200}
+export TRITON_GRU_REPEATS=${TRITON_GRU_REPEATS:-10000}
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
 cd "$(dirname "$0")/.."
@@ -55,47 +73,50 @@ note() {
   echo "$1: $2" >>"$out/summary.txt"
 }
 
-tests() {
-  # Values first, several processes at once, as most of their time is compiling. What depends on
-  # timing, on memory or on nobody else being there has the device to itself. Processes of xdist are
+values() {
+  # Every kernel, several processes at once, as most of the time is compiling. Processes of xdist are
   # replaced when a kernel takes their device context along.
-  local share=() alone=()
-  if has xdist; then
-    share=(-n "${WORKERS:-6}" --dist worksteal)
-    alone=(-n 1)
-  fi
-  timeout 300 "$python" -m pytest -q -m gpu -p no:cacheprovider --durations=8 "${share[@]}" \
-    tests/gpu/test_scan.py 2>&1 | tee "$out/tests.txt"
-  local values=${PIPESTATUS[0]}
-  timeout 300 "$python" -m pytest -q -m gpu -p no:cacheprovider --durations=8 "${alone[@]}" \
-    tests/gpu/test_failures.py tests/gpu/test_launch.py tests/gpu/test_layer.py 2>&1 |
-    tee -a "$out/tests.txt"
-  local rest=${PIPESTATUS[0]}
-  note tests "values ended with $values, launches and layer with $rest"
-  grep -E '^(FAILED|ERROR)|passed|failed' "$out/tests.txt" >>"$out/summary.txt"
-  ((values == 0 && rest == 0)) || status=1
+  local share=()
+  has xdist && share=(-n "${WORKERS:-6}" --dist worksteal)
+  pytests values "${share[@]}" tests/gpu/test_scan.py tests/gpu/test_layer.py
+}
+
+launches() {
+  # What depends on timing, on memory or on nobody else being there has the device to itself.
+  local alone=()
+  has xdist && alone=(-n 1)
+  pytests launches "${alone[@]}" tests/gpu/test_failures.py tests/gpu/test_launch.py \
+    tests/gpu/test_check.py
+}
+
+pytests() {
+  local name=$1
+  shift
+  timeout "$test_seconds" "$python" -m pytest -q -m gpu -p no:cacheprovider --durations=8 "$@" 2>&1 |
+    tee "$out/$name.txt"
+  local code=${PIPESTATUS[0]}
+  note "$name" "ended with $code"
+  grep -E '^(FAILED|ERROR)|passed|failed' "$out/$name.txt" | tail -8 >>"$out/summary.txt"
+  ((code == 0)) || status=1
 }
 
 check() {
-  # Kernels that are broken on purpose, then what a user runs, with its exit status.
-  timeout 400 "$python" -m pytest -q -m gpu -p no:cacheprovider --durations=8 \
-    tests/gpu/test_check.py 2>&1 | tee "$out/check.txt"
-  local tests=${PIPESTATUS[0]}
+  # What a user runs, with its exit status.
   # shellcheck disable=SC2086 - arguments are words
-  TRITON_GRU_CACHE="$out/cache" timeout 190 "$python" -m triton_gru check ${CHECK:---quick} 2>&1 |
-    tee -a "$out/check.txt"
+  TRITON_GRU_CACHE="$out/cache" timeout 100 "$python" -m triton_gru check ${CHECK:---quick} 2>&1 |
+    tee "$out/check.txt"
   local code=${PIPESTATUS[0]}
-  note check "its tests ended with $tests, the command with $code"
-  grep -E '^(FAILED|ERROR)|passed|failed|inference|training|not measured|^triton_gru ' "$out/check.txt" >>"$out/summary.txt"
-  ((tests == 0 && code == 0)) || status=1
+  note check "the command ended with $code"
+  grep -E 'inference|training|not measured|^triton_gru ' "$out/check.txt" >>"$out/summary.txt"
+  ((code == 0)) || status=1
 }
 
 bench() {
-  timeout $((60 * ${minutes%.*} + 120)) "$python" -m benchmarks.run --suite "$suite" \
+  timeout $((60 * ${minutes%.*} + 60)) "$python" -m benchmarks.run --suite "$suite" \
     --minutes "$minutes" --commit "$commit" --out "$out/$suite.json" 2>&1 | tee "$out/$suite.txt"
   local code=${PIPESTATUS[0]}
   note bench "$suite ended with $code"
-  "$python" -m benchmarks.report "$out/$suite.json" | grep -E '\(goal' >>"$out/summary.txt"
+  "$python" -m benchmarks.report --brief "$out/$suite.json" >>"$out/summary.txt"
   ((code == 0)) || status=1
 }
 
@@ -106,14 +127,15 @@ sanitizer() {
   fi
   # Small shapes only: every kernel and variant once in bf16. Without torch's caching allocator each
   # tensor ends where it ends, so that memcheck sees one element too many.
-  for tool in memcheck racecheck; do
-    PYTORCH_NO_CUDA_MEMORY_CACHING=1 TRITON_GRU_TEST_TIMEOUT=280 timeout 280 \
+  local seconds=${SECONDS_OF_A_SANITIZER:-110}
+  for tool in memcheck racecheck synccheck; do
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 TRITON_GRU_TEST_TIMEOUT=$seconds timeout "$seconds" \
       compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 20 \
       "$python" -m pytest -q -x -m gpu -p no:cacheprovider -k 'bfloat16 and every_kernel' \
       tests/gpu/test_scan.py >"$out/$tool.txt" 2>&1
     local code=$?
     tail -3 "$out/$tool.txt"
-    note "$tool" "ended with $code; $(grep -E 'ERROR SUMMARY|RACECHECK SUMMARY' "$out/$tool.txt" | tail -1)"
+    note "$tool" "ended with $code; $(grep -E '(ERROR|RACECHECK|SYNCCHECK) SUMMARY' "$out/$tool.txt" | tail -1)"
     ((code == 0)) || status=1
   done
 }
@@ -129,7 +151,7 @@ training() {
     trainer.val_check_interval=250"
   # Jobs one after the other, so that each has the device to itself.
   # shellcheck disable=SC2086 - settings are words
-  timeout 560 "$python" -m lightning_module.train -m ${TRAINING:-$default} trainer.max_time=null \
+  timeout "$training_seconds" "$python" -m lightning_module.train -m ${TRAINING:-$default} trainer.max_time=null \
     model.layer_type.backend="${BACKENDS:-torch,triton}" seed=1,2,3 hydra.sweep.dir="$sweep/jobs" 2>&1 |
     tee "$out/training.txt"
   local code=${PIPESTATUS[0]}
@@ -143,7 +165,7 @@ training() {
 
 for part in $parts; do
   case $part in
-    tests | check | bench | sanitizer | training) begun=$SECONDS && "$part" && note "$part" "took $((SECONDS - begun)) s" ;;
+    values | launches | check | bench | sanitizer | training) begun=$SECONDS && "$part" && note "$part" "took $((SECONDS - begun)) s" ;;
     *) echo "unknown part $part" >&2 && exit 2 ;;
   esac
 done

@@ -22,6 +22,7 @@ from triton_gru.plan.plan import COUNTER, POLLS, SENTINEL, Plan, Problem
 from triton_gru.plan.planner import all_plans
 
 REPEATS = 7
+SHARED = "shared memory"
 
 
 # -- peak rates -------------------------------------------------------------------------------
@@ -34,6 +35,56 @@ def copy_rate(device: torch.device, clock, tiny: bool) -> dict:
     target = torch.empty_like(source)
     times = summary([measure([lambda: target.copy_(source)], clock, 0.2)])
     moved = 2 * source.numel() * source.element_size()
+    return {**times, "bytes": moved, "GB_s": moved / times["median_ms"] / 1e6}
+
+
+@triton.jit
+def read_again(source, sums, elements, rounds, BLOCK: tl.constexpr):
+    """Reads all of `source` `rounds` times, each program from its own place on, past L1."""
+    offsets = tl.arange(0, BLOCK)
+    at = tl.program_id(0) * BLOCK
+    total = tl.zeros([BLOCK], tl.float32)
+    for _ in range(rounds):
+        total += tl.load(source + at + offsets, cache_modifier=".cg")
+        at += tl.num_programs(0) * BLOCK
+        at = tl.where(at + BLOCK > elements, tl.program_id(0) * BLOCK, at)
+    tl.store(sums + tl.program_id(0) * BLOCK + offsets, total)
+
+
+def l2_rate(device: torch.device, clock, tiny: bool) -> dict:
+    """Bytes read per second of 16 MiB that stay in L2, by four programs a multiprocessor."""
+    block, rounds = (64, 3) if tiny else (4096, 512)
+    limits = selection.device_limits(device)
+    programs = 2 if tiny else 4 * limits.multiprocessors
+    elements = programs * block * max(1, (2**22) // (programs * block))
+    source = torch.ones(elements, device=device)
+    sums = torch.empty(programs * block, device=device)
+
+    def call() -> None:
+        read_again[(programs,)](source, sums, elements, rounds, BLOCK=block, num_warps=4)
+
+    times = summary([measure([call], clock, 0.2)])
+    if not (sums == rounds).all():
+        raise RuntimeError("a read of L2 was wrong")
+    moved = programs * block * 4 * rounds
+    return {**times, "bytes": moved, "GB_s": moved / times["median_ms"] / 1e6}
+
+
+def shared_rate(device: torch.device, clock, tiny: bool) -> dict:
+    """Bytes read per second of shared memory, by two programs on every multiprocessor."""
+    from benchmarks.shared_memory import read_shared  # Gluon, which the interpreter has not
+
+    size, rounds = (1024, 7) if tiny else (4096, 1 << 14)
+    programs = 2 if tiny else 2 * selection.device_limits(device).multiprocessors
+    sums = torch.empty(programs * size, device=device)
+
+    def call() -> None:
+        read_shared[(programs,)](sums, rounds, SIZE=size, num_warps=8)
+
+    times = summary([measure([call], clock, 0.2)])
+    if not (sums == rounds).all():
+        raise RuntimeError("a read of shared memory was wrong")
+    moved = programs * size * 4 * rounds
     return {**times, "bytes": moved, "GB_s": moved / times["median_ms"] / 1e6}
 
 
@@ -258,6 +309,8 @@ def compile_kernels(shape: tuple, direction: str, rivals: bool, device: torch.de
 
 PROBES: dict[str, Callable] = {
     "copy": copy_rate,
+    "L2": l2_rate,
+    SHARED: shared_rate,
     "product bfloat16": functools.partial(product_rate, dtype=torch.bfloat16),
     "product tf32": functools.partial(product_rate, dtype=torch.float32),
     "exchange sentinel": functools.partial(exchange_latency, protocol=SENTINEL),

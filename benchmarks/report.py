@@ -77,6 +77,45 @@ def text(record: dict) -> str:
     return "\n".join(lines)
 
 
+def brief(record: dict) -> str:
+    """Twenty lines at most: rates, a line for each shape with the times of both modes, goals."""
+    rates = [
+        f"{name} {probe[key]:,.0f} {key.replace('_', '/')}"
+        for name, probe in record["probes"].items()
+        for key in ("GB_s", "TFLOP_s")
+        if key in probe
+    ]
+    lines = [", ".join(rates) or "no rates"]
+    lines += [
+        f"{name}: {one_line(probe)}"[:100]
+        for name, probe in record["probes"].items()
+        if name.startswith("exchange")
+    ]
+    lines.append(
+        f"{'shape':20} {'forward us/step':>16} {'x nn.GRU':>9} {'x nn.LSTM':>9}"
+        f" {'train us/step':>14} {'x nn.GRU':>9} {'x nn.LSTM':>9}"
+    )
+    shapes: dict[tuple, dict[str, dict]] = {}
+    for cell in record["cells"].values():
+        key = (cell["dtype"], cell["T"], cell["B"], cell["H"], cell["reset_after"])
+        shapes.setdefault((*key, cell["directions"], cell["lengths"]), {})[cell["mode"]] = cell
+    for modes in shapes.values():
+        cells = [modes.get(mode) for mode in MODES]
+        first = next(cell for cell in cells if cell is not None)
+        line = f"T{first['T']} B{first['B']} H{first['H']}"
+        line = f"{line:20}"
+        for cell, width in zip(cells, (16, 14), strict=True):
+            ours = cell and median_ms(cell, OURS)
+            step = ours and cell and 1e3 * ours / cell["T"]
+            line += f" {_number(step, f'{width}.2f')}"
+            line += "".join(
+                f" {_number(cell and speedup(cell, over), '9.2f')}" for over in (CUDNN, LSTM)
+            )
+        lines.append(line)
+    reached = [f"{value:8.2f} {unit:2}  {goal}" for goal, value, unit in goals(record)]
+    return "\n".join([*lines[: 20 - len(reached)], *reached])
+
+
 def _number(value: float | None, form: str) -> str:
     width = int(form.split(".")[0])
     return " " * (width - 1) + "-" if value is None else format(value, form)
@@ -185,8 +224,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("record", type=Path, help="file written by benchmarks.run")
     parser.add_argument("--out", type=Path, help="directory for report.md and the plots")
+    parser.add_argument("--brief", action="store_true", help="twenty lines, and nothing else")
     options = parser.parse_args(arguments)
     record = json.loads(options.record.read_text())
+    if options.brief:
+        print(brief(record))
+        return 0
     table = markdown(record)
     print(table)
     for goal, value, unit in goals(record):

@@ -1,4 +1,4 @@
-"""Times GRU layers on a GPU: `python -m benchmarks.run --suite smoke|quick|full --out FILE.json`.
+"""Times GRU layers on a GPU: `python -m benchmarks.run --suite core|quick|full --out FILE.json`.
 
 Needs torch, triton and numpy. Measures first the device's peak rates and the plans' predictions,
 then every cell of the suite with all its implementations on the same inputs, each with its error
@@ -29,7 +29,7 @@ from benchmarks.measurements import NOT_RUN, ROOT, Record
 from benchmarks.measuring import Measuring, failure, tf32_of
 from benchmarks.suites import SUITES, Cell
 
-DEFAULT_MINUTES = {"smoke": 2, "quick": 8, "full": 45}
+DEFAULT_MINUTES = {"smoke": 2, "core": 4, "quick": 8, "full": 45}
 # Seconds without output after which an implementation hangs: compiling takes most of a minute at
 # worst, except for FlashRNN, which runs nvcc.
 STALL_SECONDS, STALL_SECONDS_NVCC = 150, 400
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--suite", choices=SUITES, default="quick")
     parser.add_argument("--out", type=Path, required=True, help="JSON file; resumed if it exists")
-    parser.add_argument("--minutes", type=float, help="time budget (2, 8 and 45 by suite)")
+    parser.add_argument("--minutes", type=float, help="time budget (2, 4, 8 and 45 by suite)")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--commit", help="recorded if there is no git repository")
     parser.add_argument("--no-probes", action="store_true", help="cells only")
@@ -81,9 +81,9 @@ def main(arguments: list[str] | None = None) -> int:
 def probe_names(options) -> list[str]:
     if options.no_probes or (options.device == "cpu" and os.environ.get("TRITON_INTERPRET") != "1"):
         return []
-    from benchmarks.probes import PROBES
+    from benchmarks.probes import PROBES, SHARED
 
-    return list(PROBES)
+    return [name for name in PROBES if options.device == "cuda" or name != SHARED]
 
 
 # -- the processes that compile -----------------------------------------------------------------

@@ -69,6 +69,16 @@ def _smoke() -> list[Cell]:
     ]
 
 
+def _core() -> list[Cell]:
+    """The first call on a GPU: the grid of the goals, the largest shapes' training first."""
+    return [
+        Cell(256, B, H, mode=mode, implementations=COMPARED)
+        for mode in reversed(MODES)
+        for H in (768, 1024, 512, 256)
+        for B in (16, 64, 128)
+    ]
+
+
 def _quick() -> list[Cell]:
     # The shapes of the goals.
     cells = _both(1024, 16, 768, implementations=COMPARED)
@@ -137,4 +147,4 @@ def _once(cells: list[Cell]) -> list[Cell]:
     return list(merged.values())
 
 
-SUITES = {"smoke": _smoke, "quick": _quick, "full": _full}
+SUITES = {"smoke": _smoke, "core": _core, "quick": _quick, "full": _full}

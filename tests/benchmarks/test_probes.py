@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -18,7 +19,7 @@ harness.install()
 from benchmarks import probes
 from benchmarks.timing import WallClock
 cpu, clock, found = torch.device("cpu"), WallClock(), {}
-for name in ("copy", "product bfloat16", "exchange sentinel", "exchange counter", "kernels"):
+for name in ("copy", "L2", "product bfloat16", "exchange sentinel", "exchange counter", "kernels"):
     found[name] = probes.PROBES[name](cpu, clock, True)
 for protocol in ("sentinel", "counter"):
     prepare, launch, right = probes.exchange_step(cpu, protocol, 2, 3)
@@ -44,6 +45,7 @@ def found():
 
 
 def test_ceilings_are_rates_of_known_sizes(found):
+    assert found["L2"]["bytes"] == 2 * 64 * 4 * 3
     copy, product = found["copy"], found["product bfloat16"]
     assert copy["bytes"] == 2 * 2 * 1024
     assert copy["GB_s"] == pytest.approx(copy["bytes"] / copy["median_ms"] / 1e6)
@@ -63,3 +65,17 @@ def test_kernels_are_measured_beside_their_plans(found):
     assert {row["reset_after"] for row in rows} == {True, False}
     for row in rows:
         assert row["step_us"] > 0 and row["plan"]["lower_bound_us"] <= row["plan"]["estimate_us"]
+
+
+def test_shared_memory_is_read_as_compiled():
+    torch = pytest.importorskip("torch")
+    from benchmarks import probes
+    from benchmarks.timing import WallClock
+    from tests.ptx.launching import emulated
+
+    with emulated(90, seed=0) as launches:
+        found = probes.shared_rate(torch.device("cpu"), WallClock(), True)
+    assert found["bytes"] == 2 * 1024 * 4 * 7
+    # A label, the loads, the jump back to it.
+    loop = re.search(r"(\$L__BB\d+_\d+):.*ld\.shared\.v4.*bra\S*\s+\1;", launches[0].ptx, re.S)
+    assert loop, "the loads have left the loop"

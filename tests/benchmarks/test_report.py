@@ -143,3 +143,11 @@ def test_nothing_measured_gives_no_plot(tmp_path):
     assert plots(record.data, tmp_path) == []
     assert goals(record.data) == []
     assert "1 not run" not in report.markdown(record.data)
+
+
+def test_the_brief_table_has_twenty_lines_and_both_modes(data):
+    lines = report.brief(data).splitlines()
+    assert len(lines) <= 20
+    (row,) = (line for line in lines if line.startswith("T512 B64 H1024"))
+    # 0.5 and 1.0 ms of 512 steps; 8 times nn.GRU's speed in both; no nn.LSTM was timed.
+    assert row.split()[3:] == ["0.98", "8.00", "-", "1.95", "8.00", "-"]
