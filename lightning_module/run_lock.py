@@ -199,7 +199,7 @@ class RunLock:
     def _held_by(self, holder: Holder | None, silent: float) -> RunError:
         text = (
             f"{self.run_dir} is held by {holder or 'a process that has just taken it'}, last "
-            f"touched {max(0.0, silent):.0f} s ago; one process trains a run at a time. Wait until "
+            f"touched {max(0.0, silent):.0f} s ago; one process works there at a time. Wait until "
             "it ends, or stop it"
         )
         if holder is None or holder.machine != _machine():

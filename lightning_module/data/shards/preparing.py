@@ -15,7 +15,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,8 +28,17 @@ from lightning_module.data.corpora import Corpus, Document
 from lightning_module.data.corpora.corpus import Part, beginning, digest
 from lightning_module.data.shards import index
 from lightning_module.data.shards.executors import Executor, Job
-from lightning_module.data.shards.index import Index, Shard
+from lightning_module.data.shards.index import Index
 from lightning_module.data.shards.store import is_of_store, open_store
+from lightning_module.data.shards.unfinished import (
+    UNFINISHED,
+    forget_reports,
+    owned,
+    record,
+    recorded,
+    report,
+    reported,
+)
 from lightning_module.data.shards.writing import SHARD, dtype_of, write_shards
 from lightning_module.data.tokenizers import Tokenizer, TokenizerSettings
 from lightning_module.errors import DataError
@@ -37,8 +46,6 @@ from lightning_module.terminal.progress_bars import reading
 
 log = logging.getLogger(__name__)
 
-UNFINISHED = "unfinished"
-_PLAN = "plan.json"
 _REPORT_EVERY = 2.0  # seconds between two reports of a worker
 _SAMPLE = 2**20  # characters from which the size of the tokens is estimated
 
@@ -82,8 +89,9 @@ def prepare(
         What is in `index.json`.
 
     Raises:
-        DataError: The text or the settings cannot be used, `out` has other shards or cannot be
+        DataError: The text or the settings cannot be used, `out` has other files or cannot be
             written, or workers die again and again.
+        RunError: Another process prepares shards in `out`.
     """
     settings.check()
     filesystem, folder = open_store(out)
@@ -92,10 +100,13 @@ def prepare(
         present = _present(filesystem, folder, out, source)
         if present is not None:
             log.info("The shards in %s are complete", out)
+            if filesystem.exists(f"{folder}/{UNFINISHED}"):  # of a run killed at its very end
+                filesystem.rm(f"{folder}/{UNFINISHED}", recursive=True)
             return present
-        return _make(
-            filesystem, folder, out, source, corpus, settings, executor, tokenizer_chars, size
-        )
+        with owned(filesystem, folder, out, source):
+            return _make(
+                filesystem, folder, out, source, corpus, settings, executor, tokenizer_chars, size
+            )
     except Exception as error:
         if not is_of_store(error):
             raise
@@ -151,15 +162,14 @@ def _make(
 
     log.info("Preparing %s in %s", corpus.description, out)
     train, val = corpus.divided(apply)
-    filesystem.makedirs(f"{folder}/{UNFINISHED}", exist_ok=True)
-    tokenizer = _tokenizer(filesystem, folder, source, settings, train, tokenizer_chars)
+    tokenizer = _tokenizer(filesystem, folder, settings, train, tokenizer_chars)
     tasks = _tasks("train", train, tokenizer, size) + _tasks("val", val, tokenizer, size)
-    made = _made(filesystem, folder, source)
+    made = recorded(filesystem, folder, source)
     while missing := [task for task in tasks if task.name not in made]:
         if made:
             log.info("%d of %d tasks are done", len(tasks) - len(missing), len(tasks))
         failed = _round(filesystem, folder, source, tokenizer, missing, executor, size)
-        now = _made(filesystem, folder, source)
+        now = recorded(filesystem, folder, source)
         if len(now) == len(made):
             raise DataError(
                 f"The workers ended without having made any shard ({type(failed).__name__}: "
@@ -201,22 +211,21 @@ def _each(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
 def _tokenizer(
     filesystem: AbstractFileSystem,
     folder: str,
-    source: str,
     settings: TokenizerSettings,
     train: list[Part],
     most: int,
 ) -> Tokenizer:
-    """The tokenizer; that of an earlier run for the same text and settings, if there is one."""
-    plan, path = f"{folder}/{UNFINISHED}/{_PLAN}", f"{folder}/{index.TOKENIZER}"
-    with contextlib.suppress(FileNotFoundError, ValueError):
-        if json.loads(filesystem.cat_file(plan))["source"] == source:
-            return _load(filesystem.cat_file(path).decode())
+    """The tokenizer; that of an earlier run, if there is one."""
+    path = f"{folder}/{index.TOKENIZER}"
+    with contextlib.suppress(FileNotFoundError, ValueError):  # of a process that was killed
+        content = filesystem.cat_file(path).decode()
+        json.loads(content)
+        return _load(content)
     with reading("Finding the tokens of the training text", None, log) as advance:
         tokenizer = Tokenizer.train(settings, _text(train, most, advance))
     with tempfile.TemporaryDirectory(prefix="triton_gru-prepare-") as here:
         tokenizer.save(Path(here) / index.TOKENIZER)
         filesystem.pipe_file(path, (Path(here) / index.TOKENIZER).read_bytes())
-    filesystem.pipe_file(plan, json.dumps({"source": source}).encode())
     return tokenizer
 
 
@@ -262,23 +271,6 @@ def _bytes_per_character(parts: list[Part], tokenizer: Tokenizer) -> float:
     return dtype_of(tokenizer).itemsize * tokens / max(1, len(sample))
 
 
-def _made(filesystem: AbstractFileSystem, folder: str, source: str) -> dict[str, list[Shard]]:
-    """The shards of each task that is done."""
-    filesystem.invalidate_cache()
-    made = {}
-    for path, content in _files(filesystem, f"{folder}/{UNFINISHED}/*-*.json"):
-        with contextlib.suppress(ValueError, KeyError, TypeError):  # of a worker that was killed
-            record = json.loads(content)
-            if record["source"] == source:
-                made[Path(path).stem] = [Shard(**shard) for shard in record["shards"]]
-    return made
-
-
-def _files(filesystem: AbstractFileSystem, pattern: str) -> Iterable[tuple[str, bytes]]:
-    paths = filesystem.glob(pattern)
-    return filesystem.cat(paths, on_error="omit").items() if paths else ()
-
-
 def _round(
     filesystem: AbstractFileSystem,
     folder: str,
@@ -311,8 +303,7 @@ def _round(
             text += f", {left // 3600}:{left // 60 % 60:02}:{left % 60:02} left"
         return text
 
-    for path in filesystem.glob(f"{folder}/{UNFINISHED}/worker_*.json"):
-        filesystem.rm(path)
+    forget_reports(filesystem, folder)
     jobs: list[Job] = [
         executor.start(work, url, source, content, tasks[w::workers], size, w)
         for w in range(workers)
@@ -327,12 +318,7 @@ def _round(
                     raise error
             if time.monotonic() - looked > _REPORT_EVERY or not running:
                 looked = time.monotonic()
-                filesystem.invalidate_cache()
-                read = tokens = 0
-                for _, report in _files(filesystem, f"{folder}/{UNFINISHED}/worker_*.json"):
-                    with contextlib.suppress(ValueError):  # it is being written
-                        one = json.loads(report)
-                        read, tokens = read + one["characters"], tokens + one["tokens"]
+                read, tokens = reported(filesystem, folder)
                 advance(max(0, read - characters))
                 characters = max(read, characters)
             if not running:
@@ -361,32 +347,23 @@ def work(
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     filesystem, folder = open_store(url)
     tokenizer = _load(tokenizer_json)
-    total = {"characters": 0, "tokens": 0}
-    reported = 0.0
-
-    def report() -> None:
-        nonlocal reported
-        reported = time.monotonic()
-        filesystem.pipe_file(
-            f"{folder}/{UNFINISHED}/worker_{number}.json", json.dumps(total).encode()
-        )
+    read = written = 0
+    last = 0.0  # when it reported
 
     def advance(characters: int, tokens: int) -> None:
-        total["characters"] += characters
-        total["tokens"] += tokens
-        if time.monotonic() - reported > _REPORT_EVERY:
-            report()
+        nonlocal read, written, last
+        read, written = read + characters, written + tokens
+        if time.monotonic() - last > _REPORT_EVERY:
+            last = time.monotonic()
+            report(filesystem, folder, number, read, written)
 
     for task in tasks:
         try:
             shards = write_shards(
                 filesystem, folder, task.name, _documents(task), tokenizer, advance, size
             )
-            record = {"source": source, "shards": [asdict(shard) for shard in shards]}
-            filesystem.pipe_file(
-                f"{folder}/{UNFINISHED}/{task.name}.json", json.dumps(record).encode()
-            )
-            report()
+            record(filesystem, folder, source, task.name, shards)
+            report(filesystem, folder, number, read, written)
         except Exception as error:
             if not is_of_store(error):
                 raise
