@@ -14,6 +14,7 @@ torch = pytest.importorskip("torch")
 triton = pytest.importorskip("triton", reason="tests/ptx compiles kernels")
 
 from tests.ptx import cases, launching  # noqa: E402
+from tests.ptx.errors import PtxError  # noqa: E402
 from tests.ptx.gluon_mutations import (  # noqa: E402
     BARRIERS,
     BROKEN,
@@ -22,7 +23,9 @@ from tests.ptx.gluon_mutations import (  # noqa: E402
     Target,
     dropped,
     how_it_shows,
+    replaced,
 )
+from tests.ptx.program import Program  # noqa: E402
 from tests.scan_cases import error  # noqa: E402
 from triton_gru.kernel_errors import KernelTimeout, check_errors  # noqa: E402
 from triton_gru.kernels import forward  # noqa: E402
@@ -55,6 +58,12 @@ SCANS = [
     ((1, 3, 650), "bf16", 90, True, {"resets": True, "lengths": True, "wanted": NARROW}),
     ((1, 16, 768), "fp16", 90, False, {"bias": False}),
     ((1, 3, 1024), "bf16", 100, True, {}),
+    # A chunk is 128 columns.
+    ((4, 3, 17), "tf32", 90, True, {"lengths": True, "resets": True}),
+    ((3, 3, 33), "tf32", 80, False, {"resets": True, "not_finite": True}),
+    ((2, 17, 66, 2), "tf32", 100, True, {"wanted": WIDE | HIGH, "lengths": True}),
+    ((2, 3, 272), "tf32", 90, False, {"force": {"in_registers": 1}}),
+    ((1, 3, 512), "tf32", 86, True, {"wanted": NARROW}),
 ]
 
 
@@ -122,6 +131,29 @@ def check_quietly(device):
         assert "at step 4" in str(late)
 
 
+def test_a_broken_kernel_of_32_bits_is_caught():
+    """What differs from 16 bits: the test of a word, and the store."""
+    scan = cases.Scan((3, 3, 33), "tf32", GLUON, 90, True)
+    own = scan.run_forward().launches[0]
+    changes = {
+        dropped(r"max\.u32 lacking[^;]*;", 2): "values",
+        dropped(RELOAD): "KernelTimeout",
+        replaced("@stored st", "st"): "OutOfBounds",
+        replaced(r"(ld\.global\.nc\.v4\.b32 \{)(%r\d+), (%r\d+)", r"\1\3, \2"): "values",
+    }
+    for change, way in changes.items():
+        text = change(own.ptx)
+        assert text != own.ptx
+        found, instead = set(), {own.name: Program(text)}
+        for seed in range(4):
+            try:
+                wrong = scan.run_forward(seed=seed, instead=instead).wrong()
+                found |= {"values"} if wrong else set()
+            except (PtxError, KernelTimeout) as error:
+                found.add(type(error).__name__)
+        assert way in found
+
+
 # -- mutations ---------------------------------------------------------------------------------
 
 TWO_CHUNKS = (3, 3, 300), (2, 9, 290)
@@ -163,7 +195,7 @@ ORDERS = 4
 
 def listed():
     """Every shape, dtype, variant and architecture; the rest as a seeded generator picks."""
-    every = itertools.product(SHAPES, ("bf16", "fp16"), (True, False), DEVICES)
+    every = itertools.product(SHAPES, ("bf16", "fp16", "tf32"), (True, False), DEVICES)
     for n, (shape, precision, reset_after, arch) in enumerate(every):
         r = random.Random(n)
         wanted = r.choice(TILES)
@@ -193,6 +225,8 @@ def test_every_case(part):
         scan = cases.Scan(*arguments, **options)
         if scan.plans is None:  # 17 columns of two programs of 16, and none of 32
             scan = cases.Scan(*arguments, **options | {"wanted": {}, "force": {}})
+        if scan.plans is None:  # float32, and larger than fits
+            continue
         for seed in range(ORDERS):
             try:
                 wrong = scan.run_forward(seed=seed, apart=seed == 3).wrong()

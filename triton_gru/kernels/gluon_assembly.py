@@ -8,21 +8,20 @@ elements of a pack are equal, the compiler passes one register for all of them.
 
 Assembly = tuple[str, str]  # the text and its constraints
 
-# Elements of K that a lane reads by one vector load, 16 bytes of 16-bit elements.
-VECTOR = 8
-# The weights' fragment of a 16 x 32 tile, two rows of 8 elements for a lane.
-FRAGMENT = 2 * VECTOR
+# Bytes of K that a lane reads by one vector load.
+VECTOR_BYTES = 16
 
 
-def poll(chunks: int, chunk_bytes: int, tiles: int, tail: bool) -> Assembly:
+def poll(chunks: int, chunk_bytes: int, tiles: int, tail: bool, element: int = 2) -> Assembly:
     """Loads a warp's part of the exchanged vector, again and again until it is complete.
 
     The loads of all chunks are in flight together and are tested together. An element that has not
-    arrived is 16 ones (kernels/exchange.py). Two elements are tested at once: a half of w is all
-    ones if and only if (~w - 0x00010001) & w has the top bit of the lowest such half. The warp
-    votes, so that its lanes stay together, and only the lanes that lack something load again.
+    arrived is all ones (kernels/exchange.py), and so is then the largest of all words. Two 16-bit
+    elements are tested at once: a half of w is all ones if and only if (~w - 0x00010001) & w has
+    the top bit of the lowest such half. The warp votes, so that its lanes stay together, and only
+    the lanes that lack something load again.
 
-    Operands: out `chunks` packs of 16-bit elements, and one of int32, the state of the wait; in
+    Operands: out `chunks` packs of elements, and one of int32, the state of the wait; in
     packs of pointers to the first chunk, unless the tail is the only one, and, with `tail`, of
     those that the last chunk is read by, which is as far from them as from the first; the state;
     the step. The state is the number of looks after the first that a wait may take, or, once one
@@ -34,9 +33,11 @@ def poll(chunks: int, chunk_bytes: int, tiles: int, tail: bool) -> Assembly:
         chunk_bytes: distance from one chunk to the next.
         tiles: tiles of 8 batch rows.
         tail: whether the last chunk has pointers of its own.
+        element: bytes, 2 or 4.
     """
-    pack = VECTOR * tiles
-    words = pack // 2
+    vector = VECTOR_BYTES // element
+    pack = vector * tiles
+    words = 4 * tiles
     state = chunks * words
     pointers = state + pack
     packs = (chunks > 1 or not tail) + tail
@@ -48,11 +49,19 @@ def poll(chunks: int, chunk_bytes: int, tiles: int, tail: bool) -> Assembly:
             first = chunk * words + 4 * tile
             registers = ", ".join(f"${first + i}" for i in range(4))
             base = last if chunk == chunks - 1 else pointers
-            address = f"[${base + VECTOR * tile} + {chunk * chunk_bytes}]"
+            address = f"[${base + vector * tile} + {chunk * chunk_bytes}]"
             loads.append(f"ld.relaxed.gpu.global.v4.b32 {{{registers}}}, {address};")
     tests = []
     for word in range(chunks * words):
-        tests += [f"sub.s32 t, -65538, ${word};", f"lop3.b32 lacking, t, ${word}, lacking, 0xEA;"]
+        if element == 2:
+            tests += [f"sub.s32 t, -65538, ${word};"]
+            tests += [f"lop3.b32 lacking, t, ${word}, lacking, 0xEA;"]
+        else:
+            tests += [f"max.u32 lacking, lacking, ${word};"]
+    if element == 2:
+        tests += ["and.b32 lacking, lacking, 0x80008000;", "setp.ne.s32 lacks, lacking, 0;"]
+    else:
+        tests += ["setp.eq.u32 lacks, lacking, 0xffffffff;"]
     lines = [
         "{",
         ".reg .pred lacks, any, again;",
@@ -62,8 +71,6 @@ def poll(chunks: int, chunk_bytes: int, tiles: int, tail: bool) -> Assembly:
         "LOOK:",
         "mov.b32 lacking, 0;",
         *tests,
-        "and.b32 lacking, lacking, 0x80008000;",
-        "setp.ne.s32 lacks, lacking, 0;",
         "vote.sync.any.pred any, lacks, 0xffffffff;",
         f"setp.lt.and.s32 again, looks, ${waiting}, any;",
         "@!again bra DONE;",
@@ -89,7 +96,8 @@ def read_factors(
     the first plane, as `poll` has them.
     """
     words = 4 * tiles
-    pack = VECTOR * tiles
+    vector = VECTOR_BYTES // 2
+    pack = vector * tiles
     pointers = 3 * chunks * words
     last = pointers + pack * ((chunks > 1 or not tail) + tail - 1)
     loads = []
@@ -100,7 +108,7 @@ def read_factors(
                 registers = ", ".join(f"${first + i}" for i in range(4))
                 base = last if chunk == chunks - 1 else pointers
                 at = plane * plane_bytes + chunk * chunk_bytes
-                address = f"[${base + VECTOR * tile} + {at}]"
+                address = f"[${base + vector * tile} + {at}]"
                 loads.append(f"ld.global.v4.b32 {{{registers}}}, {address};")
     return "\n".join(loads), ",".join(["=&r"] * pointers + ["l"] * (last - pointers + pack))
 
@@ -125,20 +133,24 @@ def times(count: int, tiles: int, bf16: bool) -> Assembly:
     return "\n".join(lines), ",".join(constraints)
 
 
-def read_weights() -> Assembly:
-    """A lane's fragment of a weight tile, past L1: two rows, as the matrix instruction has them."""
+def read_weights(element: int = 2) -> Assembly:
+    """A lane's fragment of a weight tile, past L1: two rows, as the matrix instruction has them.
+
+    The pointers come in its order: the elements of a word of one row, of the other, and so on.
+    """
+    second = 8 + 4 // element
     lines = (
         "ld.global.nc.v4.b32 {$0, $2, $4, $6}, [$8];",
-        "ld.global.nc.v4.b32 {$1, $3, $5, $7}, [$10];",
+        f"ld.global.nc.v4.b32 {{$1, $3, $5, $7}}, [${second}];",
     )
-    return "\n".join(lines), ",".join(["=&r"] * (FRAGMENT // 2) + ["l"] * FRAGMENT)
+    return "\n".join(lines), ",".join(["=&r"] * 8 + ["l"] * (2 * VECTOR_BYTES // element))
 
 
-def publish(threads: int) -> Assembly:
-    """Stores 16 bits where a flag says so; the first `threads` threads, the others hold copies.
+def publish(threads: int, element: int = 2) -> Assembly:
+    """Stores an element where a flag says so; the first `threads` threads, the others hold copies.
 
-    Relaxed, as the loads of `poll` are. By the letter of PTX's memory model that is not enough, as
-    2 bytes stored do not overlap the 4 loaded completely: it rests on a store of 2 aligned bytes
+    Relaxed, as the loads of `poll` are. By the letter of PTX's memory model that is not enough for
+    2 bytes, which do not overlap the 4 loaded completely: it rests on a store of 2 aligned bytes
     being seen whole or not at all. A plain store and a volatile load rest on more.
 
     Operands: out one that the compiler wants; in the address, the bits and the flag.
@@ -151,8 +163,11 @@ def publish(threads: int) -> Assembly:
         "mov.u32 thread, %tid.x;",
         "setp.ne.s32 stored, $3, 0;",
         f"setp.lt.and.u32 stored, thread, {threads}, stored;",
-        "cvt.u16.u32 bits, $2;",
-        "@stored st.relaxed.gpu.global.b16 [$1], bits;",
+        *(
+            ("cvt.u16.u32 bits, $2;", "@stored st.relaxed.gpu.global.b16 [$1], bits;")
+            if element == 2
+            else ("@stored st.relaxed.gpu.global.b32 [$1], $2;",)
+        ),
         "mov.b32 $0, 0;",
         "}",
     )

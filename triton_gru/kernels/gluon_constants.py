@@ -10,9 +10,9 @@ from triton.experimental.gluon import language as gl
 
 from triton_gru.kernel_errors import error_words
 from triton_gru.kernels import gluon_assembly, launch
-from triton_gru.plan.plan import GLUON_DEPTH, Plan
+from triton_gru.plan.plan import Plan, gluon_depth
 
-DTYPES = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}
+DTYPES = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16, torch.float32: gl.float32}
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -51,27 +51,36 @@ class Constants:
         sums = gl.NVMMADistributedLayout([2, 0], [W, 1, 1], [1, 16, 8])
         across = min(N // 16, W)
         parts = gl.BlockedLayout([W, 1, 1], [1, 16, 2], [1, across, W // across], [2, 1, 0])
-        chunk = GLUON_DEPTH * W
+        element = self.DTYPE.primitive_bitwidth // 8
+        depth, vector = gluon_depth(element), gluon_assembly.VECTOR_BYTES // element
+        chunk = depth * W
+        # 32-bit elements leave the assembly as integers.
+        loaded = self.DTYPE if element == 2 else gl.int32
         follows = {
-            "DEPTH": GLUON_DEPTH,
+            "DEPTH": depth,
             "CHUNK": chunk,
-            "TILE": [W, N, GLUON_DEPTH],
+            "TILE": [W, N, depth],
+            "PACK": vector * M // 8,
+            "FRAGMENT": 2 * vector,
+            "LATER_K": 25 if element == 2 else 12,  # bits of k, see gluon_tile.lane_of
+            "LOADED": loaded,
+            "BITS": gl.int16 if element == 2 else gl.int32,
             "SUM": [W, N, M],
             "UNROLLED": 2 if self.RESET_AFTER else 1,
             "SUMS": sums,
-            "LEFT": gl.DotOperandLayout(0, sums, 2),
-            "RIGHT": gl.DotOperandLayout(1, sums, 2),
+            "LEFT": gl.DotOperandLayout(0, sums, 4 // element),
+            "RIGHT": gl.DotOperandLayout(1, sums, 4 // element),
             "PARTS": parts,
             "OWN": gl.SliceLayout(0, parts),
             "SHARED_SUMS": gl.SharedLinearLayout(shared_sums(W, N, M)),
-            "SHARED_WEIGHTS": gl.SwizzledSharedLayout(8, 2, 4, [2, 1, 0]),
-            "POLL_TYPES": (self.DTYPE,) * self.CHUNKS + (gl.int32,),
+            "SHARED_WEIGHTS": gl.SwizzledSharedLayout(vector, 2, 4, [2, 1, 0]),
+            "POLL_TYPES": (loaded,) * self.CHUNKS + (gl.int32,),
         }
         self._set(**follows)
         self._set_assembly(
-            POLL=gluon_assembly.poll(self.CHUNKS, 2 * chunk, M // 8, self.TAIL),
-            WEIGHTS=gluon_assembly.read_weights(),
-            PUBLISH=gluon_assembly.publish(min(32 * W, M * N)),
+            POLL=gluon_assembly.poll(self.CHUNKS, element * chunk, M // 8, self.TAIL, element),
+            WEIGHTS=gluon_assembly.read_weights(element),
+            PUBLISH=gluon_assembly.publish(min(32 * W, M * N), element),
         )
 
     def _set(self, **values: Any) -> None:

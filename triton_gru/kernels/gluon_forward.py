@@ -1,4 +1,4 @@
-"""The forward recurrence of a group in Gluon, 16-bit. The parts of a step are in `gluon_tile.py`.
+"""The forward recurrence of a group in Gluon. The parts of a step are in `gluon_tile.py`.
 
 The exchange, the buffers and the results are those of `forward.py`; what differs is the way of the
 state into the product, and the sums over the warps.

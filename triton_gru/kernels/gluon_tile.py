@@ -1,10 +1,10 @@
 """What the Gluon kernels share: a program's weights, its vector and their product.
 
-K is divided among the warps, in chunks of 32 columns a warp. A warp polls its part of the vector
-straight into the operand of its matrix instructions: vector^T is their right operand (8 batch rows
-a tile), the weights are the left one. K is permuted for that, in the vector and in the weights
-likewise: the 8 elements of 32 that a lane multiplies are 16 bytes that lie together. So nothing is
-staged in shared memory, and no warp waits for another one before its product.
+K is divided among the warps, in chunks of 64 bytes a warp: 32 columns, in float32 16. A warp polls
+its part of the vector straight into the operand of its matrix instructions: vector^T is their right
+operand (8 batch rows a tile), the weights are the left one. K is permuted for that, in the vector
+and in the weights likewise: the 16 bytes that a lane multiplies lie together. So nothing is staged
+in shared memory, and no warp waits for another one before its product.
 
 The weights stay in registers, but the chunks that do not fit, which are in shared memory. Each
 warp's partial sums go to shared memory, one barrier, and a thread sums what it owns.
@@ -19,12 +19,30 @@ from triton.experimental.gluon.language.nvidia.ampere import mma_v2
 
 
 @gluon.jit
-def first_of_vector(k):
-    """Where the 16 bytes begin of which the k-th of 32 operands of a matrix instruction is one.
+def lane_of(k, C: gl.constexpr):
+    """Which of the 4 lanes of a row multiplies the k-th of the operands of a matrix instruction.
 
-    Lane l multiplies the operands k of 2 (l % 4) + {0, 1, 8, 9, 16, 17, 24, 25}.
+    Lane l has 2 l + {0, 1, 8, 9, 16, 17, 24, 25} of 32, of 32 bits l + {0, 4, 8, 12} of 16.
     """
-    return 8 * ((k >> 1) & 3)
+    if C.DEPTH == 32:
+        return (k >> 1) & 3
+    else:
+        return k & 3
+
+
+@gluon.jit
+def first_of_vector(k, C: gl.constexpr):
+    """Where the 16 bytes begin that its lane reads."""
+    return lane_of(k, C) * (C.DEPTH // 4)
+
+
+@gluon.jit
+def as_floats(loaded, C: gl.constexpr):
+    """What an assembly loaded; elements of 32 bits leave it as integers."""
+    if C.DEPTH == 32:
+        return loaded
+    else:
+        return loaded.to(C.DTYPE, bitcast=True)
 
 
 @gluon.jit
@@ -43,7 +61,7 @@ def load_weights(weight, direction, col0, padded, zeros, C: gl.constexpr):
     col = gl.arange(0, C.COLUMNS, layout=gl.SliceLayout(0, gl.SliceLayout(2, C.LEFT)))
     col = col0 + col[None, :, None]
     k = gl.arange(0, C.DEPTH, layout=gl.SliceLayout(0, gl.SliceLayout(1, C.LEFT)))[None, None, :]
-    k = warp * C.DEPTH + first_of_vector(k)
+    k = warp * C.DEPTH + first_of_vector(k, C)
     offset = col * padded + k
     block = padded * padded
     own_weight = weight + direction * 3 * block
@@ -62,8 +80,9 @@ def _load_weight(matrix, offset, k, col, padded, zeros, C: gl.constexpr):
         if C.TAIL or C.EDGE:
             at = gl.where((k + i * C.CHUNK < padded) & (col < padded), at, zeros)
         chunk = gl.inline_asm_elementwise(
-            C.WEIGHTS, C.WEIGHTS_CONSTRAINTS, [at], dtype=C.DTYPE, is_pure=True, pack=16
+            C.WEIGHTS, C.WEIGHTS_CONSTRAINTS, [at], dtype=C.LOADED, is_pure=True, pack=C.FRAGMENT
         )
+        chunk = as_floats(chunk, C)
         if i < C.CHUNKS - C.IN_REGISTERS:
             chunks += (gl.allocate_shared_memory(C.DTYPE, C.TILE, C.SHARED_WEIGHTS, chunk),)
         else:
@@ -80,7 +99,7 @@ def vector_tile(row0, batch, direction, C: gl.constexpr):
     """
     warp = gl.arange(0, C.WARPS, layout=gl.SliceLayout(1, gl.SliceLayout(2, C.RIGHT)))
     k = gl.arange(0, C.DEPTH, layout=gl.SliceLayout(0, gl.SliceLayout(2, C.RIGHT)))[None, :, None]
-    k = warp[:, None, None] * C.DEPTH + first_of_vector(k)
+    k = warp[:, None, None] * C.DEPTH + first_of_vector(k, C)
     row = gl.arange(0, C.ROWS, layout=gl.SliceLayout(0, gl.SliceLayout(1, C.RIGHT)))
     row = row0 + row[None, None, :]
     row = gl.where(row < batch, row, row0)
@@ -128,9 +147,12 @@ def receive(at, tail, zeros, waiting, step, C: gl.constexpr):
     """
     operands = vectors(at, tail, zeros, C) + (waiting, step)  # noqa: RUF005 - not in Triton
     found = gl.inline_asm_elementwise(
-        C.POLL, C.POLL_CONSTRAINTS, operands, dtype=C.POLL_TYPES, is_pure=False, pack=C.ROWS
+        C.POLL, C.POLL_CONSTRAINTS, operands, dtype=C.POLL_TYPES, is_pure=False, pack=C.PACK
     )
-    return found[: C.CHUNKS], found[C.CHUNKS]
+    chunks: "tuple[gl.tensor, ...]" = ()  # noqa: UP037 - Triton evaluates annotations
+    for i in gl.static_range(gl.constexpr(C.CHUNKS)):
+        chunks += (as_floats(found[i], C),)
+    return chunks, found[C.CHUNKS]
 
 
 @gluon.jit
@@ -166,7 +188,7 @@ def publish(pointers, value, mask, C: gl.constexpr):
     value = value.to(C.DTYPE)
     nan = gl.full(value.shape, float("nan"), C.DTYPE, layout=value.type.layout)
     value = gl.where(value == value, value, nan)
-    bits = value.to(gl.int16, bitcast=True).to(gl.int32)
+    bits = value.to(C.BITS, bitcast=True).to(gl.int32)
     operands = [pointers, bits, mask.to(gl.int32)]
     gl.inline_asm_elementwise(
         C.PUBLISH, C.PUBLISH_CONSTRAINTS, operands, dtype=gl.int32, is_pure=False, pack=1
@@ -176,10 +198,10 @@ def publish(pointers, value, mask, C: gl.constexpr):
 @gluon.jit
 def report(waiting, error, tile, program, C: gl.constexpr):
     """Writes the error words if a wait was given up; `tile` has the vector's shape."""
-    # The first element of each pack: that of the first batch rows and of both halves' first k.
+    # The first element of each pack: that of the first batch rows and of each lane's first k.
     k = gl.arange(0, C.DEPTH, layout=gl.SliceLayout(0, gl.SliceLayout(2, C.RIGHT)))[None, :, None]
     row = gl.arange(0, C.ROWS, layout=gl.SliceLayout(0, gl.SliceLayout(1, C.RIGHT)))
-    late = (waiting < 0) & (k & 25 == 0) & (row[None, None, :] < 8)
+    late = (waiting < 0) & (k & C.LATER_K == 0) & (row[None, None, :] < 8)
     at = error + tile * 0
     gl.store(at + 1, ~waiting, mask=late)
     gl.store(at, program + 1, mask=late)

@@ -1,4 +1,4 @@
-"""Plans of the Gluon kernels (kernels/gluon_forward.py, gluon_backward.py): a group, in 16 bit."""
+"""Plans of the Gluon kernels (kernels/gluon_forward.py, gluon_backward.py)."""
 
 import math
 
@@ -7,11 +7,11 @@ from triton_gru.plan.devices import Device
 from triton_gru.plan.plan import (
     ELEMENT_BYTES,
     GLUON,
-    GLUON_DEPTH,
     MAX_REGISTERS,
     SENTINEL,
     Plan,
     Problem,
+    gluon_depth,
     padded_size,
 )
 
@@ -28,7 +28,7 @@ def gluon_plans(problem: Problem, device: Device) -> list[Plan]:
 
     They take one more barrier in a step (benchmarks/NOTES.md), which `costs.py` does not know.
     """
-    if not device.gluon or ELEMENT_BYTES[problem.dtype] != 2:
+    if not device.gluon or not _takes(problem):
         return []
     plans = (_plan(problem, device, rows, columns) for rows in ROWS for columns in COLUMNS)
     fitting = [plan for plan in plans if plan is not None]
@@ -37,24 +37,32 @@ def gluon_plans(problem: Problem, device: Device) -> list[Plan]:
     return whole + [p for p in fitting if p not in whole and p.launches < launches]
 
 
+def _takes(problem: Problem) -> bool:
+    """16 bit, and the forward in float32 with tf32."""
+    if problem.dtype == "float32":
+        return problem.tensor_cores and problem.direction == "forward"
+    return True
+
+
 def _plan(problem: Problem, device: Device, rows: int, columns: int) -> Plan | None:
     size = padded_size(problem.hidden)
     group = -(-size // columns)
     if group == 1 or group > device.resident_programs:
         return None
-    chunk = GLUON_DEPTH * WARPS
+    element = ELEMENT_BYTES[problem.dtype]
+    chunk = gluon_depth(element) * WARPS
     chunks = -(-size // chunk)
     in_registers = min(chunks, _most_in_registers(problem, rows, columns, chunks))
     if in_registers < 0:
         return None
-    chunk_bytes = 3 * columns * chunk * 2
+    chunk_bytes = 3 * columns * chunk * element
     forward = problem.direction == "forward"
     products = 3 * (2 if problem.reset_after else 1) if forward else 2  # with a sum of their own
     sums = products * WARPS * rows * columns * 4
     shared = sums + (chunks - in_registers) * chunk_bytes
     if shared > device.shared_bytes:
         return None
-    weight = 3 * columns * size * 2
+    weight = 3 * columns * size * element
     groups = problem.directions * -(-problem.batch // rows)
     groups_a_launch = min(groups, device.resident_programs // group)
     return priced(

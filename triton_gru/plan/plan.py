@@ -18,8 +18,6 @@ ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 SENTINEL, COUNTER = "sentinel", "counter"
 # The kernels of a plan.
 SINGLE, GROUP, GLUON = "single", "group", "gluon"
-# Columns of K that a warp of the Gluon kernel takes of each chunk: two matrix instructions deep.
-GLUON_DEPTH = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +122,14 @@ class Plan:
                 f"{self.protocol}" + (", in Gluon" if self.kernel == GLUON else "")
             )
         return f"{shape}; at least {self.lower_bound_us:.2f} us per step by arithmetic"
+
+
+def gluon_depth(element: int) -> int:
+    """Columns of K that a warp of the Gluon kernels takes of each chunk: two matrix instructions.
+
+    64 bytes, 16 for each of the 4 lanes that have a row.
+    """
+    return 64 // element
 
 
 def padded_size(hidden: int) -> int:

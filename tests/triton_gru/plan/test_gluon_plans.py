@@ -25,7 +25,7 @@ def test_a_triton_that_is_not_known_gets_the_triton_kernels(version):
     assert best_plan(problem, device(90, version)).kernel == GROUP
 
 
-def test_it_takes_16_bit():
+def test_it_takes_16_bit_and_the_forward_with_tf32():
     for dtype, version in (("bfloat16", "3.7.1"), ("float16", "3.6.0")):
         for reset_after in (True, False):
             for direction in ("forward", "backward"):
@@ -33,7 +33,9 @@ def test_it_takes_16_bit():
                 assert best_plan(problem, device(90, version)).kernel == GLUON
                 # The backward that exchanges gates' gradients remains a choice of `tune`.
                 assert GROUP in {p.kernel for p in all_plans(problem, device(90, version))}
-                assert not gluon_plans(dataclasses.replace(problem, dtype="float32"), 90)
+                float32 = dataclasses.replace(problem, dtype="float32")
+                assert bool(gluon_plans(float32, 90)) == (direction == "forward")
+                assert not gluon_plans(dataclasses.replace(float32, tensor_cores=False), 90)
 
 
 def test_what_needs_no_exchange_stays_in_one_program():
@@ -43,19 +45,23 @@ def test_what_needs_no_exchange_stays_in_one_program():
 
 @pytest.mark.parametrize("arch", DEVICES)
 @pytest.mark.parametrize("reset_after", [True, False])
-@pytest.mark.parametrize("direction", ["forward", "backward"])
-def test_every_plan_keeps_the_rules(arch, reset_after, direction):
+@pytest.mark.parametrize(
+    ("dtype", "direction"),
+    [("bfloat16", "forward"), ("bfloat16", "backward"), ("float32", "forward")],
+)
+def test_every_plan_keeps_the_rules(arch, reset_after, dtype, direction):
     met = 0
     for hidden in (17, 129, 256, 650, 1000, 1024, 1696, 2048):
         for batch in (1, 17, 300):
             for directions in (1, 2):
-                problem = Problem(batch, hidden, "bfloat16", reset_after, direction, directions)
+                problem = Problem(batch, hidden, dtype, reset_after, direction, directions)
                 padded = padded_size(hidden)
                 for plan in gluon_plans(problem, arch):
                     met += 1
                     assert plan.group * plan.block_n >= padded > (plan.group - 1) * plan.block_n
                     assert plan.span == padded and 0 < plan.tail <= plan.block_k
-                    assert plan.block_k == 32 * plan.warps == 32 * plan.split_k
+                    depth = 32 if dtype == "bfloat16" else 16
+                    assert plan.block_k == depth * plan.warps == depth * plan.split_k
                     assert 0 <= plan.in_registers <= plan.k_blocks
                     assert plan.shared_bytes <= device(arch).shared_bytes
                     assert plan.groups == directions * math.ceil(batch / plan.block_m)
@@ -96,7 +102,8 @@ def test_the_factors_of_the_backward_take_registers_and_time_beyond_the_exchange
 def test_a_plan_says_that_it_is_gluon():
     plan = best_plan(Problem(16, 768, "bfloat16", True), device(90))
     assert "exchanging the state by sentinel, in Gluon" in plan.describe()
-    assert "Gluon" not in best_plan(Problem(16, 768, "float32", True), device(90)).describe()
+    exact = Problem(16, 256, "float32", True, tensor_cores=False)
+    assert "Gluon" not in best_plan(exact, device(90)).describe()
 
 
 def test_the_interpreter_gets_the_triton_kernels():

@@ -160,7 +160,7 @@ def test_what_does_not_fit_says_why():
 
 
 def test_triton_that_keeps_no_weights_in_registers_is_told_apart():
-    p = problem(16, 1400, "float32")
+    p = problem(16, 1400, "float32", direction="backward")
     device = for_triton(DEVICES[90], "3.9.0")
     with pytest.raises(DoesNotFit, match=r"\(it does with Triton 3\.7\.x\)$"):
         best_plan(p, device)
