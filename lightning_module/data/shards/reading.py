@@ -118,7 +118,7 @@ class Reader:
         # Not by the clock: the process may have been stopped meanwhile.
         left = PATIENCE
         for read in reads:
-            while not (read.done.is_set() or read.done.wait(_LOOK) or stop()):
+            while not (read.done.is_set() or stop() or read.done.wait(_LOOK)):
                 self._replace_hanging()
                 left -= _LOOK
                 if left <= 0:
@@ -165,28 +165,30 @@ class Reader:
 
     def _attempt(self, read: Read, number: int) -> None:
         """One attempt; after a failure the read is queued again, after a pause."""
+        final: str | None = None
         try:
             content = read.attempt()
         except Damaged as error:
-            read.damaged += 1
-            fault = str(error)
-            if read.damaged > 1:
-                self._fail(read, f"is damaged: {error}. {_REMEDY}")
-                return
+            fault, damaged = str(error), True
         except Exception as error:  # stores raise many kinds
-            fault = without_credentials(error)
+            fault, damaged = without_credentials(error), False
             if isinstance(error, _FINAL):
-                self._fail(read, f"cannot be read: {fault}")
-                return
+                final = f"cannot be read: {fault}"
         else:
             read.content = content
             read.done.set()
             return
         with self._lock:
-            if read.number != number:
-                return  # left to itself: a later attempt runs
+            if read.number != number or read.done.is_set():
+                return  # left to itself: a later attempt runs, or has succeeded
             read.begun = None
             read.fault = fault
+            read.damaged += damaged
+            if read.damaged > 1:
+                final = f"is damaged: {fault}. {_REMEDY}"
+        if final:
+            self._fail(read, final)
+            return
         self._warn(read)
         time.sleep(min(PAUSE * 2 ** min(number - 1, 16), LONGEST_PAUSE))
         self._queue.put(read)
@@ -208,10 +210,11 @@ class Reader:
         if time.monotonic() - self._warned_at > PATIENCE:  # once for all reads of an outage
             self._warned_at = time.monotonic()
             log.warning(
-                "%s/%s cannot be read (%s): trying again for up to %.0f s",
+                "%s/%s cannot be read (%s): trying again, for %.0f s once it is needed",
                 *(self.url, read.what, read.fault, PATIENCE),
             )
 
     def _fail(self, read: Read, how: str) -> None:
-        read.error = StoreError(f"{self.url}/{read.what} {how}")
-        read.done.set()
+        if not read.done.is_set():
+            read.error = StoreError(f"{self.url}/{read.what} {how}")
+            read.done.set()

@@ -5,6 +5,8 @@ import os
 import re
 import subprocess
 import sys
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -253,6 +255,34 @@ def test_hanging_reads_do_not_occupy_the_threads(corpus, store, monkeypatch):
     store.fault = staticmethod(first_hangs)
     again = list(made_module().train_dataloader())
     assert all(torch.equal(a.inputs, b.inputs) for a, b in zip(expected, again, strict=True))
+
+
+def test_a_late_failure_does_not_undo_a_success(monkeypatch):
+    """The first attempt hangs, and fails for good when the second one has succeeded."""
+    monkeypatch.setattr(reading, "ATTEMPT", 0.1)
+    late, calls = threading.Event(), []
+
+    def attempt():
+        calls.append(threading.current_thread())
+        if len(calls) == 1:
+            late.wait(60)
+            raise PermissionError("too late")
+        return b"content"
+
+    reader = reading.Reader("memory://x")
+    read = reader.begin("file", attempt)
+    assert reader.contents([read]) == [b"content"]
+    late.set()
+    calls[0].join(60)
+    assert read.error is None and reader.contents([read]) == [b"content"]
+
+
+def test_waiting_for_many_reads_ends_at_once(monkeypatch):
+    reader = reading.Reader("memory://x")
+    reads = [reader.begin("file", lambda: time.sleep(1000)) for _ in range(100)]
+    begun = time.monotonic()
+    assert reader.contents(reads, stop=lambda: True) == [None] * 100
+    assert time.monotonic() - begun < 5
 
 
 @pytest.mark.parametrize(
