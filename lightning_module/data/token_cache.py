@@ -23,7 +23,7 @@ from triton_gru.cache import cache_directory
 
 log = logging.getLogger(__name__)
 
-CACHE_FORMAT = 2  # raise it when the files, or the tokens of the same settings, change
+CACHE_FORMAT = 3  # raise it when the files, or the tokens of the same settings, change
 
 # Pages that a process has read of a mapped file count as its memory until it releases them, as it
 # does after this many bytes. The system caches the file's pages as long as memory is free.

@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lightning_module.data.corpora.corpus import Apply, Corpus, Document, Part, beginning, digest
-from lightning_module.data.corpora.text import boundary, is_compressed, open_binary, read_utf8
+from lightning_module.data.corpora.text import (
+    boundary,
+    is_compressed,
+    open_binary,
+    read_utf8,
+    readable,
+)
 from lightning_module.data.shards.store import open_store
 from lightning_module.errors import DataError
 
@@ -107,12 +113,9 @@ class Range(NamedTuple):
         """Its text, in pieces."""
         if self.begin == 0 and self.end is None:
             return read_utf8(self.path)
-        try:
-            with open_binary(self.path) as file:
-                begin = boundary(file, self.begin)
-                end = None if self.end is None else boundary(file, self.end)
-        except OSError as error:
-            raise DataError(f"Cannot read {self.path}: {error.strerror or error}.") from error
+        with readable(self.path), open_binary(self.path) as file:
+            begin = boundary(file, self.begin)
+            end = None if self.end is None else boundary(file, self.end)
         return iter(()) if begin == end else read_utf8(self.path, begin, end)
 
 
@@ -166,13 +169,12 @@ def _local(path: Path) -> File:
 
 def _at_url(given: str) -> list[File]:
     filesystem, path = open_store(given)
-    try:
-        hits = sorted(filesystem.glob(path)) if glob.has_magic(path) else [path]
-        about = [filesystem.info(hit) for hit in hits]
-    except FileNotFoundError:
-        raise DataError(f"There is no file {given}.") from None
-    except OSError as error:
-        raise DataError(f"Cannot read {given}: {error.strerror or error}.") from error
+    with readable(given):
+        try:
+            hits = sorted(filesystem.glob(path)) if glob.has_magic(path) else [path]
+            about = [filesystem.info(hit) for hit in hits]
+        except FileNotFoundError:
+            raise DataError(f"There is no file {given}.") from None
     files = [a for a in about if a["type"] == "file" and (a["size"] or a["size"] is None)]
     if not files:
         raise DataError(f"{given} finds only empty files or folders, or nothing.")

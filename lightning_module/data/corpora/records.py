@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from lightning_module.data.corpora.corpus import Apply, Corpus, Document, Part, digest
 from lightning_module.data.corpora.files import File, Range, check_share, find_files
-from lightning_module.data.corpora.text import open_binary
+from lightning_module.data.corpora.text import open_binary, readable
 from lightning_module.errors import DataError
 
 PARQUET = ".parquet"
@@ -104,7 +104,7 @@ def _chunks(files: list[File]) -> list[_RowGroup | Range]:
     chunks: list[_RowGroup | Range] = []
     for file in files:
         if str(file.path).endswith(PARQUET):
-            with open_binary(file.path) as binary:
+            with readable(file.path), open_binary(file.path) as binary:
                 about = _parquet(binary, file.path).metadata
             groups = [about.row_group(n) for n in range(about.num_row_groups)]
             chunks += [
@@ -127,15 +127,21 @@ def _documents(
     rows = (
         _rows(chunk, text_column) if isinstance(chunk, _RowGroup) else _fields(chunk, text_column)
     )
-    for text in islice(rows, first, end):
-        if text is None:
-            continue
-        if not isinstance(text, str):
-            raise DataError(
-                f"A record of {chunk.path} has no text in {text_column!r} but a "
-                f"{type(text).__name__}: set data.text_column to another field."
-            )
-        yield Document(str(chunk.path), text)
+    try:
+        for text in islice(rows, first, end):
+            if text is None:
+                continue
+            if not isinstance(text, str):
+                raise DataError(
+                    f"A record of {chunk.path} has no text in {text_column!r} but a "
+                    f"{type(text).__name__}: set data.text_column to another field."
+                )
+            text.encode()  # raises for half of a surrogate pair, which JSON can write
+            yield Document(str(chunk.path), text)
+    except UnicodeError as error:
+        raise DataError(
+            f"A record of {chunk.path} has text in {text_column!r} that is not Unicode: {error}."
+        ) from error
 
 
 def _lines(part: Range) -> Iterator[str]:
@@ -163,7 +169,7 @@ def _fields(chunk: Range, name: str) -> Iterator[Any]:
 
 
 def _rows(chunk: _RowGroup, name: str) -> Iterator[Any]:
-    with open_binary(chunk.path) as binary:
+    with readable(chunk.path), open_binary(chunk.path) as binary:
         file = _parquet(binary, chunk.path)
         if name not in file.schema_arrow.names:
             raise DataError(

@@ -11,9 +11,11 @@ import codecs
 import io
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from lightning_module.credentials import without_credentials
 from lightning_module.errors import DataError
 
 _MARK = "\ufeff"
@@ -41,36 +43,61 @@ def read_utf8(
         begin: Where to begin, a `boundary`.
         end: Where to end, in bytes; None: the end of the file.
         size: Characters per piece, about; it ends as those of `Document` do.
-        longest: A piece without such an end is cut here, even within a token.
+        longest: A line, with the newlines after it, is cut after so many characters, even within a
+            token.
 
     Raises:
         DataError: The file cannot be read, or is not UTF-8 (the message has the byte and offset).
     """
     text = ""
     encoding = "utf-8" if begin else "utf-8-sig"
-    try:
-        with (
-            open_binary(path) as binary,
-            io.TextIOWrapper(
-                io.BufferedReader(_Bytes(binary, begin, end), 2**16), encoding, newline=None
-            ) as file,
-        ):
-            while block := file.read(size):
-                if "\0" in block:
-                    raise DataError(_fault_in(path))
-                text += block
-                # The last newline that is not at the very end, which more newlines may follow.
-                end = text.rstrip("\n").rfind("\n") + 1
-                end = len(text) if not end and len(text) >= longest else end
-                if end:
-                    yield text[:end]
-                    text = text[end:]
-    except UnicodeDecodeError as error:
-        raise DataError(_fault_in(path)) from error
-    except OSError as error:
-        raise DataError(f"Cannot read {path}: {error.strerror or error}.") from error
+    with readable(path):
+        try:
+            with (
+                open_binary(path) as binary,
+                io.TextIOWrapper(
+                    io.BufferedReader(_Bytes(binary, begin, end), 2**16), encoding, newline=None
+                ) as file,
+            ):
+                while block := file.read(size):
+                    if "\0" in block:
+                        raise DataError(_fault_in(path))
+                    text += block
+                    # At the same characters wherever `begin` and the blocks are.
+                    while len(text) > longest and not _PIECE_END.search(text, 0, longest + 1):
+                        yield text[:longest]
+                        text = text[longest:]
+                    # The last newline that is not at the very end, which more newlines may follow.
+                    last = text.rstrip("\n").rfind("\n") + 1
+                    if last:
+                        yield text[:last]
+                        text = text[last:]
+        except UnicodeDecodeError as error:
+            raise DataError(_fault_in(path)) from error
     if text:
         yield text
+
+
+_PIECE_END = re.compile("\n(?=[^\n])")
+
+
+@contextmanager
+def readable(path: Path | str) -> Iterator[None]:
+    """Turns the errors of reading a file into a line with its name.
+
+    Raises:
+        DataError: A disk, a store or a library that decompresses or decodes raised an error.
+    """
+    try:
+        yield
+    except Exception as error:
+        from lightning_module.data.shards.store import is_of_store
+
+        if not is_of_store(error) and not isinstance(error, EOFError):  # EOFError: of gzip, bz2
+            raise
+        fault = error.strerror if isinstance(error, OSError) else None
+        fault = fault or without_credentials(error)
+        raise DataError(f"Cannot read {path}: {fault.rstrip('.')}.") from error
 
 
 def open_binary(path: Path | str) -> BinaryIO:

@@ -12,11 +12,13 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -150,18 +152,11 @@ def _make(
     tokenizer_chars: int,
     size: int,
 ) -> Index:
-    def apply(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
-        if len(items) < 2:
-            return [function(item) for item in items]
-        workers = min(executor.workers, len(items))
-        jobs = [executor.start(_each, function, items[w::workers]) for w in range(workers)]
-        while not all(job.done() for job in jobs):
-            time.sleep(0.05)
-        results = [job.result() for job in jobs]
-        return [results[n % workers][n // workers] for n in range(len(items))]
-
     log.info("Preparing %s in %s", corpus.description, out)
-    train, val = corpus.divided(apply)
+    train, val = corpus.divided(partial(_apply, executor, out))
+    for split, parts in zip(index.SPLITS, (train, val), strict=True):
+        if not parts:
+            raise _no_text(corpus, split)
     tokenizer = _tokenizer(filesystem, folder, settings, train, tokenizer_chars)
     tasks = _tasks("train", train, tokenizer, size) + _tasks("val", val, tokenizer, size)
     made = recorded(filesystem, folder, source)
@@ -171,11 +166,7 @@ def _make(
         failed = _round(filesystem, folder, source, tokenizer, missing, executor, size)
         now = recorded(filesystem, folder, source)
         if len(now) == len(made):
-            raise DataError(
-                f"The workers ended without having made any shard ({type(failed).__name__}: "
-                f"{failed}). If they were killed, memory may be short: set fewer workers. What is "
-                f"in {out} is kept: the same command makes the rest."
-            ) from failed
+            raise _no_progress("having made any shard", failed, out)
         if failed is not None:
             log.warning("A worker ended early (%s: %s)", type(failed).__name__, failed)
         made = now
@@ -197,11 +188,48 @@ def _make(
     )
     for split, shards in whole.splits.items():
         if not shards:
-            raise DataError(f"{corpus.description}: the {split} split has no text.")
+            raise _no_text(corpus, split)
     filesystem.pipe_file(f"{folder}/{UNFINISHED}/{index.INDEX}", whole.to_json())
     filesystem.mv(f"{folder}/{UNFINISHED}/{index.INDEX}", f"{folder}/{index.INDEX}")
     filesystem.rm(f"{folder}/{UNFINISHED}", recursive=True)
     return whole
+
+
+def _no_text(corpus: Corpus, split: str) -> DataError:
+    return DataError(f"{corpus.description}: the {split} split has no text.")
+
+
+def _no_progress(what: str, failed: BaseException | None, out: str) -> DataError:
+    return DataError(
+        f"The workers ended without {what} ({type(failed).__name__}: {failed}). If they were "
+        f"killed, memory may be short: set fewer workers. What is in {out} is kept: the same "
+        "command makes the rest."
+    )
+
+
+def _apply(
+    executor: Executor, out: str, function: Callable[[Any], Any], items: Sequence[Any]
+) -> list[Any]:
+    """Applies a function to items in the workers; to those of a killed one again."""
+    if len(items) < 2:
+        return [function(item) for item in items]
+    results: dict[int, Any] = {}
+    while missing := [n for n in range(len(items)) if n not in results]:
+        workers = min(executor.workers, len(missing))
+        shares = [missing[w::workers] for w in range(workers)]
+        jobs = [executor.start(_each, function, [items[n] for n in share]) for share in shares]
+        while not all(job.done() for job in jobs):
+            time.sleep(0.05)
+        failed = None
+        for share, job in zip(shares, jobs, strict=True):
+            failed = job.exception() or failed
+            if isinstance(failed, DataError):
+                raise failed
+            if job.exception() is None:
+                results.update(zip(share, job.result(), strict=True))
+        if len(missing) == len(items) - len(results):
+            raise _no_progress("having read the text", failed, out)
+    return [results[n] for n in range(len(items))]
 
 
 def _each(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
@@ -234,13 +262,14 @@ def _load(content: str) -> Tokenizer:
 
 
 def _text(parts: list[Part], most: int, advance: Callable[[int], None]) -> Iterator[str]:
-    """Text to train the tokenizer on: all, or about `most` characters, a share of each part."""
+    """Text to train the tokenizer on: all, or about `most` characters, a share of each part.
+
+    Sizes may be too small, of compressed files: there is no shorter share when `most` suffices.
+    """
     total = sum(part.size or 0 for part in parts)
     for part in parts:
-        if part.size is None:
-            share = most // len(parts)
-        else:
-            share = part.size if total <= most else -(-most * part.size // total)
+        of_all = 1 / len(parts) if part.size is None else part.size / max(1, total)
+        share = math.ceil(most * of_all)
         for document in part.read():
             for piece in beginning(document.pieces(), share):
                 yield piece

@@ -218,7 +218,22 @@ def test_pieces_have_the_tokens_of_the_whole(tmp_path, kind):
 def test_a_line_without_end_is_cut(tmp_path):
     (tmp_path / "a.txt").write_text("x" * 100 + "\n")
     found = list(read_utf8(tmp_path / "a.txt", size=8, longest=30))
-    assert [len(piece) for piece in found] == [32, 32, 32, 5]
+    assert [len(piece) for piece in found] == [30, 30, 30, 11]
+
+
+@pytest.mark.parametrize("line", range(25, 45))
+def test_a_long_line_is_cut_at_the_same_characters_from_any_beginning(tmp_path, line):
+    text = "ab\n" * 4 + "x" * line + "\n\n" + "cd\n"
+    (tmp_path / "a.txt").write_text(text)
+    ends = []
+    for begin in range(0, 15, 3):
+        for size in (1, 7, 8, 20):
+            found = list(read_utf8(tmp_path / "a.txt", begin, size=size, longest=30))
+            assert "".join(found) == text[begin:]
+            cuts = begin + np.cumsum([len(piece) for piece in found])
+            # A piece may end at a line end or not: there a token ends anyway.
+            ends.append({int(c) for c in cuts if text[c - 1] != "\n" or text[c : c + 1] == "\n"})
+    assert all(cuts == ends[0] for cuts in ends)
 
 
 def test_a_byte_that_is_none_deep_in_a_file(tmp_path):

@@ -191,6 +191,47 @@ def test_a_line_that_is_not_json_is_shown(tmp_path):
         preparing.prepare(records(str(tmp_path / "a.jsonl")), CHAR, str(tmp_path / "o"), Inline())
 
 
+def test_half_a_surrogate_pair_is_refused(tmp_path):
+    write_records(tmp_path / "a.jsonl", ["a"] * 10)
+    with open(tmp_path / "a.jsonl", "a") as file:
+        file.write('{"text": "a \\ud800 b"}\n' * 5)
+    corpus = records(str(tmp_path / "a.jsonl"), val_fraction=0.2)
+    with pytest.raises(DataError, match=r"a.jsonl has text in 'text' that is not Unicode.*ud800"):
+        preparing.prepare(corpus, CHAR, str(tmp_path / "out"), Inline())
+
+
+@pytest.mark.parametrize("ending", [".jsonl.gz", ".jsonl.bz2", ".jsonl.xz", ".parquet"])
+@pytest.mark.parametrize("cut", [True, False], ids=["cut", "changed"])
+def test_a_damaged_file_is_named(tmp_path, ending, cut):
+    path = tmp_path / f"a{ending}"
+    write_records(path, [text(9, seed=n) for n in range(300)])
+    content = path.read_bytes()
+    middle = len(content) // 2
+    path.write_bytes(content[:middle] + (b"" if cut else bytes(200) + content[middle + 200 :]))
+    with pytest.raises(DataError, match=rf"^(Cannot read )?{path}[: ](?!.*Cannot write)"):
+        preparing.prepare(records(str(path)), CHAR, str(tmp_path / "out"), Inline(2), size=2**14)
+
+
+def test_text_in_a_store_without_credentials_is_one_line(monkeypatch):
+    class NoCredentialsError(Exception):
+        __module__ = "botocore.exceptions"
+
+    class Store(fsspec.get_filesystem_class("memory")):
+        def info(self, path, **_):
+            raise NoCredentialsError("Unable to locate credentials")
+
+    monkeypatch.setattr(files, "open_store", lambda url: (Store(), "/x"))
+    with pytest.raises(DataError, match=r"^Cannot read s3://bucket/x: .*Unable to locate"):
+        text_files("s3://bucket/x")
+
+
+def test_all_of_a_compressed_file_trains_the_tokenizer(tmp_path):
+    write_records(tmp_path / "a.jsonl.gz", ["thee and thou " * 99] * 60 + ["é"] + ["thou"] * 9)
+    corpus = records(str(tmp_path / "a.jsonl.gz"), val_fraction=0.1)
+    out = str(tmp_path / "out")
+    check(out, preparing.prepare(corpus, CHAR, out, Inline()), corpus, CHAR)
+
+
 def test_text_at_a_url(tmp_path):
     memory = fsspec.filesystem("memory")
     for n in range(3):
@@ -243,6 +284,14 @@ def test_complete_shards_are_left_as_they_are(tmp_path, paths):
         preparing.prepare(text_files(paths[:1]), CHAR, out, executor)
 
 
+def test_a_split_without_text_is_found_before_tokenising(tmp_path):
+    write_records(tmp_path / "a.jsonl", ["a"])
+    executor = Inline()
+    with pytest.raises(DataError, match="the train split has no text"):
+        preparing.prepare(records(str(tmp_path / "a.jsonl")), CHAR, str(tmp_path / "o"), executor)
+    assert executor.started == 0
+
+
 def killed(flag: Path | None, parent: int):
     """A document whose reading kills each worker, or only the first."""
     if os.getpid() != parent and (flag is None or not flag.exists()):
@@ -270,6 +319,25 @@ def test_the_shards_of_a_killed_worker_are_made_again(tmp_path):
     stream, begins = read(str(out), whole, "train")
     assert [len(stream) - begins[-1], *np.diff(begins)] == [26, 26, 22, 26]
     assert len(list(out.glob("*.tokens"))) == 5
+
+
+def length(path: Path, flag: Path | None, parent: int) -> int:
+    return sum(len(piece) for document in killed(flag, parent) for piece in document.pieces())
+
+
+@pytest.mark.parametrize("always", [False, True])
+def test_a_worker_that_is_killed_while_it_counts(tmp_path, always):
+    flag, executor = None if always else tmp_path / "flag", Local(2)
+    count = partial(length, flag=flag, parent=os.getpid())
+    try:
+        if always:
+            with pytest.raises(DataError, match=r"without having read the text.*makes the rest"):
+                preparing._apply(executor, "out", count, [0, 1, 2])
+        else:
+            assert preparing._apply(executor, "out", count, [0, 1, 2]) == [21, 21, 21]
+            assert flag.exists()
+    finally:
+        executor.stop()
 
 
 def test_a_task_that_kills_every_worker_ends_in_an_error(tmp_path):
