@@ -13,9 +13,9 @@ HEADROOM = 1 / 64
 # tile.py loads them, 3.6 and 3.9 move them to shared memory.
 MOST_IN_REGISTERS = 2
 TRITON_OF_REGISTERS = "3.7."
-# The versions of Triton that are known to compile the Gluon kernel: tests/ptx/test_gluon.py passes,
-# and no tile spills, with 3.6.0 (on sm_90) and 3.7.1 (on all). Gluon is experimental: others may
-# have another one. No GPU has run the kernel yet.
+# The versions of Triton that are known to compile the Gluon kernels: tests/ptx/test_gluon.py and
+# test_gluon_backward.py pass, and no plan spills, with 3.6.0 (on sm_90) and 3.7.1 (on all). Gluon
+# is experimental: others may have another one. No GPU has run the kernels yet.
 TRITON_OF_GLUON = ("3.6.", "3.7.")
 
 
@@ -31,7 +31,7 @@ class Device:
         clock_mhz: sustained clock assumed in the arithmetic.
         l2_bytes_per_clock: bytes per clock that all multiprocessors together read from L2.
         most_in_registers: pieces of the weights that the installed Triton can keep in registers.
-        gluon: whether the installed Triton compiles the Gluon kernel.
+        gluon: whether the installed Triton compiles the Gluon kernels.
     """
 
     name: str
