@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import queue
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -32,6 +33,8 @@ _LOOK = 0.1  # seconds between two looks at a read that is waited for
 _IDLE = 60.0  # seconds after which a thread without work ends
 # Answers that another attempt does not change.
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+# How object stores, and servers of HTTP, answer a range past the end of a file: it is cut.
+_PAST_THE_END = re.compile(r"range (is )?not satisfiable|\b416\b", re.I)
 _REMEDY = (
     "Copy the file there again, or remove it and run triton-gru-prepare again, which makes what is "
     "missing"
@@ -171,7 +174,8 @@ class Reader:
         except Damaged as error:
             fault, damaged = str(error), True
         except Exception as error:  # stores raise many kinds
-            fault, damaged = without_credentials(error), False
+            fault = without_credentials(error)
+            damaged = _PAST_THE_END.search(fault) is not None
             if isinstance(error, _FINAL):
                 final = f"cannot be read: {fault}"
         else:

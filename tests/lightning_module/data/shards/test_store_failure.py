@@ -107,6 +107,10 @@ def reset(number, path):
     raise OSError("the connection was reset")
 
 
+def past_the_end(number, path):
+    raise OSError(22, "The requested range is not satisfiable")  # as s3fs
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("how", PASSES)
 def test_a_store_that_fails_at_any_read(whole, fails_at, how):
@@ -135,9 +139,10 @@ def test_a_store_that_fails_at_any_read(whole, fails_at, how):
     [
         (hang, r"no answer for 0 s, in 1 s of attempts"),
         (lambda n, path: b"", r"is damaged: bytes \d+ to \d+ came as 0 bytes"),
+        (past_the_end, r"is damaged: OSError: .*not satisfiable. Copy"),
         (lambda n, path: b"x" * 32, r"is damaged: bytes .* have another checksum than was written"),
     ],
-    ids=["hanging", "cut", "changed"],
+    ids=["hanging", "cut", "cut before", "changed"],
 )
 def test_faults_that_end_a_run(fails_at, fault, message):
     begun = time.monotonic()
