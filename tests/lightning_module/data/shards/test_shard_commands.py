@@ -1,8 +1,12 @@
 """The commands on shards in a folder: trained on, evaluated, resumed; and by two ranks."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -106,6 +110,37 @@ def test_two_ranks_save_when_the_store_of_one_fails(folder, command, tmp_path):
     one, other = (
         torch.load(path / CHECKPOINTS / LAST, weights_only=True)["state_dict"]
         for path in (whole, ended)
+    )
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.slow
+def test_a_killed_run_is_resumed_to_the_same_weights(folder, command, tmp_path):
+    steps = ["trainer.max_steps=200", "trainer.val_check_interval=50"]
+    steps += ["callbacks.last.every_minutes=0"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    done = command("train", *SMALL, *steps, f"data.url={folder}", f"run_dir={whole}")
+    assert done.returncode == 0, done.stderr
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "lightning_module.train"),
+            *(*SMALL, *steps, f"data.url={folder}", f"run_dir={killed}"),
+        ],
+        env={**os.environ, "TRITON_GRU_CACHE": str(command.home / "cache")},
+        stdout=subprocess.DEVNULL,
+    )
+    last = killed / CHECKPOINTS / LAST
+    while process.poll() is None and not last.is_file():
+        time.sleep(0.01)
+    time.sleep(0.2)
+    process.kill()
+    process.wait()
+    assert torch.load(last, weights_only=True)["global_step"] < 200
+    done = command("train", f"resume={killed}")
+    assert done.returncode == 0, done.stderr
+    one, other = (
+        torch.load(path / CHECKPOINTS / LAST, weights_only=True)["state_dict"]
+        for path in (whole, killed)
     )
     assert all(torch.equal(one[name], other[name]) for name in one)
 
