@@ -63,7 +63,6 @@ SCANS = [
     ((3, 3, 33), "tf32", 80, False, {"resets": True, "not_finite": True}),
     ((2, 17, 66, 2), "tf32", 100, True, {"wanted": WIDE | HIGH, "lengths": True}),
     ((2, 3, 272), "tf32", 90, False, {"force": {"in_registers": 1}}),
-    ((1, 3, 512), "tf32", 80, True, {"wanted": NARROW}),
 ]
 
 
