@@ -58,6 +58,19 @@ def test_a_compiled_layer_is_the_eager_one(backend, batch_first, reset_after, bi
                 assert_close(mine, true.float())
 
 
+@pytest.mark.parametrize("lengths", [None, [0, 0]], ids=["no rows", "rows without steps"])
+def test_a_batch_without_a_step_has_gradients(lengths):
+    rows = {} if lengths is None else {"lengths": torch.tensor(lengths)}
+    x = torch.randn(5, len(lengths or []), 4)
+    module = triton_gru.GRU(4, 6, bidirectional=True)
+    torch._dynamo.reset()
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    for mine, eager in zip(
+        gradients(compiled, x, **rows), gradients(module, x, **rows), strict=True
+    ):
+        assert_close(mine, eager)
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("reset_after", [True, False])
 @pytest.mark.parametrize("uneven", [True, False])

@@ -96,12 +96,13 @@ def layer_backward(
         )
     rows = _Rows(x, lengths)
     D, N, H = len(h0), rows.count, h0.shape[-1]
+    per_step = gates.shape[2]
     params = _by_direction(weights)
     dx, dh0, dparams = engine.backward(
         rows.pack(dy),
         rows.sort(dlast),
         rows.pack(y),
-        gates.flatten()[: D * N * gates.shape[2] * H].view(D, N, -1, H),
+        gates.flatten()[: D * N * per_step * H].view(D, N, per_step, H),
         rows.pack(x),
         rows.sort(h0),
         params,
