@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch._C._functorch import peek_interpreter_stack
 
 from triton_gru.kernel_errors import launch_refusal
 from triton_gru.plan.plan import Problem
@@ -18,6 +17,7 @@ from triton_gru.torch_modes import (
     eager,
     exporting_to_onnx,
     for_any_steps,
+    inside_functional_grad,
     interpreting,
     plain_floats,
     transformed,
@@ -270,7 +270,7 @@ def _sequences_for_cpu_engine(hidden_size: int) -> str:
 
 def _cpu_operator(otherwise: Choice, dtype: torch.dtype) -> Choice:
     """The CPU engine in a graph that would hold the equations, for any number of steps."""
-    if dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+    if dtype != torch.float32 or torch.is_autocast_enabled("cpu") or inside_functional_grad():
         return otherwise
     obstacle = _library_obstacle()
     if obstacle:
@@ -289,9 +289,7 @@ def _library_obstacle() -> str | None:
 
 def _cpu_engine(device: torch.device, dtype: torch.dtype) -> Choice:
     """The choice for backend="cpu"."""
-    if not torch.compiler.is_compiling() and (
-        transformed() or peek_interpreter_stack() is not None
-    ):
+    if transformed() or inside_functional_grad():
         return Choice("reference", "torch.func's transforms take plain torch")
     obstacle = None
     if device.type != "cpu":

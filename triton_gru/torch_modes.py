@@ -113,6 +113,18 @@ def constant_for_dynamo(function: Callable) -> Callable:
     return function
 
 
+@constant_for_dynamo
+def inside_functional_grad() -> bool:
+    """Whether torch.func.grad (or functionalize) is active, also while a graph is recorded.
+
+    torch.compile cannot record an operator with a registered derivative there.
+    """
+    if peek_interpreter_stack() is None:
+        return False
+    kinds = {transform.key() for transform in retrieve_all_functorch_interpreters()}
+    return not kinds.isdisjoint({TransformType.Grad, TransformType.Functionalize})
+
+
 _interpreting: bool | None = None
 
 

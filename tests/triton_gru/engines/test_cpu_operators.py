@@ -71,6 +71,21 @@ def test_a_batch_without_a_step_has_gradients(lengths):
         assert_close(mine, eager)
 
 
+@pytest.mark.parametrize("backend", ["auto", "cpu"])
+@pytest.mark.parametrize("transform", ["grad", "vmap"])
+def test_a_transform_can_be_compiled(backend, transform):
+    module = triton_gru.GRU(4, 6, reset_after=False, backend=backend)
+
+    def derivative(x):
+        return torch.func.grad(lambda x: module(x)[0].square().sum())(x)
+
+    function = derivative if transform == "grad" else torch.vmap(lambda x: module(x)[0])
+    x = torch.randn(5, 3, 4) if transform == "grad" else torch.randn(2, 5, 3, 4)
+    torch._dynamo.reset()
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    assert_close(compiled(x), function(x))
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("reset_after", [True, False])
 @pytest.mark.parametrize("uneven", [True, False])
