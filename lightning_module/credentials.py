@@ -9,7 +9,9 @@ import sys
 from typing import Any
 
 # Names of query parameters that let in whoever has the URL.
-_SECRET = re.compile(r"[?&][^=&]*(sig|signature|token|key|secret|password|credential)[^=&]*=", re.I)
+_SECRET = re.compile(
+    r"\?(.*&)?[^=&]*(sig|signature|token|key|secret|password|credential)[^=&]*=", re.I
+)
 # Of a URL, or of a part of a chain of them (simplecache::https://...). A user name alone is an
 # account (abfs, ssh), but a token over http.
 _USER = re.compile(r"(\w*)://([^/?#]*)@")

@@ -253,7 +253,7 @@ def check(config: DictConfig, command: str = "train") -> None:
     for key, kind in settings.items():
         above, _, name = key.rpartition(".")
         node = _section(config, above)
-        if node is None or name not in node:
+        if node is None or not (name in node or OmegaConf.is_missing(node, name)):
             continue
         if above.startswith("hydra") and OmegaConf.is_interpolation(node, name):
             continue  # for example of the number of a job that does not run yet

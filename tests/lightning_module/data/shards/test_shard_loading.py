@@ -306,7 +306,7 @@ def test_credentials_in_a_url_are_refused_and_not_shown(url):
 def test_urls_without_credentials_stay():
     for url in (
         "s3://bucket/corpus", "abfs://container@account.host/corpus", "ssh://me@host/corpus",
-        "/a/folder?x=1", "https://host/corpus?version=2", "a@b/c",
+        "/a/folder?x=1", "https://host/corpus?version=2", "a@b/c", "/a&key=b.txt",
     ):  # fmt: skip
         assert without_secrets(url) == url
 
@@ -318,6 +318,10 @@ def test_a_command_refuses_credentials_before_anything_is_written(command, fails
     said = fails(main, "-m", "data=shards", f"{key}=s3://me:geheim99@bucket/x,s3://bucket/y")
     assert "without it" in said and "geheim99" not in said
     assert not list(tmp_path.iterdir())
+
+
+def test_a_command_without_a_url_says_what_it_is(fails):
+    assert "data.url must be given: a folder or a URL" in fails(commands.train, "data=shards")
 
 
 def test_errors_of_stores_are_shown_without_credentials(monkeypatch):
