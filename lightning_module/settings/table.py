@@ -248,6 +248,8 @@ def check(config: DictConfig, command: str = "train") -> None:
         above, _, name = key.rpartition(".")
         node = _section(config, above)
         group = key not in settings
+        if node is not None and not group and OmegaConf.is_missing(node, name):
+            continue  # it is named below
         if node is None or name not in node or (group and node.get(name) is None):
             raise SettingsError(f"{key} cannot be left out")
     for key, kind in settings.items():

@@ -322,6 +322,7 @@ def test_a_command_refuses_credentials_before_anything_is_written(command, fails
 
 def test_a_command_without_a_url_says_what_it_is(fails):
     assert "data.url must be given: a folder or a URL" in fails(commands.train, "data=shards")
+    assert "out must be given: " in fails(commands.prepare, "data=shakespeare")
 
 
 def test_errors_of_stores_are_shown_without_credentials(monkeypatch):
