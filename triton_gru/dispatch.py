@@ -155,8 +155,7 @@ def choose_backend(
         return _cpu_engine(device, dtype)
     any_steps = device.type == "cpu" and steps is not None and for_any_steps(steps)
     choice = _choose(*layer, any_steps)
-    in_a_graph = torch.compiler.is_compiling() or tracing
-    if backend == "auto" and choice.backend == "reference" and on_cpu and in_a_graph:
+    if backend == "auto" and choice.backend == "reference" and on_cpu and (any_steps or tracing):
         return _cpu_operator(choice, dtype)
     if backend != "auto" or choice.backend != "triton":
         return choice

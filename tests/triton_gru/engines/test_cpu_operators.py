@@ -107,6 +107,12 @@ def test_an_exported_program_has_one_operator_for_any_steps():
     assert_close(program.module()(x)[0], module.double()(x.double())[0].float())
 
 
+def test_a_program_for_one_number_of_steps_has_operators_of_torch_alone():
+    """It can be loaded without this package."""
+    program = torch.export.export(triton_gru.GRU(4, 6, reset_after=False), (torch.randn(5, 3, 4),))
+    assert nodes(program.graph) == []
+
+
 def test_a_trace_is_saved_and_has_gradients():
     module = triton_gru.GRU(4, 6, reset_after=False)
     traced = torch.jit.trace(module, (torch.randn(5, 3, 4),))
