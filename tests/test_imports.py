@@ -11,8 +11,8 @@ ROOT = Path(__file__).parents[1]
 # own, and a room itself.
 RANKS = {
     "triton_gru": """
-version cache torch_modes equations kernel_errors
-validation conversion
+version cache torch_modes equations
+kernel_errors validation conversion
 plan
 verdicts
 kernels
