@@ -195,14 +195,31 @@ class Tokenizer:
         """
         if not Path(path).is_file():
             raise DataError(f"There is no tokenizer {path}.")
-        try:
-            return cls(huggingface.Tokenizer.from_file(str(path)))
-        except Exception as error:  # the library raises bare Exception
-            raise DataError(f"{where or path} is damaged or of another kind: {error}") from error
+        return cls.from_json(Path(path).read_bytes(), where or str(path))
 
     def save(self, path: str | Path) -> None:
         """Writes `tokenizer.json`, which `tokenizers.Tokenizer.from_file` also reads."""
-        write_atomically(Path(path), self._tokenizer.to_str(pretty=True).encode())
+        write_atomically(Path(path), self.to_json())
+
+    @classmethod
+    def from_json(cls, content: bytes, where: str) -> Tokenizer:
+        """The tokenizer that `to_json` made.
+
+        Args:
+            content: Of the file.
+            where: Where it came from, for the error.
+
+        Raises:
+            DataError: It is not a tokenizer of this project.
+        """
+        try:
+            return cls(huggingface.Tokenizer.from_str(content.decode()))
+        except Exception as error:  # the library raises bare Exception
+            raise DataError(f"{where} is damaged or of another kind: {error}") from error
+
+    def to_json(self) -> bytes:
+        """The content of `tokenizer.json`."""
+        return self._tokenizer.to_str(pretty=True).encode()
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text without unknown tokens, such as a prompt.

@@ -10,19 +10,15 @@ Whatever ends a worker, or this process, the next round or run makes the tasks w
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import math
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import tokenizers as huggingface
 from fsspec import AbstractFileSystem
 
 from lightning_module.credentials import without_credentials
@@ -246,19 +242,11 @@ def _tokenizer(
     """The tokenizer; that of an earlier run, if there is one."""
     path = f"{folder}/{index.TOKENIZER}"
     with contextlib.suppress(FileNotFoundError, ValueError):  # of a process that was killed
-        content = filesystem.cat_file(path).decode()
-        json.loads(content)
-        return _load(content)
+        return Tokenizer.from_json(filesystem.cat_file(path), path)
     with reading("Finding the tokens of the training text", None, log) as advance:
         tokenizer = Tokenizer.train(settings, _text(train, most, advance))
-    with tempfile.TemporaryDirectory(prefix="triton_gru-prepare-") as here:
-        tokenizer.save(Path(here) / index.TOKENIZER)
-        filesystem.pipe_file(path, (Path(here) / index.TOKENIZER).read_bytes())
+    filesystem.pipe_file(path, tokenizer.to_json())
     return tokenizer
-
-
-def _load(content: str) -> Tokenizer:
-    return Tokenizer(huggingface.Tokenizer.from_str(content))
 
 
 def _text(parts: list[Part], most: int, advance: Callable[[int], None]) -> Iterator[str]:
@@ -318,7 +306,7 @@ def _round(
         DataError: One of them raised it.
     """
     url = filesystem.unstrip_protocol(folder)
-    content = tokenizer._tokenizer.to_str()
+    content = tokenizer.to_json()
     workers = min(executor.workers, len(tasks))
     begun = time.monotonic()
     tokens = characters = 0
@@ -357,14 +345,14 @@ def _round(
 
 
 def work(
-    url: str, source: str, tokenizer_json: str, tasks: list[Task], size: int, number: int
+    url: str, source: str, tokenizer_json: bytes, tasks: list[Task], size: int, number: int
 ) -> None:
     """What a worker does: the shards of each task, then its record.
 
     Args:
         url: As `out`.
         source: Digest of text and settings.
-        tokenizer_json: The tokenizer.
+        tokenizer_json: `Tokenizer.to_json`.
         tasks: Its tasks.
         size: Bytes of a shard.
         number: Of the worker.
@@ -375,7 +363,7 @@ def work(
     # A core each: otherwise every worker's tokenizer uses all of them.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     filesystem, folder = open_store(url)
-    tokenizer = _load(tokenizer_json)
+    tokenizer = Tokenizer.from_json(tokenizer_json, url)
     read = written = 0
     last = 0.0  # when it reported
 

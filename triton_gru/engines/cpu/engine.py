@@ -29,8 +29,8 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """All states of a layer (N rows in all, D directions, B rows, I input_size, H hidden_size).
 
+    Args:
         x: [N, I] with `rows`, else [T, B, I], or [B, T, I] with rows_first; contiguous float32, as
-            all other arguments.
             all that follows.
         h0: [D, B, H].
         params: weight_ih [3H, I], weight_hh [3H, H] and, with biases, bias_ih and bias_hh [3H], of
