@@ -62,30 +62,20 @@ INLINE void derive_reset(int m, int g, const Part *p, int64_t t, int64_t b, int6
       }
 }
 
-/* dh += W_hh^T times the gates' derivatives; zero where the state was reset before the step. */
-INLINE void backward_tile(int m, int g, const Part *p, int64_t t, int64_t b, int64_t u) {
+/* dh += W_hh^T times the gates' derivatives of step t; zero where the state was reset before the step.
+   from, to: room for hi - lo pointers. */
+static void derive_state(const Part *p, int64_t t, int64_t hi, const float **from, float **to) {
   const Layer *l = p->layer;
   const Direction *d = p->d;
-  const int64_t H = l->hidden, first = piece_row(p, t, b);
-  const float *a[MR];
-  vf s[3][MR][NV];
-  for (int i = 0; i < m; i++)
-    a[i] = (l->reset_after ? d->d_gates_h : d->d_gates_x) + (first + i) * 3 * H;
-  for (int q = 0; q < g; q++)
-    for (int i = 0; i < m; i++)
-      for (int v = 0; v < NV; v++) {
-        int64_t at = u + q * TW + v * VL;
-        s[q][i][v] = load(l->dh + state_at(p, b + i) + at, H - at);
-      }
-  multiply(m, g, a, d->weight_hh + u * 3 * H, 3 * H * TW, l->reset_after ? 3 * H : 2 * H, s);
-  for (int i = 0; i < m; i++) {
-    int reset = is_reset(p, t, b + i);
-    for (int q = 0; q < g; q++)
-      for (int v = 0; v < NV; v++) {
-        int64_t at = u + q * TW + v * VL;
-        store(l->dh + state_at(p, b + i) + at, H - at, reset ? (vf){0} : s[q][i][v]);
-      }
+  const int64_t H = l->hidden, first = piece_row(p, t, p->lo);
+  for (int64_t i = 0; i < hi - p->lo; i++) {
+    from[i] = d->d_gates_h + (first + i) * 3 * H;
+    to[i] = l->dh + state_at(p, p->lo + i) + p->u0;
   }
+  product(from, to, hi - p->lo, l->reset_after ? 3 * H : 2 * H, p->u1 - p->u0,
+          d->weight_hh + p->u0 * 3 * H, 3 * H, NULL, 1);
+  for (int64_t b = p->lo; b < hi && l->resets; b++)
+    if (is_reset(p, t, b)) memset(to[b - p->lo], 0, 4 * (p->u1 - p->u0));
 }
 
 static void backward_part(Part *p) {
@@ -95,25 +85,24 @@ static void backward_part(Part *p) {
   for (int64_t s = p->last - 1; s >= p->first; s--) {
     int64_t t = step_of(p, s), hi = MAX(p->lo, MIN(p->hi, rows_at(l, t)));
     for (int64_t b = p->lo; b < hi; b++) {
-      int64_t row = row_of(l, t, b), at = piece_row(p, t, b);
       derive(p, t, b);
-      if (p->u0 == 0) p->d->x_rows[at] = l->x + row * I;
-      if (!l->dx) continue;
-      p->from[rows] = p->d->d_gates_x + at * 3 * H;
-      p->to[rows++] = l->dx + (p->reverse * row_count(l) + row) * I + p->i0;
+      if (p->u0 == 0) p->d->x_rows[piece_row(p, t, b)] = l->x + row_of(l, t, b) * I;
     }
     meet(p);
 #define RESET(m, g) derive_reset(m, g, p, t, b, u)
 #define RESET_1(m) RESET(m, 1)
-#define BACK(m, g) backward_tile(m, g, p, t, b, u)
-#define BACK_1(m) BACK(m, 1)
     if (!l->reset_after) {
       BY_TILES(p->lo, hi, p->u0, p->u1, b, u, RESET)
       meet(p);
     }
-    BY_TILES(p->lo, hi, p->u0, p->u1, b, u, BACK)
+    derive_state(p, t, hi, p->from + rows, p->to + rows);
+    for (int64_t b = p->lo; b < hi && l->dx; b++) {
+      p->from[rows] = p->d->d_gates_x + piece_row(p, t, b) * 3 * H;
+      p->to[rows++] = l->dx + (p->reverse * row_count(l) + row_of(l, t, b)) * I + p->i0;
+    }
   }
-  if (l->dx) product(p->from, p->to, rows, 3 * H, p->i1 - p->i0, p->d->weight_ih + p->i0 * 3 * H, NULL, 0);
+  if (l->dx)
+    product(p->from, p->to, rows, 3 * H, p->i1 - p->i0, p->d->weight_ih + p->i0 * 3 * H, 3 * H, NULL, 0);
 }
 
 /* ---- gradients of the weights ------------------------------------------------------------------ */
@@ -143,10 +132,14 @@ static int outer(const Outer *o, int64_t m0, int64_t m1) {
   for (int64_t r0 = 0; (r0 == 0 || r0 < o->R) && !failed; r0 += deep) {
     const int64_t K = MIN(deep, o->R - r0);
     const int add = o->add || r0;
-    for (int64_t i0 = 0; i0 < rows; i0 += 16)
-      for (int64_t k = 0; k < K; k++)
-        for (int64_t i = i0; i < MIN(rows, i0 + 16); i++)
-          left[i * deep + k] = o->a[(r0 + k) * M + m0 + i];
+    for (int64_t i0 = 0; i0 < rows; i0 += VL)
+      for (int64_t k0 = 0; k0 < K; k0 += VL) {
+        vf s[VL];
+        for (int k = 0; k < VL; k++)
+          s[k] = k < K - k0 ? load(o->a + (r0 + k0 + k) * M + m0 + i0, rows - i0) : (vf){0};
+        transpose(s);
+        for (int i = 0; i < MIN(VL, rows - i0); i++) store(left + (i0 + i) * deep + k0, K - k0, s[i]);
+      }
     for (int64_t i = 0; i < rows && o->sums; i++) {
       vf sum = {0};
       for (int64_t k = 0; k < K; k += VL) sum += load(from[i] + k, K - k);
@@ -162,7 +155,7 @@ static int outer(const Outer *o, int64_t m0, int64_t m1) {
           *(vf *)(panel + v * VL) = load(row + n + v * VL, N - n - v * VL);
       }
     }
-    product(from, to, rows, K, N, right, NULL, add);
+    product(from, to, rows, K, N, right, K, NULL, add);
   }
   free(left), free(right), free(from), free(to);
   return failed;

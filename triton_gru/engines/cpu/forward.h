@@ -43,7 +43,7 @@ static void project(const Part *p, int64_t s0, int64_t s1) {
     for (int64_t i = 0; i < rows; i++) p->to[i] = p->ahead + (i * 3 + g) * units;
     if (p->d->weight_ih) {
       product(p->from, p->to, rows, I, p->u1 - p->u0, p->d->weight_ih + (g * whole_tiles(H) + p->u0) * I,
-              bias ? bias + p->u0 : NULL, 0);
+              I, bias ? bias + p->u0 : NULL, 0);
       continue;
     }
     const float *w = l->parameters[p->reverse].weight_ih + g * H * I;

@@ -3,8 +3,9 @@
 #pragma once
 #include "vectors.h"
 
-/* The k range that one pass over the rows takes: a panel's part stays in the first cache. */
-enum { DEPTH = 128 };
+/* The k range that one pass over the rows takes: a panel's part stays in the first cache. And the rows
+   of a pass, which stay in the second: each panel reads them again. */
+enum { DEPTH = 128, CHUNK = 128 };
 
 INLINE int64_t whole_tiles(int64_t n) { return (n + TW - 1) / TW * TW; }
 
@@ -122,9 +123,10 @@ INLINE void dots(int m, const float *const *a, const float *w, int64_t units, in
     }                                                              \
   }
 
-/* to[i] [N] = bias + from[i] [K] times w (panels), for many rows at once; `add`: to[i] += instead. */
+/* to[i] [N] = bias + from[i] [K] times w, for many rows at once; `add`: to[i] += instead. w: the first K
+   rows of panels that have `all`. */
 static void product(const float *const *from, float *const *to, int64_t rows, int64_t K, int64_t N,
-                    const float *w, const float *bias, int add) {
+                    const float *w, int64_t all, const float *bias, int add) {
 #define ROWS(m, g)                                                                     \
   {                                                                                    \
     const float *a_[MR];                                                               \
@@ -137,19 +139,17 @@ static void product(const float *const *from, float *const *to, int64_t rows, in
         for (int i = 0; i < m; i++)                                                    \
           s[p][i][v] = add || k0 ? load(to[b + i] + at, N - at) : start;               \
       }                                                                                \
-    multiply(m, g, a_, w + n * K + k0 * TW, K * TW, depth, s);                         \
+    multiply(m, g, a_, w + n * all + k0 * TW, all * TW, depth, s);                       \
     for (int p = 0; p < g; p++)                                                        \
       for (int i = 0; i < m; i++)                                                      \
         for (int v = 0; v < NV; v++)                                                   \
           store(to[b + i] + n + p * TW + v * VL, N - n - p * TW - v * VL, s[p][i][v]); \
   }
 #define ROWS_1(m) ROWS(m, 1)
-  const int many = rows > 2 * MR; /* few rows reuse a panel's part too seldom */
-  const int64_t width = many ? TW : N, most = many ? DEPTH : MAX(1, K);
-  for (int64_t n0 = 0; n0 < N; n0 += width)
+  const int64_t most = rows > 2 * MR ? DEPTH : MAX(1, K); /* few rows reuse a panel's part too seldom */
+  for (int64_t lo = 0; lo < rows; lo += CHUNK)
     for (int64_t k0 = 0; k0 == 0 || k0 < K; k0 += most) {
-      const int64_t n1 = MIN(N, n0 + width), depth = MIN(most, K - k0);
-      BY_TILES(0, rows, n0, n1, b, n, ROWS)
+      const int64_t hi = MIN(rows, lo + CHUNK), depth = MIN(most, K - k0);
+      BY_TILES(lo, hi, 0, N, b, n, ROWS)
     }
 }
-
