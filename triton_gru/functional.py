@@ -15,8 +15,8 @@ from triton_gru.dispatch import choose_backend, compute_dtype
 from triton_gru.engines import aten, onnx, regularized, varlen
 from triton_gru.engines.autograd import Recurrence, in_plain_torch, last_states, step
 from triton_gru.engines.cpu import operators as cpu_operators
+from triton_gru.engines.cpu.engine import Layout
 from triton_gru.engines.cpu.layer import layer as cpu_layer
-from triton_gru.engines.varlen import PackedRows
 from triton_gru.equations import LayerWeights, ScanOptions, stack
 from triton_gru.torch_modes import eager, records, transformed
 from triton_gru.validation import (
@@ -272,46 +272,30 @@ def _on_cpu_engine(
     resets: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """The CPU engine over x [T, B, I], [B, T, I] with rows_first or [N, I] with batch_sizes."""
-    rows = order = indices = None
     L = hx.shape[0] // D
     x, hx, *params = [t if t.dtype == torch.float32 else t.float() for t in (x, hx, *params)]
     # Dropout between layers draws the same numbers as nn.GRU's only with the rows second.
-    transposed = rows_first and not (lengths is None and resets is None and not (dropout and L > 1))
-    if transposed:
-        x, resets = x.transpose(0, 1), None if resets is None else resets.t()
-    if batch_sizes is not None:
-        lengths, _ = varlen.indices(batch_sizes, hx.shape[1], len(x), x.device)
-        rows = PackedRows.of(lengths, len(batch_sizes))
-    elif lengths is not None:
-        lengths, order = lengths.sort(descending=True, stable=True)
-        rows, hx = PackedRows.of(lengths, len(x)), hx.index_select(1, order)
-        indices = rows.indices(order)
+    transposed = rows_first and bool(dropout) and L > 1
     if resets is not None:
-        original = None
-        if order is not None and lengths is not None:
-            original = lengths.index_select(0, order.argsort())
-        resets = varlen.resets_of_directions(resets, original, D)
-        resets = (resets if indices is None else varlen.pack(resets, indices)).contiguous()
-    y = x if indices is None else varlen.pack(x, indices)
+        by_step = resets.t() if rows_first else resets
+        resets = varlen.resets_of_directions(by_step, lengths, D)
+        resets = (resets.transpose(0, 1) if rows_first and not transposed else resets).contiguous()
+    lengths = None if lengths is None else lengths.contiguous()
+    layout = Layout(reset_after, batch_sizes, lengths, resets, rows_first and not transposed)
+    y = x.transpose(0, 1) if transposed else x
     every_last = []
     for layer in range(L):
         y, last = cpu_layer(
             F.dropout(y, dropout) if dropout and layer else y,
             hx if L == 1 else hx[layer * D : (layer + 1) * D],
             params if L == 1 else params[layer * len(params) // L : (layer + 1) * len(params) // L],
-            rows=rows,
-            resets=resets,
-            rows_first=rows_first and not transposed,
-            reset_after=reset_after,
+            layout,
         )
         every_last.append(last)
     h_n = last if L == 1 else torch.cat(every_last)
-    if indices is not None and rows is not None and order is not None:
-        y = varlen.pad(y, indices, len(x), rows.batch_size)
-        h_n = h_n.index_select(1, order.argsort())
     y = y.transpose(0, 1) if transposed else y
     # The last layer's backward keeps y: a copy may be changed in place, as nn.GRU's output.
-    return own(y) if transposed or indices is not None or y.requires_grad else y, h_n
+    return own(y) if transposed or y.requires_grad else y, h_n
 
 
 def _padded_is_faster(x: Tensor, hx: Tensor, params: Sequence[Tensor], dropout: float) -> bool:
@@ -413,12 +397,7 @@ def gru_cell(
             params += [bias_ih, bias_hh]
         if choice.backend == "cpu" and eager():
             x, hx, *params = [t.to(dtype) for t in (x, hx, *params)]
-            _, h = cpu_layer(
-                *(x.unsqueeze(0), hx.unsqueeze(0), params),
-                rows=None,
-                resets=None,
-                reset_after=reset_after,
-            )
+            _, h = cpu_layer(x.unsqueeze(0), hx.unsqueeze(0), params, Layout(reset_after))
         else:
             _, h = gru(
                 *(x.unsqueeze(0), hx.unsqueeze(0), params),

@@ -4,8 +4,6 @@ The scan takes padded time-major rows [T, B, ...], `lengths`, int64 [B], and `re
 [T, B, D], all on one device (see `equations`). Nothing here synchronizes with that device.
 """
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
@@ -88,39 +86,3 @@ def reversed_indices(lengths: Tensor, steps: int) -> Tensor:
 def reverse(rows: Tensor, indices: Tensor) -> Tensor:
     """Rows [T, B, ...] reversed by their `reversed_indices`; twice restores them."""
     return rows.flatten(0, 1).index_select(0, indices).reshape(rows.shape)
-
-
-class PackedRows(NamedTuple):
-    """Rows sorted by length, longest first, packed step by step: data [N, ...].
-
-    Attributes:
-        offsets: Where each step's rows begin, int64 [T + 1] on the CPU.
-        batch_size: B, including rows without steps.
-        lengths: int64 [B], longest first, or None if all rows have T steps.
-    """
-
-    offsets: Tensor
-    batch_size: int
-    lengths: Tensor | None
-
-    @classmethod
-    def whole(cls, steps: int, batch_size: int) -> "PackedRows":
-        """B rows of T steps each."""
-        return cls(torch.arange(0, (steps + 1) * batch_size, batch_size), batch_size, None)
-
-    @classmethod
-    def of(cls, lengths: Tensor, steps: int) -> "PackedRows":
-        """Rows of these lengths, int64 [B], longest first."""
-        sizes = (lengths > torch.arange(steps).unsqueeze(1)).sum(1)
-        return cls(torch.cat([sizes.new_zeros(1), sizes.cumsum(0)]), len(lengths), lengths)
-
-    def indices(self, order: Tensor | None = None) -> Tensor:
-        """The index t * B + b of each packed row among padded rows, int64 [N].
-
-        Args:
-            order: The padded row of each packed row, int64 [B]; None if they are sorted.
-        """
-        sizes = self.offsets.diff()
-        step = torch.arange(len(sizes)).repeat_interleave(sizes)
-        row = torch.arange(int(self.offsets[-1])) - self.offsets.index_select(0, step)
-        return step * self.batch_size + (row if order is None else order.index_select(0, row))

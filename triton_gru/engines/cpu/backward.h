@@ -78,9 +78,18 @@ static void derive_state(const Part *p, int64_t t, int64_t hi, const float **fro
     if (is_reset(p, t, b)) memset(to[b - p->lo], 0, 4 * (p->u1 - p->u0));
 }
 
+INLINE float *dx_at(const Part *p, int64_t t, int64_t b) {
+  const Layer *l = p->layer;
+  return l->dx + (p->reverse * l->rows + row_of(l, t, b)) * l->inputs;
+}
+
 static void backward_part(Part *p) {
   const Layer *l = p->layer;
   const int64_t H = l->hidden, I = l->inputs;
+  if (l->dx && l->lengths && p->last == l->steps) /* once: zeros past the ends of padded rows */
+    for (int64_t b = p->lo, t = l->steps; b < p->hi; b++)
+      for (int64_t s = t = length_of(l, b, t); s < l->steps; s++)
+        memset(dx_at(p, s, b) + p->i0, 0, 4 * (p->i1 - p->i0));
   int64_t rows = 0;
   for (int64_t s = p->last - 1; s >= p->first; s--) {
     int64_t t = step_of(p, s), hi = MAX(p->lo, MIN(p->hi, rows_at(l, t)));
@@ -98,7 +107,7 @@ static void backward_part(Part *p) {
     derive_state(p, t, hi, p->from + rows, p->to + rows);
     for (int64_t b = p->lo; b < hi && l->dx; b++) {
       p->from[rows] = p->d->d_gates_x + piece_row(p, t, b) * 3 * H;
-      p->to[rows++] = l->dx + (p->reverse * row_count(l) + row_of(l, t, b)) * I + p->i0;
+      p->to[rows++] = dx_at(p, t, b) + p->i0;
     }
   }
   if (l->dx)

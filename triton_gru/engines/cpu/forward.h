@@ -145,10 +145,13 @@ INLINE void forward_tile_n(int m, int g, const Part *p, int64_t t, int64_t b, in
   }
 }
 
-static void copy_last(const Part *p) {
+/* The last states, and zeros past the ends of padded rows. */
+static void finish(const Part *p) {
   const Layer *l = p->layer;
   for (int64_t b = p->lo, t = l->steps; b < p->hi; b++) {
-    while (t > 0 && rows_at(l, t - 1) <= b) t--; /* row b has t steps */
+    t = length_of(l, b, t);
+    for (int64_t s = t; s < l->steps && l->lengths; s++)
+      memset(y_at(p, s, b) + p->u0, 0, 4 * (p->u1 - p->u0));
     const float *from = t == 0 ? l->h0 + state_at(p, b) : y_at(p, p->reverse ? 0 : t - 1, b);
     memcpy(l->last + state_at(p, b) + p->u0, from + p->u0, 4 * (p->u1 - p->u0));
   }
@@ -183,5 +186,5 @@ static void forward_part(Part *p) {
       gx += (hi - p->lo) * 3 * units;
     }
   }
-  copy_last(p);
+  finish(p);
 }

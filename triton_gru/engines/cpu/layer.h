@@ -23,9 +23,10 @@ typedef struct { /* the parameters of one direction; biases may be NULL */
 typedef struct {
   int64_t steps, batch, inputs, hidden, directions, reset_after, threads;
   int64_t piece;           /* backward: rows whose derivatives are computed before the weights' sum them */
-  int64_t to_step, to_row; /* if all rows have all steps: from one step, or row, to the next */
-  const int64_t *offsets;  /* else [steps + 1]: the rows of step t are offsets[t] to offsets[t + 1],
-                              sorted by length, longest first, as in a PackedSequence */
+  int64_t rows;            /* N */
+  int64_t to_step, to_row; /* padded rows, N = steps * batch: from one step, or row, to the next */
+  const int64_t *lengths;  /* [batch]: the steps of each padded row, past which y and dx are zero; or NULL */
+  const int64_t *sizes;    /* [steps]: of a PackedSequence, which has no padding, its batch_sizes; or NULL */
   const float *x;          /* [N, I] */
   const uint8_t *resets;   /* [N, D], or NULL */
   const float *h0;         /* [D, B, H] */
@@ -36,6 +37,9 @@ typedef struct {
   float *dx;               /* [D, N, I], or NULL */
   float *dh;               /* [D, B, H]: in, the last states' derivative; out, that of h0 */
   Parameters parameters[2];
+  /* What `find_rows` makes of lengths or sizes, else NULL: */
+  const int64_t *offsets;  /* [steps + 1]: how many rows the steps before each have */
+  const int64_t *order;    /* [batch]: where the rows, longest first, are in the tensors; NULL if sorted */
 } Layer;
 
 typedef struct { /* one direction, packed */
@@ -67,8 +71,10 @@ INLINE int64_t offset(const Layer *l, int64_t t) { return l->offsets ? l->offset
 INLINE int64_t rows_at(const Layer *l, int64_t t) {
   return l->offsets ? l->offsets[t + 1] - l->offsets[t] : l->batch;
 }
+/* Everywhere row b is the b-th longest: the rows of step t are 0 to rows_at(l, t). */
+INLINE int64_t place(const Layer *l, int64_t b) { return l->order ? l->order[b] : b; }
 INLINE int64_t row_of(const Layer *l, int64_t t, int64_t b) {
-  return l->offsets ? l->offsets[t] + b : t * l->to_step + b * l->to_row;
+  return l->sizes ? l->offsets[t] + b : t * l->to_step + place(l, b) * l->to_row;
 }
 INLINE int64_t row_count(const Layer *l) { return offset(l, l->steps); }
 INLINE int64_t kept(const Layer *l) { return l->reset_after ? 4 : 3; }
@@ -83,10 +89,10 @@ INLINE float *y_at(const Part *p, int64_t t, int64_t b) {
 }
 INLINE float *gates_at(const Part *p, int64_t t, int64_t b) {
   const Layer *l = p->layer;
-  return l->gates + (p->reverse * row_count(l) + row_of(l, t, b)) * kept(l) * l->hidden;
+  return l->gates + (p->reverse * l->rows + row_of(l, t, b)) * kept(l) * l->hidden;
 }
 INLINE int64_t state_at(const Part *p, int64_t b) { /* in h0, last and dh */
-  return (p->reverse * p->layer->batch + b) * p->layer->hidden;
+  return (p->reverse * p->layer->batch + place(p->layer, b)) * p->layer->hidden;
 }
 
 /* The state before step t of row b: that after the step before, the first one, or zero. */
@@ -96,6 +102,12 @@ INLINE const float *state_before(const Part *p, int64_t t, int64_t b) {
   int64_t before = p->reverse ? t + 1 : t - 1;
   if (before < 0 || before >= l->steps || b >= rows_at(l, before)) return l->h0 + state_at(p, b);
   return y_at(p, before, b);
+}
+
+/* The steps of row b, looked for from `t` down, which is at least that many. */
+INLINE int64_t length_of(const Layer *l, int64_t b, int64_t t) {
+  while (t > 0 && rows_at(l, t - 1) <= b) t--;
+  return t;
 }
 
 static void meet(Part *p) {

@@ -1,90 +1,66 @@
-"""One layer on the CPU engine as one autograd node, over packed or whole rows."""
+"""One layer on the CPU engine as one autograd node, over padded rows or a PackedSequence's."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from triton_gru import equations
 from triton_gru.engines import varlen
 from triton_gru.engines.autograd import Recurrence, last_states
 from triton_gru.engines.cpu import engine
-from triton_gru.engines.varlen import PackedRows
+from triton_gru.engines.cpu.engine import Layout
 from triton_gru.equations import ScanOptions, stack
 from triton_gru.torch_modes import records
 
 
-def layer(
-    x: Tensor,
-    h0: Tensor,
-    params: Sequence[Tensor],
-    *,
-    rows: PackedRows | None,
-    resets: Tensor | None,
-    rows_first: bool = False,
-    reset_after: bool,
-) -> tuple[Tensor, Tensor]:
+def layer(x: Tensor, h0: Tensor, params: Sequence[Tensor], layout: Layout) -> tuple[Tensor, Tensor]:
     """States y and the last ones [D, B, H] of a layer, all directions; see `engine.forward`."""
-    layout = (rows, resets, rows_first, reset_after)
     if records(x, h0, *params):
-        return _Layer.apply(x, h0, layout, *params)
+        return _Layer.apply(x, h0, *layout, *params)
     x, h0, *params = _contiguous(x, h0, *params)
-    y, last, _ = _forward(x, h0, params, layout, save_gates=False)
+    y, last, _ = engine.forward(x, h0, params, layout, save_gates=False)
     return y, last
 
 
-def _forward(x, h0, params, layout, *, save_gates):
-    rows, resets, rows_first, reset_after = layout
-    return engine.forward(
-        *(x, h0, params, rows, resets),
-        rows_first=rows_first,
-        reset_after=reset_after,
-        save_gates=save_gates,
-    )
+_FIELDS = len(Layout._fields)
 
 
 class _Layer(torch.autograd.Function):
     """Saves x, y and the gates (four times y), as torch's own GRU does on a CPU."""
 
     @staticmethod
-    def forward(ctx, x, h0, layout, *params):
-        tensors = _contiguous(x, h0, *params)
-        y, last, gates = _forward(*tensors[:2], tensors[2:], layout, save_gates=True)
-        ctx.save_for_backward(y, gates, x, h0, *params)
-        ctx.layout = layout
+    def forward(ctx, x, h0, *rest):
+        layout, given = Layout(*rest[:_FIELDS]), rest[_FIELDS:]
+        whole, first, *params = _contiguous(x, h0, *given)
+        y, last, gates = engine.forward(whole, first, params, layout, save_gates=True)
+        # Saved by autograd, which finds a change in place.
+        rows = (layout.batch_sizes, layout.lengths, layout.resets)
+        ctx.save_for_backward(y, gates, *rows, x, h0, *given)
+        ctx.layout = layout._replace(batch_sizes=None, lengths=None, resets=None)
         ctx.set_materialize_grads(False)
         return y, last
 
     @staticmethod
     def backward(ctx, dy, dlast):
-        y, gates, *inputs = ctx.saved_tensors
+        y, gates, batch_sizes, lengths, resets, *inputs = ctx.saved_tensors
+        none = [None] * _FIELDS
         if dy is None and dlast is None:
-            return None, None, None, *[None] * (len(inputs) - 2)
+            return None, None, *none, *[None] * (len(inputs) - 2)
+        layout = ctx.layout._replace(batch_sizes=batch_sizes, lengths=lengths, resets=resets)
         # create_graph=True, or the further dimension of is_grads_batched, which C does not support:
         # plain torch does both.
         given = dlast if dy is None else dy
         if torch.is_grad_enabled() or torch._C._functorch.is_legacy_batchedtensor(given):
-            dx, dh0, *dparams = _in_plain_torch(dy, dlast, inputs, ctx.layout)
-            return dx, dh0, None, *dparams
-        rows, resets, rows_first, reset_after = ctx.layout
+            dx, dh0, *dparams = _in_plain_torch(dy, dlast, inputs, layout)
+            return dx, dh0, *none, *dparams
         x, h0, *params = _contiguous(*inputs)
         dx, dh0, dparams = engine.backward(
-            *(
-                None if dy is None else dy.contiguous(),
-                dlast,
-                y,
-                gates,
-                x,
-                h0,
-                params,
-                rows,
-                resets,
-            ),
-            rows_first=rows_first,
-            reset_after=reset_after,
+            *(None if dy is None else dy.contiguous(), dlast, y, gates, x, h0, params, layout),
             input_needed=ctx.needs_input_grad[0],
-            params_needed=any(ctx.needs_input_grad[3:]),
+            params_needed=any(ctx.needs_input_grad[2 + _FIELDS :]),
         )
-        return dx, dh0, None, *dparams
+        return dx, dh0, *none, *dparams
 
 
 def _contiguous(*tensors: Tensor) -> list[Tensor]:
@@ -94,29 +70,32 @@ def _contiguous(*tensors: Tensor) -> list[Tensor]:
 def _in_plain_torch(dy, dlast, inputs, layout):
     """The derivatives of `layer` by the equations over padded rows, which can be differentiated."""
     x, h0, *params = inputs
-    rows, resets, rows_first, reset_after = layout
     kinds = len(params) // len(h0)
-    indices = None if rows is None else rows.indices()
+    reset_after, batch_sizes, lengths, resets, rows_first = layout
+    if batch_sizes is not None:
+        lengths, indices = varlen.indices(batch_sizes, h0.shape[1], len(x), x.device)
 
     def to_padded(t):
-        if rows is None:
-            return t.transpose(0, 1) if rows_first else t
-        return varlen.pad(t, indices, len(rows.offsets) - 1, rows.batch_size)
+        if batch_sizes is not None:
+            return varlen.pad(t, indices, len(batch_sizes), h0.shape[1])
+        return t.transpose(0, 1) if rows_first else t
 
     def from_padded(t):
-        if rows is None:
-            return t.transpose(0, 1) if rows_first else t
-        return varlen.pack(t, indices)
+        if batch_sizes is not None:
+            return varlen.pack(t, indices)
+        return t.transpose(0, 1) if rows_first else t
 
     with torch.enable_grad():
         weights = [*(stack(params[kind::kinds]) for kind in range(kinds)), *[None] * (4 - kinds)]
-        options = ScanOptions(
-            reset_after,
-            None if rows is None else rows.lengths,
-            None if resets is None else to_padded(resets),
-        )
-        y, _ = Recurrence.apply(to_padded(x), h0, *weights, *options, "reference", False)
+        resets = None if resets is None else to_padded(resets)
+        options = ScanOptions(reset_after, lengths, resets)
+        rows, past_end = to_padded(x), None
+        if lengths is not None:
+            past_end = equations.past_end(lengths, len(rows)).unsqueeze(-1)
+            rows = rows.masked_fill(past_end, 0)  # otherwise dW_ih would contain 0 * inf = NaN
+        y, _ = Recurrence.apply(rows, h0, *weights, *options, "reference", False)
         last = last_states(y, h0)
+        y = y if past_end is None else y.masked_fill(past_end, 0)
         given = [pair for pair in ((from_padded(y), dy), (last, dlast)) if pair[1] is not None]
         needed = [t for t in inputs if t.requires_grad]
         outputs, cotangents = zip(*given, strict=True)

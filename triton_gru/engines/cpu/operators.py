@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 
 from triton_gru import equations
-from triton_gru.engines import varlen
 from triton_gru.engines.autograd import in_plain_torch, project
 from triton_gru.engines.cpu import engine, library
-from triton_gru.engines.varlen import PackedRows
 from triton_gru.equations import LayerWeights, ScanOptions
 from triton_gru.torch_modes import records
 
@@ -46,24 +44,23 @@ def layer_forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """All states [T, B, D * H], zero past the ends of rows; the last ones [D, B, H]; the gates."""
     weights = LayerWeights(weight_ih, weight_hh, bias_ih, bias_hh)
-    gates = _gates(x, h0, reset_after, save_gates)  # memory that is not written to is not taken
     if not _runs_on(x):
         y, last = in_plain_torch(x, h0, weights, ScanOptions(reset_after, lengths, resets))
-        return y.clone(), last.clone(), gates
-    rows = _Rows(x, lengths)
-    y, last, found = engine.forward(
-        *(rows.pack(x), rows.sort(h0), _by_direction(weights), rows.packed),
-        None if resets is None else rows.pack(resets),
-        rows_first=False,
-        reset_after=reset_after,
+        # Of the gates' shape, as in the graph; memory that is not written to is not taken.
+        return y.clone(), last.clone(), _gates(x, h0, reset_after, save_gates)
+    y, last, gates = engine.forward(
+        x.contiguous(),
+        h0.contiguous(),
+        _by_direction(weights),
+        _layout(reset_after, lengths, resets),
         save_gates=save_gates,
     )
-    if found is not None and rows.packed is None:
-        gates = found
-    elif found is not None:
-        gates.flatten()[: found.numel()] = found.flatten()
-        gates.flatten()[found.numel() :] = 0  # of steps past the ends of rows
-    return rows.pad(y), rows.unsort(last), gates
+    if gates is None:
+        gates = _gates(x, h0, reset_after, False)
+    elif lengths is not None:  # an operator's results are defined in all elements
+        past_end = equations.past_end(lengths, x.shape[0]).flatten()
+        gates.masked_fill_(past_end.view(1, -1, 1, 1), 0)
+    return y, last, gates
 
 
 @layer_forward.register_fake
@@ -94,28 +91,22 @@ def layer_backward(
         return _backward_of_equations(
             dy, dlast, x, h0, weights, ScanOptions(reset_after, lengths, resets)
         )
-    rows = _Rows(x, lengths)
-    D, N, H = len(h0), rows.count, h0.shape[-1]
-    per_step = gates.shape[2]
     params = _by_direction(weights)
     dx, dh0, dparams = engine.backward(
-        rows.pack(dy),
-        rows.sort(dlast),
-        rows.pack(y),
-        gates.flatten()[: D * N * per_step * H].view(D, N, per_step, H),
-        rows.pack(x),
-        rows.sort(h0),
+        dy.contiguous(),
+        dlast,
+        y.contiguous(),
+        gates.contiguous(),
+        x.contiguous(),
+        h0.contiguous(),
         params,
-        rows.packed,
-        None if resets is None else rows.pack(resets),
-        rows_first=False,
-        reset_after=reset_after,
+        _layout(reset_after, lengths, resets),
     )
     assert dx is not None
-    kinds = len(params) // D
+    kinds = len(params) // len(h0)
     grads = [torch.stack(dparams[kind::kinds]) for kind in range(kinds)]  # type: ignore[arg-type]
     grads += [x.new_empty(0) for _ in range(4 - kinds)]
-    return rows.pad(dx), rows.unsort(dh0), *grads  # type: ignore[return-value]
+    return dx, dh0, *grads  # type: ignore[return-value]
 
 
 @layer_backward.register_fake
@@ -141,37 +132,10 @@ def _derive(ctx, dy, dlast, _):
 layer_forward.register_autograd(_derive, setup_context=_save)
 
 
-class _Rows:
-    """Conversions between padded rows [T, B, ...] and the engine's.
-
-    Attributes:
-        packed: The rows of each step, or None if all have all steps.
-        count: Rows of all steps together, N.
-    """
-
-    def __init__(self, x: Tensor, lengths: Tensor | None) -> None:
-        self.steps, self.batch_size = x.shape[:2]
-        self.packed, self.count = None, self.steps * self.batch_size
-        if lengths is not None:
-            lengths, self.order = lengths.sort(descending=True, stable=True)
-            self.packed = PackedRows.of(lengths, self.steps)
-            self.indices = self.packed.indices(self.order)
-            self.count = len(self.indices)
-
-    def pack(self, rows: Tensor) -> Tensor:
-        rows = rows.contiguous()
-        return rows if self.packed is None else varlen.pack(rows, self.indices)
-
-    def pad(self, rows: Tensor) -> Tensor:
-        if self.packed is None:
-            return rows
-        return varlen.pad(rows, self.indices, self.steps, self.batch_size)
-
-    def sort(self, states: Tensor) -> Tensor:
-        return states.contiguous() if self.packed is None else states.index_select(1, self.order)
-
-    def unsort(self, states: Tensor) -> Tensor:
-        return states if self.packed is None else states.index_select(1, self.order.argsort())
+def _layout(reset_after: bool, lengths: Tensor | None, resets: Tensor | None) -> engine.Layout:
+    lengths = None if lengths is None else lengths.contiguous()
+    resets = None if resets is None else resets.contiguous()
+    return engine.Layout(reset_after, None, lengths, resets)
 
 
 def _runs_on(x: Tensor) -> bool:

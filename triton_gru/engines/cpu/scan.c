@@ -44,6 +44,35 @@ static int forked;
 static void in_child(void) { forked = 1; }
 __attribute__((constructor)) static void watch_forks(void) { pthread_atfork(NULL, NULL, in_child); }
 
+/* The number of rows of each step, and the rows' order. Returns whether lengths or sizes do not fit. */
+static int find_rows(Memory *m, Layer *l) {
+  const int64_t T = l->steps, B = l->batch, *sizes = l->sizes;
+  if (!l->lengths && !sizes) return 0;
+  int64_t *offsets = take(m, (T + 1) * sizeof *offsets);
+  if (l->lengths) {
+    int64_t *order = take(m, B * sizeof *order), *longer = take(m, (T + 1) * sizeof *longer);
+    int64_t *next = take(m, (T + 1) * sizeof *next);
+    if (m->failed) return 0;
+    memset(longer, 0, (T + 1) * sizeof *longer);
+    for (int64_t b = 0; b < B; b++) {
+      if (l->lengths[b] < 0 || l->lengths[b] > T) return 1;
+      if (l->lengths[b]) longer[l->lengths[b] - 1]++;
+    }
+    for (int64_t t = T - 1; t >= 0; t--) longer[t] += longer[t + 1]; /* rows of more than t steps */
+    memcpy(next, longer, (T + 1) * sizeof *next);
+    for (int64_t b = 0; b < B; b++) order[next[l->lengths[b]]++] = b;
+    sizes = longer, l->order = order;
+  }
+  if (m->failed) return 0;
+  offsets[0] = 0;
+  for (int64_t t = 0; t < T; t++) {
+    if (sizes[t] < 0 || sizes[t] > (t ? sizes[t - 1] : B)) return 1;
+    offsets[t + 1] = offsets[t] + sizes[t];
+  }
+  l->offsets = offsets;
+  return l->sizes && offsets[T] != l->rows;
+}
+
 static int64_t panels_of(const Layer *l, int backward, int hidden) {
   return backward && !hidden ? whole_tiles(l->inputs) / TW
                              : whole_tiles(l->hidden) / TW * (backward ? 1 : 3);
@@ -103,8 +132,8 @@ static int64_t cut_rows(const Layer *l, int64_t g, int64_t groups) {
   if (g == groups) return B;
   if (all == l->steps * B || g == 0) return B * g / groups;
   int64_t goal = all * g / groups, so_far = 0, b = 0, t = l->steps;
-  while (b < B) { /* row b has as many steps as there are steps with more than b rows */
-    while (t > 0 && rows_at(l, t - 1) <= b) t--;
+  while (b < B) {
+    t = length_of(l, b, t);
     if (so_far + t / 2 >= goal) break;
     so_far += t, b++;
   }
@@ -138,9 +167,18 @@ static int outers(const Layer *l, const Direction *directions, int64_t first, in
 
 /* ---- threads ---------------------------------------------------------------------------------- */
 
-/* Runs every part of the layer. Returns 0, or 1 if an allocation failed. */
-static int run(const Layer *l, int backward, int64_t threads) {
+enum { DONE, NO_MEMORY, WRONG_ROWS };
+
+/* Runs every part of the layer. */
+static int run(const Layer *given, int backward, int64_t threads) {
   Memory memory = {0}, *m = &memory;
+  Layer layer = *given;
+  const Layer *l = &layer;
+  const int wrong = find_rows(m, &layer);
+  if (wrong || m->failed) {
+    release(m);
+    return wrong ? WRONG_ROWS : NO_MEMORY;
+  }
   const int64_t D = l->directions, H = l->hidden, I = l->inputs, tiles = whole_tiles(H) / TW;
   const double work = (backward ? 4.0 : 2.0) * row_count(l) * D * 3 * H * (H + I);
   if (forked || threads < 1) threads = 1;
@@ -209,7 +247,7 @@ static int run(const Layer *l, int backward, int64_t threads) {
     }
   }
   release(m);
-  return too_few ? run(l, backward, 1) : failed;
+  return too_few ? run(given, backward, 1) : failed ? NO_MEMORY : DONE;
 }
 
 int scan_forward(const Layer *l) { return run(l, 0, l->threads); }
