@@ -9,7 +9,7 @@ INLINE int64_t piece_row(const Part *p, int64_t t, int64_t b) { /* in the buffer
 }
 
 /* The gates' derivatives of one row that need no product; dh becomes dh' z. */
-INLINE void derive(const Part *p, int64_t t, int64_t b) {
+static void derive(const Part *p, int64_t t, int64_t b) {
   const Layer *l = p->layer;
   const Direction *d = p->d;
   const int64_t H = l->hidden, at_piece = piece_row(p, t, b);
@@ -38,7 +38,7 @@ INLINE void derive(const Part *p, int64_t t, int64_t b) {
 }
 
 /* reset_after=0: du = W_hn^T da_n, with it da_r = du h r (1 - r), and dh += du r; of g tiles. */
-INLINE void derive_reset(int m, int g, const Part *p, int64_t t, int64_t b, int64_t u) {
+static void derive_reset(int m, int g, const Part *p, int64_t t, int64_t b, int64_t u) {
   const Layer *l = p->layer;
   const Direction *d = p->d;
   const int64_t H = l->hidden, first = piece_row(p, t, b);
@@ -98,10 +98,9 @@ static void backward_part(Part *p) {
       if (p->u0 == 0) p->d->x_rows[piece_row(p, t, b)] = l->x + row_of(l, t, b) * I;
     }
     meet(p);
-#define RESET(m, g) derive_reset(m, g, p, t, b, u)
-#define RESET_1(m) RESET(m, 1)
     if (!l->reset_after) {
-      BY_TILES(p->lo, hi, p->u0, p->u1, b, u, RESET)
+      EACH_TILES(hi - p->lo, p->u0, p->u1, u, g)
+        EACH_ROWS(p->lo, hi, b, m) derive_reset(m, g, p, t, b, u);
       meet(p);
     }
     derive_state(p, t, hi, p->from + rows, p->to + rows);

@@ -9,13 +9,12 @@ INLINE int64_t rows_ahead(const Part *p) {
 
 /* s[q][i] += row a[i] [H] times tile u + q * stride of W_hh, for `tiles` of them: of the gates from
    `gate` on, or (stride TW) of one gate. */
-INLINE void hidden(int m, int tiles, int gate, int gates_apart, const Part *p, const float *const *a,
+static void hidden(int m, int tiles, int gate, int gates_apart, const Part *p, const float *const *a,
                    int64_t u, vf s[][MR][NV]) {
   const int64_t H = p->layer->hidden, HP = whole_tiles(H);
   if (p->d->weight_hh) {
     const float *w = p->d->weight_hh + (gate * HP + u) * H;
-    if (gates_apart) multiply_panels(m, tiles, a, w, HP * H, H, s);
-    else multiply(m, tiles, a, w, H * TW, H, s);
+    multiply(m, tiles, a, w, gates_apart ? HP * H : H * TW, H, s);
     return;
   }
   float out[MR][TW];
@@ -47,24 +46,22 @@ static void project(const Part *p, int64_t s0, int64_t s1) {
       continue;
     }
     const float *w = l->parameters[p->reverse].weight_ih + g * H * I;
-#define DOTS(m)                                                                                 \
-  {                                                                                             \
-    float out[MR][TW];                                                                          \
-    dots(m, p->from + b, w + u * I, H - u, I, out);                                             \
-    for (int i = 0; i < m; i++)                                                                 \
-      for (int v = 0; v < NV; v++)                                                              \
-        *(vf *)(p->to[b + i] + u - p->u0 + v * VL) =                                            \
-            *(const vf *)(out[i] + v * VL) +                                                    \
-            (bias ? load(bias + u + v * VL, H - u - v * VL) : (vf){0});                         \
-  }
-    for (int64_t u = p->u0; u < p->u1; u += TW) { BY_ROWS(0, rows, b, DOTS) }
+    for (int64_t u = p->u0; u < p->u1; u += TW) EACH_ROWS(0, rows, b, m) {
+      float out[MR][TW];
+      dots(m, p->from + b, w + u * I, H - u, I, out);
+      for (int i = 0; i < m; i++)
+        for (int v = 0; v < NV; v++)
+          *(vf *)(p->to[b + i] + u - p->u0 + v * VL) =
+              *(const vf *)(out[i] + v * VL) + (bias ? load(bias + u + v * VL, H - u - v * VL) : (vf){0});
+    }
   }
 }
 
-/* One step of m rows from row b on and of the units of one tile. gx: their projected gates, a row's
-   three gates `units` apart, rows 3 * units apart. */
-INLINE void forward_tile(int m, const Part *p, int64_t t, int64_t b, int64_t u, const float *gx,
+/* One step of m rows from row b on and of the units of one tile. gx: the projected gates of the part's rows,
+   a row's three gates `units` apart, rows 3 * units apart. */
+static void forward_tile(int m, const Part *p, int64_t t, int64_t b, int64_t u, const float *gx,
                          int64_t units) {
+  gx += (b - p->lo) * 3 * units + (u - p->u0);
   const int64_t H = p->layer->hidden;
   const float *h[MR];
   vf s[3][MR][NV];
@@ -94,8 +91,9 @@ INLINE void forward_tile(int m, const Part *p, int64_t t, int64_t b, int64_t u, 
 }
 
 /* reset_after=0, first half of a step: r and z, and u = r h. z is kept in y until n replaces it. */
-INLINE void forward_tile_rz(int m, const Part *p, int64_t t, int64_t b, int64_t u, const float *gx,
+static void forward_tile_rz(int m, const Part *p, int64_t t, int64_t b, int64_t u, const float *gx,
                             int64_t units) {
+  gx += (b - p->lo) * 3 * units + (u - p->u0);
   const int64_t H = p->layer->hidden;
   const float *h[MR];
   vf s[3][MR][NV];
@@ -120,8 +118,9 @@ INLINE void forward_tile_rz(int m, const Part *p, int64_t t, int64_t b, int64_t 
 }
 
 /* reset_after=0, second half: n from u, and the state, of g tiles. */
-INLINE void forward_tile_n(int m, int g, const Part *p, int64_t t, int64_t b, int64_t u,
+static void forward_tile_n(int m, int g, const Part *p, int64_t t, int64_t b, int64_t u,
                            const float *gx, int64_t units) {
+  gx += (b - p->lo) * 3 * units + (u - p->u0);
   const int64_t H = p->layer->hidden;
   const float *a[MR];
   vf s[3][MR][NV];
@@ -170,17 +169,15 @@ static void forward_part(Part *p) {
     const float *gx = p->ahead;
     for (; s < end; s++) {
       int64_t t = step_of(p, s), hi = MAX(p->lo, MIN(p->hi, rows_at(l, t)));
-#define AT (gx + (b - p->lo) * 3 * units + (u - p->u0)), units
-#define AFTER(m) forward_tile(m, p, t, b, u, AT)
-#define RESET_UPDATE(m) forward_tile_rz(m, p, t, b, u, AT)
-#define NEW(m, g) forward_tile_n(m, g, p, t, b, u, AT)
-#define NEW_1(m) NEW(m, 1)
       if (l->reset_after)
-        for (int64_t u = p->u0; u < p->u1; u += TW) { BY_ROWS(p->lo, hi, b, AFTER) }
+        for (int64_t u = p->u0; u < p->u1; u += TW)
+          EACH_ROWS(p->lo, hi, b, m) forward_tile(m, p, t, b, u, gx, units);
       else {
-        for (int64_t u = p->u0; u < p->u1; u += TW) { BY_ROWS(p->lo, hi, b, RESET_UPDATE) }
+        for (int64_t u = p->u0; u < p->u1; u += TW)
+          EACH_ROWS(p->lo, hi, b, m) forward_tile_rz(m, p, t, b, u, gx, units);
         meet(p);
-        BY_TILES(p->lo, hi, p->u0, p->u1, b, u, NEW)
+        EACH_TILES(hi - p->lo, p->u0, p->u1, u, g)
+          EACH_ROWS(p->lo, hi, b, m) forward_tile_n(m, g, p, t, b, u, gx, units);
       }
       meet(p);
       gx += (hi - p->lo) * 3 * units;
