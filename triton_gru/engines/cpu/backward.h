@@ -41,10 +41,10 @@ static void derive(const Part *p, int64_t t, int64_t b) {
 static void derive_reset(int m, int g, const Part *p, int64_t t, int64_t b, int64_t u) {
   const Layer *l = p->layer;
   const Direction *d = p->d;
-  const int64_t H = l->hidden, first = piece_row(p, t, b);
+  const int64_t H = l->hidden;
   const float *a[MR];
   vf s[3][MR][NV];
-  for (int i = 0; i < m; i++) a[i] = d->d_gates_x + (first + i) * 3 * H + 2 * H;
+  for (int i = 0; i < m; i++) a[i] = d->d_gates_x + piece_row(p, t, row(p, b + i)) * 3 * H + 2 * H;
   for (int q = 0; q < g; q++)
     for (int i = 0; i < m; i++)
       for (int v = 0; v < NV; v++) s[q][i][v] = (vf){0};
@@ -52,61 +52,61 @@ static void derive_reset(int m, int g, const Part *p, int64_t t, int64_t b, int6
   for (int q = 0; q < g; q++)
     for (int i = 0; i < m; i++)
       for (int v = 0; v < NV; v++) {
-        int64_t at = u + q * TW + v * VL, left = H - at;
+        const int64_t at = u + q * TW + v * VL, left = H - at, at_piece = piece_row(p, t, row(p, b + i));
         if (left <= 0) break;
-        vf r = load(gates_at(p, t, b + i) + at, left), du = s[q][i][v];
-        vf h = load(d->state + (first + i) * H + at, left);
-        float *dh = l->dh + state_at(p, b + i) + at;
-        store(d->d_gates_x + (first + i) * 3 * H + at, left, du * h * r * (1.0f - r));
+        vf r = load(gates_at(p, t, row(p, b + i)) + at, left), du = s[q][i][v];
+        vf h = load(d->state + at_piece * H + at, left);
+        float *dh = l->dh + state_at(p, row(p, b + i)) + at;
+        store(d->d_gates_x + at_piece * 3 * H + at, left, du * h * r * (1.0f - r));
         store(dh, left, load(dh, left) + du * r);
       }
 }
 
 /* dh += W_hh^T times the gates' derivatives of step t; zero where the state was reset before the step.
-   from, to: room for hi - lo pointers. */
-static void derive_state(const Part *p, int64_t t, int64_t hi, const float **from, float **to) {
+   from, to: room for `here` pointers. */
+static void derive_state(const Part *p, int64_t t, int64_t here, const float **from, float **to) {
   const Layer *l = p->layer;
   const Direction *d = p->d;
-  const int64_t H = l->hidden, first = piece_row(p, t, p->lo);
-  for (int64_t i = 0; i < hi - p->lo; i++) {
-    from[i] = d->d_gates_h + (first + i) * 3 * H;
-    to[i] = l->dh + state_at(p, p->lo + i) + p->u0;
+  const int64_t H = l->hidden;
+  for (int64_t i = 0; i < here; i++) {
+    from[i] = d->d_gates_h + piece_row(p, t, row(p, i)) * 3 * H;
+    to[i] = l->dh + state_at(p, row(p, i)) + p->u0;
   }
-  product(from, to, hi - p->lo, l->reset_after ? 3 * H : 2 * H, p->u1 - p->u0,
-          d->weight_hh + p->u0 * 3 * H, 3 * H, NULL, 1);
-  for (int64_t b = p->lo; b < hi && l->resets; b++)
-    if (is_reset(p, t, b)) memset(to[b - p->lo], 0, 4 * (p->u1 - p->u0));
+  product(from, to, here, l->reset_after ? 3 * H : 2 * H, p->u1 - p->u0, d->weight_hh + p->u0 * 3 * H,
+          3 * H, NULL, 1);
+  for (int64_t i = 0; i < here && l->resets; i++)
+    if (is_reset(p, t, row(p, i))) memset(to[i], 0, 4 * (p->u1 - p->u0));
 }
 
 INLINE float *dx_at(const Part *p, int64_t t, int64_t b) {
   const Layer *l = p->layer;
-  return l->dx + (p->reverse * l->rows + row_of(l, t, b)) * l->inputs;
+  return l->dx + (p->reverse * l->rows + row_of(l, t, b)) * l->inputs + p->i0;
 }
 
 static void backward_part(Part *p) {
   const Layer *l = p->layer;
   const int64_t H = l->hidden, I = l->inputs;
   if (l->dx && l->lengths && p->last == l->steps) /* once: zeros past the ends of padded rows */
-    for (int64_t b = p->lo, t = l->steps; b < p->hi; b++)
-      for (int64_t s = t = length_of(l, b, t); s < l->steps; s++)
-        memset(dx_at(p, s, b) + p->i0, 0, 4 * (p->i1 - p->i0));
+    for (int64_t i = 0, t = l->steps; i < p->count; i++)
+      for (int64_t s = t = length_of(l, row(p, i), t); s < l->steps; s++)
+        memset(dx_at(p, s, row(p, i)), 0, 4 * (p->i1 - p->i0));
   int64_t rows = 0;
   for (int64_t s = p->last - 1; s >= p->first; s--) {
-    int64_t t = step_of(p, s), hi = MAX(p->lo, MIN(p->hi, rows_at(l, t)));
-    for (int64_t b = p->lo; b < hi; b++) {
+    const int64_t t = step_of(p, s), here = part_rows(p, t);
+    for (int64_t i = 0; i < here; i++) {
+      const int64_t b = row(p, i);
       derive(p, t, b);
       if (p->u0 == 0) p->d->x_rows[piece_row(p, t, b)] = l->x + row_of(l, t, b) * I;
     }
     meet(p);
     if (!l->reset_after) {
-      EACH_TILES(hi - p->lo, p->u0, p->u1, u, g)
-        EACH_ROWS(p->lo, hi, b, m) derive_reset(m, g, p, t, b, u);
+      EACH_TILES(here, p->u0, p->u1, u, g) EACH_ROWS(0, here, b, m) derive_reset(m, g, p, t, b, u);
       meet(p);
     }
-    derive_state(p, t, hi, p->from + rows, p->to + rows);
-    for (int64_t b = p->lo; b < hi && l->dx; b++) {
-      p->from[rows] = p->d->d_gates_x + piece_row(p, t, b) * 3 * H;
-      p->to[rows++] = dx_at(p, t, b) + p->i0;
+    derive_state(p, t, here, p->from + rows, p->to + rows);
+    for (int64_t i = 0; i < here && l->dx; i++) {
+      p->from[rows] = p->d->d_gates_x + piece_row(p, t, row(p, i)) * 3 * H;
+      p->to[rows++] = dx_at(p, t, row(p, i));
     }
   }
   if (l->dx)

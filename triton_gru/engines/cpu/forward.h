@@ -4,7 +4,7 @@
 
 /* Rows whose projected gates a thread computes at a time; at least one step's. */
 INLINE int64_t rows_ahead(const Part *p) {
-  return MAX(p->hi - p->lo, AHEAD / (3 * whole_tiles(p->u1 - p->u0)));
+  return MAX(p->count, AHEAD / (3 * whole_tiles(p->u1 - p->u0)));
 }
 
 /* s[q][i] += row a[i] [H] times tile u + q * stride of W_hh, for `tiles` of them: of the gates from
@@ -34,8 +34,8 @@ static void project(const Part *p, int64_t s0, int64_t s1) {
   const int64_t H = l->hidden, I = l->inputs, units = whole_tiles(p->u1 - p->u0);
   int64_t rows = 0;
   for (int64_t s = s0; s < s1; s++) {
-    int64_t t = step_of(p, s), hi = MIN(p->hi, rows_at(l, t));
-    for (int64_t b = p->lo; b < hi; b++) p->from[rows++] = l->x + row_of(l, t, b) * I;
+    int64_t t = step_of(p, s), here = part_rows(p, t);
+    for (int64_t i = 0; i < here; i++) p->from[rows++] = l->x + row_of(l, t, row(p, i)) * I;
   }
   for (int g = 0; g < 3; g++) {
     const float *bias = p->d->bias_x ? p->d->bias_x + g * H : NULL;
@@ -57,15 +57,15 @@ static void project(const Part *p, int64_t s0, int64_t s1) {
   }
 }
 
-/* One step of m rows from row b on and of the units of one tile. gx: the projected gates of the part's rows,
+/* One step of m rows of the part from its b-th on and of the units of one tile. gx: the projected gates of the part's rows,
    a row's three gates `units` apart, rows 3 * units apart. */
 static void forward_tile(int m, const Part *p, int64_t t, int64_t b, int64_t u, const float *gx,
                          int64_t units) {
-  gx += (b - p->lo) * 3 * units + (u - p->u0);
+  gx += b * 3 * units + (u - p->u0);
   const int64_t H = p->layer->hidden;
   const float *h[MR];
   vf s[3][MR][NV];
-  for (int i = 0; i < m; i++) h[i] = state_before(p, t, b + i);
+  for (int i = 0; i < m; i++) h[i] = state_before(p, t, row(p, b + i));
   for (int v = 0; v < NV; v++) {
     vf bias = p->d->bias_h ? load(p->d->bias_h + u + v * VL, H - u - v * VL) : (vf){0};
     for (int i = 0; i < m; i++) {
@@ -76,7 +76,7 @@ static void forward_tile(int m, const Part *p, int64_t t, int64_t b, int64_t u, 
   }
   hidden(m, 3, 0, 1, p, h, u, s);
   for (int i = 0; i < m; i++) {
-    float *y = y_at(p, t, b + i) + u, *to = p->layer->gates ? gates_at(p, t, b + i) + u : NULL;
+    float *y = y_at(p, t, row(p, b + i)) + u, *to = p->layer->gates ? gates_at(p, t, row(p, b + i)) + u : NULL;
     for (int v = 0; v < NV; v++) {
       int64_t at = v * VL, left = H - u - at;
       if (left <= 0) break;
@@ -93,11 +93,11 @@ static void forward_tile(int m, const Part *p, int64_t t, int64_t b, int64_t u, 
 /* reset_after=0, first half of a step: r and z, and u = r h. z is kept in y until n replaces it. */
 static void forward_tile_rz(int m, const Part *p, int64_t t, int64_t b, int64_t u, const float *gx,
                             int64_t units) {
-  gx += (b - p->lo) * 3 * units + (u - p->u0);
+  gx += b * 3 * units + (u - p->u0);
   const int64_t H = p->layer->hidden;
   const float *h[MR];
   vf s[3][MR][NV];
-  for (int i = 0; i < m; i++) h[i] = state_before(p, t, b + i);
+  for (int i = 0; i < m; i++) h[i] = state_before(p, t, row(p, b + i));
   for (int i = 0; i < m; i++)
     for (int v = 0; v < NV; v++) {
       s[0][i][v] = *(const vf *)(gx + i * 3 * units + v * VL);
@@ -105,12 +105,12 @@ static void forward_tile_rz(int m, const Part *p, int64_t t, int64_t b, int64_t 
     }
   hidden(m, 2, 0, 1, p, h, u, s);
   for (int i = 0; i < m; i++) {
-    float *y = y_at(p, t, b + i) + u, *to = p->layer->gates ? gates_at(p, t, b + i) + u : NULL;
+    float *y = y_at(p, t, row(p, b + i)) + u, *to = p->layer->gates ? gates_at(p, t, row(p, b + i)) + u : NULL;
     for (int v = 0; v < NV; v++) {
       int64_t at = v * VL, left = H - u - at;
       if (left <= 0) break;
       vf r = sigmoid(s[0][i][v]), z = sigmoid(s[1][i][v]);
-      store(p->d->u + (b + i) * H + u + at, left, r * load(h[i] + u + at, left));
+      store(p->d->u + row(p, b + i) * H + u + at, left, r * load(h[i] + u + at, left));
       store(y + at, left, z);
       if (to) store(to + at, left, r), store(to + H + at, left, z);
     }
@@ -120,19 +120,19 @@ static void forward_tile_rz(int m, const Part *p, int64_t t, int64_t b, int64_t 
 /* reset_after=0, second half: n from u, and the state, of g tiles. */
 static void forward_tile_n(int m, int g, const Part *p, int64_t t, int64_t b, int64_t u,
                            const float *gx, int64_t units) {
-  gx += (b - p->lo) * 3 * units + (u - p->u0);
+  gx += b * 3 * units + (u - p->u0);
   const int64_t H = p->layer->hidden;
   const float *a[MR];
   vf s[3][MR][NV];
-  for (int i = 0; i < m; i++) a[i] = p->d->u + (b + i) * H;
+  for (int i = 0; i < m; i++) a[i] = p->d->u + row(p, b + i) * H;
   for (int q = 0; q < g; q++)
     for (int i = 0; i < m; i++)
       for (int v = 0; v < NV; v++)
         s[q][i][v] = *(const vf *)(gx + i * 3 * units + 2 * units + q * TW + v * VL);
   hidden(m, g, 2, 0, p, a, u, s);
   for (int i = 0; i < m; i++) {
-    const float *h = state_before(p, t, b + i) + u;
-    float *y = y_at(p, t, b + i) + u, *to = p->layer->gates ? gates_at(p, t, b + i) + u : NULL;
+    const float *h = state_before(p, t, row(p, b + i)) + u;
+    float *y = y_at(p, t, row(p, b + i)) + u, *to = p->layer->gates ? gates_at(p, t, row(p, b + i)) + u : NULL;
     for (int q = 0; q < g; q++)
       for (int v = 0; v < NV; v++) {
         int64_t at = q * TW + v * VL, left = H - u - at;
@@ -147,7 +147,8 @@ static void forward_tile_n(int m, int g, const Part *p, int64_t t, int64_t b, in
 /* The last states, and zeros past the ends of padded rows. */
 static void finish(const Part *p) {
   const Layer *l = p->layer;
-  for (int64_t b = p->lo, t = l->steps; b < p->hi; b++) {
+  for (int64_t i = 0, t = l->steps; i < p->count; i++) {
+    const int64_t b = row(p, i);
     t = length_of(l, b, t);
     for (int64_t s = t; s < l->steps && l->lengths; s++)
       memset(y_at(p, s, b) + p->u0, 0, 4 * (p->u1 - p->u0));
@@ -162,25 +163,25 @@ static void forward_part(Part *p) {
   for (int64_t s = 0; s < l->steps;) {
     int64_t end = s, rows = 0;
     do { /* at least one step */
-      rows += MAX(0, MIN(p->hi, rows_at(l, step_of(p, end))) - p->lo);
+      rows += part_rows(p, step_of(p, end));
       end++;
-    } while (end < l->steps && rows + (p->hi - p->lo) <= rows_ahead(p));
+    } while (end < l->steps && rows + p->count <= rows_ahead(p));
     project(p, s, end);
     const float *gx = p->ahead;
     for (; s < end; s++) {
-      int64_t t = step_of(p, s), hi = MAX(p->lo, MIN(p->hi, rows_at(l, t)));
+      int64_t t = step_of(p, s), here = part_rows(p, t);
       if (l->reset_after)
         for (int64_t u = p->u0; u < p->u1; u += TW)
-          EACH_ROWS(p->lo, hi, b, m) forward_tile(m, p, t, b, u, gx, units);
+          EACH_ROWS(0, here, b, m) forward_tile(m, p, t, b, u, gx, units);
       else {
         for (int64_t u = p->u0; u < p->u1; u += TW)
-          EACH_ROWS(p->lo, hi, b, m) forward_tile_rz(m, p, t, b, u, gx, units);
+          EACH_ROWS(0, here, b, m) forward_tile_rz(m, p, t, b, u, gx, units);
         meet(p);
-        EACH_TILES(hi - p->lo, p->u0, p->u1, u, g)
-          EACH_ROWS(p->lo, hi, b, m) forward_tile_n(m, g, p, t, b, u, gx, units);
+        EACH_TILES(here, p->u0, p->u1, u, g)
+          EACH_ROWS(0, here, b, m) forward_tile_n(m, g, p, t, b, u, gx, units);
       }
       meet(p);
-      gx += (hi - p->lo) * 3 * units;
+      gx += here * 3 * units;
     }
   }
   finish(p);

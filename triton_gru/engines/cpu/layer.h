@@ -53,14 +53,15 @@ typedef struct { /* one direction, packed */
   const float **x_rows;          /* [rows of the piece] */
 } Direction;
 
-typedef struct { /* one thread's part: rows lo to hi, units u0 to u1 (both with whole tiles) */
+typedef struct { /* one thread's part: some rows, and units u0 to u1 (both with whole tiles) */
   const Layer *layer;
   const Direction *d;
   int64_t reverse;                /* which direction: 0 or 1 */
-  int64_t lo, hi, u0, u1, i0, i1; /* i0, i1: of dx, the columns */
+  int64_t lo, stride, count;      /* its rows: lo, lo + stride, ... */
+  int64_t u0, u1, i0, i1;         /* i0, i1: of dx, the columns */
   int64_t first, last;            /* backward: the steps of the piece, in the order of the direction */
   int64_t members, round;
-  atomic_long *count;
+  atomic_long *arrived;
   float *ahead;                   /* [most][3][units] */
   const float **from;             /* [most] */
   float **to;                     /* [most] */
@@ -78,6 +79,12 @@ INLINE int64_t row_of(const Layer *l, int64_t t, int64_t b) {
 }
 INLINE int64_t row_count(const Layer *l) { return offset(l, l->steps); }
 INLINE int64_t kept(const Layer *l) { return l->reset_after ? 4 : 3; }
+/* The i-th row of a part, and how many of them step t has. */
+INLINE int64_t row(const Part *p, int64_t i) { return p->lo + i * p->stride; }
+INLINE int64_t part_rows(const Part *p, int64_t t) {
+  const int64_t below = MAX(0, rows_at(p->layer, t) - p->lo);
+  return MIN(p->count, (below + p->stride - 1) / p->stride);
+}
 INLINE int64_t step_of(const Part *p, int64_t s) { return p->reverse ? p->layer->steps - 1 - s : s; }
 INLINE int is_reset(const Part *p, int64_t t, int64_t b) {
   const Layer *l = p->layer;
@@ -113,7 +120,7 @@ INLINE int64_t length_of(const Layer *l, int64_t b, int64_t t) {
 static void meet(Part *p) {
   if (p->members < 2) return;
   long goal = ++p->round * p->members;
-  atomic_fetch_add_explicit(p->count, 1, memory_order_acq_rel);
-  for (int i = 0; atomic_load_explicit(p->count, memory_order_acquire) < goal; i++)
+  atomic_fetch_add_explicit(p->arrived, 1, memory_order_acq_rel);
+  for (int i = 0; atomic_load_explicit(p->arrived, memory_order_acquire) < goal; i++)
     if (i > 2000) sched_yield(); /* another process may run on the other thread's core */
 }

@@ -126,20 +126,6 @@ static int64_t cut_steps(const Layer *l, int64_t *starts, int64_t *most) {
   return n;
 }
 
-/* Where the rows of group g of `groups` begin: groups of about the same number of steps. */
-static int64_t cut_rows(const Layer *l, int64_t g, int64_t groups) {
-  int64_t B = l->batch, all = row_count(l);
-  if (g == groups) return B;
-  if (all == l->steps * B || g == 0) return B * g / groups;
-  int64_t goal = all * g / groups, so_far = 0, b = 0, t = l->steps;
-  while (b < B) {
-    t = length_of(l, b, t);
-    if (so_far + t / 2 >= goal) break;
-    so_far += t, b++;
-  }
-  return b;
-}
-
 /* One of `all` threads' share of the rows of the weights' gradients, of both directions. */
 static int outers(const Layer *l, const Direction *directions, int64_t first, int64_t last, int add,
                   int64_t here, int64_t all) {
@@ -201,8 +187,10 @@ static int run(const Layer *given, int backward, int64_t threads) {
     Part *p = &parts[i];
     int64_t r = i % D, g = i / D / members, j = i / D % members, panels = whole_tiles(I) / TW;
     *p = (Part){.layer = l, .d = &directions[r], .reverse = r, .members = members, .zeros = zeros};
-    p->count = &counts[r * groups + g];
-    p->lo = cut_rows(l, g, groups), p->hi = cut_rows(l, g + 1, groups);
+    p->arrived = &counts[r * groups + g];
+    p->lo = l->batch * g / groups, p->stride = 1, p->count = l->batch * (g + 1) / groups - p->lo;
+    if (l->offsets) /* every group has long and short rows: about as many at each step */
+      p->lo = g, p->stride = groups, p->count = (l->batch - g + groups - 1) / groups;
     p->u0 = tiles * j / members * TW, p->u1 = MIN(H, tiles * (j + 1) / members * TW);
     p->i0 = panels * j / members * TW, p->i1 = MIN(I, panels * (j + 1) / members * TW);
     int64_t rows = backward ? most : MIN(rows_ahead(p), row_count(l));
