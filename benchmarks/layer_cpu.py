@@ -33,6 +33,7 @@ SHAPES = [
 ]
 AUTO_LIMIT = 0.95  # of nn.GRU's time, in the shapes for which "auto" runs the CPU engine
 LIMITS = {"auto": AUTO_LIMIT, "reference": 1.3}
+LARGE_BATCH = 32  # rows from which a layer should reach the rate of a large product
 OVERHEAD_LIMIT = 1.15
 
 
@@ -110,7 +111,10 @@ def overhead(repeats: int, calls: int = 100) -> None:
 def grid(threads: int, budget: float, variants: bool) -> bool:
     """Prints our share of nn.GRU's time for each shape, and the geometric means.
 
-    For "auto" the share is that of the engine, over the shapes for which "auto" runs it.
+    For "auto" the share is that of the engine, over the shapes for which "auto" runs it; for "auto
+    or torch" it is that over all, 1 where "auto" runs nn.GRU's code. "rate" is the engine's, over
+    whole layers of at least `LARGE_BATCH` rows, as a share of that of torch's product of two
+    matrices of 2048 x 2048.
 
     Args:
         threads: Of torch.
@@ -122,6 +126,8 @@ def grid(threads: int, budget: float, variants: bool) -> bool:
         Whether every shape for which "auto" runs it took at most `AUTO_LIMIT` of nn.GRU's time.
     """
     clock = time.thread_time if threads == 1 else time.perf_counter
+    best = _product_rate(clock)
+    print(f"the best product: {best / 1e9:.0f} GFLOP/s")
     shares: dict[tuple[str, str], list[float]] = {}
     slow = []
     for T, H, B in itertools.product(
@@ -135,18 +141,24 @@ def grid(threads: int, budget: float, variants: bool) -> bool:
         if variants:
             calls["before"] = (GRU(H, H, reset_after=False, backend="cpu"), {})
             calls["lengths"] = (ours, {"lengths": lengths})
-        taken = "'cpu'" in GRU.from_torch(theirs).explain(x)
-        print(f"T {T:3} H {H:4} B {B:3} auto {'cpu  ' if taken else 'torch'}", end="")
+        print(f"T {T:3} H {H:4} B {B:3}", end="")
         for mode in ("forward", "backward"):
+            with torch.set_grad_enabled(mode == "backward"):
+                taken = "'cpu'" in GRU.from_torch(theirs).explain(x)
             least = _least_times(calls, x, dy, mode == "backward", budget, clock)
             base = least.pop("nn.GRU")
-            print(f"  {mode} {base * 1e6:9.0f} us", end="")
+            print(f"  {mode} {base * 1e6:9.0f} us, auto {'cpu' if taken else 'torch':5}", end="")
             for name, found in least.items():
                 share = found / base
                 if name == "lengths":
                     share = found / least["cpu"] / useful
                 shares.setdefault((mode, name), []).append(share)
                 print(f" {name} {share:.3f}", end="")
+                if name == "cpu" and B >= LARGE_BATCH and T > 1:
+                    operations = 2 * T * B * 6 * H * H * (3 if mode == "backward" else 1)
+                    shares.setdefault((mode, "rate"), []).append(operations / found / best)
+                if name == "cpu":
+                    shares.setdefault((mode, "auto or torch"), []).append(share if taken else 1)
                 if name == "cpu" and taken:
                     shares.setdefault((mode, "auto"), []).append(share)
                     if share > AUTO_LIMIT:
@@ -155,11 +167,21 @@ def grid(threads: int, budget: float, variants: bool) -> bool:
     for (mode, name), values in sorted(shares.items()):
         mean = statistics.geometric_mean(values)
         print(
-            f"{mode:8} {name:7} {len(values)} shapes, geometric mean {mean:.3f}, "
-            f"largest {max(values):.3f}"
+            f"{mode:8} {name:13} {len(values)} shapes, geometric mean {mean:.3f}, "
+            f"largest {max(values):.3f}, least {min(values):.3f}"
         )
     print(f'"auto" takes the engine above {AUTO_LIMIT} in: {"; ".join(slow) or "no shape"}')
     return not slow
+
+
+def _product_rate(clock: Callable[[], float]) -> float:
+    """Operations per second of torch's product of two large matrices, the best of ten."""
+    a, b, least = torch.randn(2048, 2048), torch.randn(2048, 2048), float("inf")
+    for _ in range(10):
+        start = clock()
+        a @ b
+        least = min(least, clock() - start)
+    return 2 * 2048**3 / least
 
 
 def _least_times(

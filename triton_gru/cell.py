@@ -88,7 +88,7 @@ class GRUCell(nn.GRUCell):
         except CHECKED as error:
             return refusal(error)
         batch_size = 1 if input is None or input.dim() == 1 else input.shape[0]
-        return explain(self, self.weight_ih if input is None else input, batch_size)
+        return explain(self, self.weight_ih if input is None else input, batch_size, steps=1)
 
     @classmethod
     def from_torch(cls, module: "nn.GRUCell | GRUCell", *, backend: str = "auto") -> "GRUCell":

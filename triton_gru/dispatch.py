@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from triton_gru.engines.cpu import rule
 from triton_gru.kernel_errors import launch_refusal
 from triton_gru.plan.plan import Problem
 from triton_gru.plan.tuned import planned
@@ -19,7 +20,7 @@ from triton_gru.torch_modes import (
     for_any_steps,
     inside_functional_grad,
     interpreting,
-    plain_floats,
+    plain,
     transformed,
 )
 from triton_gru.verdicts import calls
@@ -34,20 +35,6 @@ INSIDE_A_STEP = {
     "zoneout": "zoneout holds elements of the state from step to step",
     "layer_norm": "layer_norm normalises the gates of each step over all units",
 }
-
-# Where the CPU engine took at most 0.95 of nn.GRU's time in every shape of the grid of
-# `python -m benchmarks.layer_cpu --grid`, forward alone and with gradients (benchmarks/NOTES.md).
-# It packs the weights at each call, H^2 numbers that as many products use as there are steps. In a
-# layer above WIDE the products with few rows wait for memory in either, and rows in all (steps
-# times batch size) have to pay for the packing. Where a step's product is large, batch_size H^2,
-# with more than a few rows, MKL's own is as fast or faster on Intel CPUs: up to 1.7 times with
-# AVX-512 at H 1024, B 128.
-CPU_ENGINE_STEPS = 16
-CPU_ENGINE_UNITS_A_STEP = 16  # hidden_size for each step, at most
-WIDE = 512
-CPU_ENGINE_ROWS_IF_WIDE = 512
-CPU_ENGINE_PRODUCT = 2**22
-CPU_ENGINE_FEW_ROWS = 8
 
 
 class Choice(NamedTuple):
@@ -119,7 +106,7 @@ def choose_backend(
     if on_cpu and backend != "cpu" and not regularised and eager():
         choice = _choose_on_cpu(*layer)
         if backend == "auto" and (steps is not None or choice.backend == "reference"):
-            return _cpu_engine_if_faster(choice, hidden_size, steps, batch_size, tensors)
+            return _cpu_engine_if_faster(choice, dtype, hidden_size, steps, batch_size, tensors)
         return choice
     tracing = torch.jit.is_tracing()
     if regularised:
@@ -215,56 +202,37 @@ def _without_kernels(
     if torch_obstacle is None:
         library = "cuDNN" if device.type == "cuda" else "ATen"
         reason = f"{obstacle}, and torch's own GRU ({library}) computes reset_after=True"
-        if device.type == "cpu" and dtype == torch.float32:
-            reason += f"; the CPU engine takes {_sequences_for_cpu_engine(hidden_size)}"
+        if device.type == "cpu" and dtype in rule.DTYPES:
+            reason += f"; the CPU engine takes {rule.sequences(dtype, hidden_size)}"
         return Choice("torch", reason)
     return Choice("reference", f"{obstacle}, and {torch_obstacle}")
 
 
 def _cpu_engine_if_faster(
     otherwise: Choice,
+    dtype: torch.dtype,
     hidden_size: int,
     steps: int | torch.SymInt | None,
     batch_size: int | torch.SymInt,
     tensors: Sequence[Tensor],
 ) -> Choice:
     """The CPU engine for "auto", where it can run and takes less time than the other choice."""
-    if otherwise.backend == "triton":
+    if otherwise.backend == "triton" or dtype not in rule.DTYPES:
         return otherwise
-    if otherwise.backend == "torch":
-        if steps is None or steps < _cpu_engine_steps(hidden_size):
-            return otherwise
-        if hidden_size > WIDE and steps * batch_size < CPU_ENGINE_ROWS_IF_WIDE:
-            return otherwise
-        if batch_size > _cpu_engine_rows(hidden_size):
-            return otherwise
-    if not plain_floats(tensors):
+    if otherwise.backend == "torch" and (
+        steps is None
+        or not rule.faster(dtype, hidden_size, steps, batch_size, torch.is_grad_enabled())
+    ):
+        return otherwise
+    if not plain(tensors, dtype):
         return otherwise
     obstacle = _library_obstacle()
     if obstacle:
         return Choice(otherwise.backend, f"{otherwise.reason}, but {obstacle}")
     slower = "plain torch, and torch has no kernel for this layer"
     if otherwise.backend == "torch":
-        slower = f"torch's own GRU (ATen) for {_sequences_for_cpu_engine(hidden_size)}"
+        slower = f"torch's own GRU (ATen) for {rule.sequences(dtype, hidden_size)}"
     return Choice("cpu", f"the tensors are on a CPU, where its C code is faster than {slower}")
-
-
-def _cpu_engine_steps(hidden_size: int) -> int:
-    """The least steps for which "auto" takes the CPU engine in place of ATen."""
-    return max(CPU_ENGINE_STEPS, -(-hidden_size // CPU_ENGINE_UNITS_A_STEP))
-
-
-def _cpu_engine_rows(hidden_size: int) -> int:
-    """The largest batch_size for which "auto" takes the CPU engine in place of ATen."""
-    return max(CPU_ENGINE_FEW_ROWS, CPU_ENGINE_PRODUCT // max(1, hidden_size) ** 2)
-
-
-def _sequences_for_cpu_engine(hidden_size: int) -> str:
-    text = f"sequences of at least {_cpu_engine_steps(hidden_size)} steps"
-    if hidden_size > WIDE:
-        text += f" and {CPU_ENGINE_ROWS_IF_WIDE} rows in all"
-    most = _cpu_engine_rows(hidden_size)
-    return text + (f", with a batch_size of at most {most}" if most < 1000 else "")
 
 
 def _cpu_operator(otherwise: Choice, dtype: torch.dtype) -> Choice:
@@ -293,8 +261,8 @@ def _cpu_engine(device: torch.device, dtype: torch.dtype) -> Choice:
     obstacle = None
     if device.type != "cpu":
         obstacle = f"the CPU engine computes on a CPU and the tensors are on {device}"
-    elif dtype != torch.float32:
-        obstacle = f"the CPU engine computes in torch.float32, not in {dtype}"
+    elif dtype not in rule.DTYPES:
+        obstacle = f"the CPU engine takes torch.float32 and torch.bfloat16, not {dtype}"
     else:
         obstacle = _library_obstacle()
     if obstacle:

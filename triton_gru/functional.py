@@ -273,6 +273,7 @@ def _on_cpu_engine(
 ) -> tuple[Tensor, Tensor]:
     """The CPU engine over x [T, B, I], [B, T, I] with rows_first or [N, I] with batch_sizes."""
     L = hx.shape[0] // D
+    dtype = hx.dtype  # the engine computes in float32
     x, hx, *params = [t if t.dtype == torch.float32 else t.float() for t in (x, hx, *params)]
     # Dropout between layers draws the same numbers as nn.GRU's only with the rows second.
     transposed = rows_first and bool(dropout) and L > 1
@@ -294,6 +295,8 @@ def _on_cpu_engine(
         every_last.append(last)
     h_n = last if L == 1 else torch.cat(every_last)
     y = y.transpose(0, 1) if transposed else y
+    if dtype != torch.float32:
+        return y.to(dtype), h_n.to(dtype)
     # The last layer's backward keeps y: a copy may be changed in place, as nn.GRU's output.
     return own(y) if transposed or y.requires_grad else y, h_n
 
@@ -379,15 +382,15 @@ def gru_cell(
     elif not batched:
         hx = hx.unsqueeze(0)
     dtype = compute_dtype(x, hx)
-    # ATen's step is the fastest on a CPU; a backend is chosen only for what it cannot compute.
-    tensors = () if reset_after else (x, hx, weight_ih, weight_hh)
     choice = choose_backend(
         backend,
         reset_after=reset_after,
         device=x.device,
         dtype=dtype,
         hidden_size=hidden_size,
-        tensors=tensors,
+        steps=1,
+        batch_size=x.shape[0],
+        tensors=(x, hx, weight_ih, weight_hh),
     )
     if choice.backend == "torch":
         h = torch.gru_cell(x, hx, weight_ih, weight_hh, bias_ih, bias_hh)
@@ -396,7 +399,7 @@ def gru_cell(
         if bias_ih is not None and bias_hh is not None:
             params += [bias_ih, bias_hh]
         if choice.backend == "cpu" and eager():
-            x, hx, *params = [t.to(dtype) for t in (x, hx, *params)]
+            x, hx, *params = [t.float() for t in (x, hx, *params)]
             _, h = cpu_layer(x.unsqueeze(0), hx.unsqueeze(0), params, Layout(reset_after))
         else:
             _, h = gru(
@@ -405,7 +408,7 @@ def gru_cell(
                 reset_after=reset_after,
                 backend=backend,
             )
-        h = own(h.squeeze(0))
+        h = own(h.squeeze(0).to(dtype))
     return h if batched else h.squeeze(0)
 
 

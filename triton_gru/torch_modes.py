@@ -70,7 +70,7 @@ def eager() -> bool:
     )
 
 
-def plain_floats(tensors: Sequence[Tensor]) -> bool:
+def plain(tensors: Sequence[Tensor], dtype: torch.dtype) -> bool:
     """Whether code that reads the memory of these tensors computes what torch's operators would.
 
     Not under autocast, with a subclass of Tensor that has its own operators (fake, distributed,
@@ -82,7 +82,7 @@ def plain_floats(tensors: Sequence[Tensor]) -> bool:
         and torch._C._len_torch_dispatch_stack() == 0
         and all(
             type(t) in (Tensor, nn.Parameter)
-            and t.dtype == torch.float32
+            and t.dtype == dtype
             and t.layout == torch.strided
             and t.device.type == "cpu"
             for t in tensors

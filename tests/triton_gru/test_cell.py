@@ -105,7 +105,7 @@ def test_repr_and_explain():
     assert repr(GRUCell(5, 7)) == repr(nn.GRUCell(5, 7))
     cell = GRUCell(5, 7, bias=False, reset_after=False)
     assert repr(cell) == "GRUCell(5, 7, bias=False, reset_after=False)"
-    assert "'torch' will run" in GRUCell(5, 7).explain(torch.randn(3, 5))
+    assert "'torch' will run" in GRUCell(5, 7, backend="torch").explain(torch.randn(3, 5))
     text = "No backend will run. input has inconsistent input_size: got 6 expected 5."
     assert cell.explain(torch.randn(3, 6)) == text
 

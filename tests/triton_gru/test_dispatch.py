@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.tolerances import assert_close
-from triton_gru import GRU, dispatch, equations, functional
+from triton_gru import GRU, GRUCell, dispatch, equations, functional
 from triton_gru.dispatch import choose_backend
 from triton_gru.engines import autograd
 from triton_gru.engines.cpu import library
@@ -194,39 +194,66 @@ needs_cpu_engine = pytest.mark.skipif(
 @needs_cpu_engine
 @pytest.mark.compat("beyond", "speed on a CPU", "works better", "an engine in C, from 16 steps on")
 @pytest.mark.parametrize(
-    ("T", "B", "H", "options", "given", "expected"),
+    ("T", "B", "H", "options", "given", "grad", "expected"),
     [
-        (15, 3, 5, {}, {}, "torch"),
-        (16, 1, 5, {}, {}, "cpu"),
-        (16, 1, 256, {}, {}, "cpu"),
-        (16, 1, 257, {}, {}, "torch"),
-        (17, 1, 257, {}, {}, "cpu"),
-        (64, 1, 5, {"num_layers": 2, "bidirectional": True, "batch_first": True}, {}, "cpu"),
-        (64, 7, 513, {}, {}, "torch"),
-        (64, 8, 513, {}, {}, "cpu"),
-        (512, 1, 513, {}, {}, "cpu"),
-        (33, 16, 512, {}, {}, "cpu"),
-        (33, 17, 512, {}, {}, "torch"),
-        (64, 9, 1024, {}, {}, "torch"),
-        (1, 1, 5, {"reset_after": False}, {}, "cpu"),
-        (1, 1, 5, {}, {"resets": torch.zeros(1, 1, dtype=torch.bool)}, "cpu"),
-        (64, 1, 5, {"dtype": torch.float64}, {}, "torch"),
-        (64, 1, 5, {"dtype": torch.bfloat16}, {}, "torch"),
-        (64, 1, 5, {"zoneout": 0.5}, {}, "reference"),
+        (15, 3, 5, {}, {}, True, "torch"),
+        (16, 1, 5, {}, {}, True, "cpu"),
+        (16, 1, 256, {}, {}, False, "cpu"),
+        (16, 8, 257, {}, {}, True, "cpu"),
+        (16, 9, 257, {}, {}, True, "torch"),
+        (16, 1, 257, {}, {}, False, "torch"),
+        (17, 1, 257, {}, {}, False, "cpu"),
+        (64, 5, 5, {"num_layers": 2, "bidirectional": True, "batch_first": True}, {}, True, "cpu"),
+        (64, 7, 513, {}, {}, False, "torch"),
+        (64, 7, 513, {}, {}, True, "cpu"),
+        (64, 8, 513, {}, {}, False, "cpu"),
+        (512, 1, 513, {}, {}, False, "cpu"),
+        (33, 32, 512, {}, {}, True, "cpu"),
+        (33, 33, 512, {}, {}, True, "torch"),
+        (64, 9, 1024, {}, {}, True, "torch"),
+        (1, 4, 512, {}, {}, False, "cpu"),
+        (4, 16, 512, {}, {}, False, "cpu"),
+        (1, 4, 512, {}, {}, True, "torch"),
+        (1, 3, 512, {}, {}, False, "torch"),
+        (1, 17, 512, {}, {}, False, "torch"),
+        (5, 4, 512, {}, {}, False, "torch"),
+        (1, 4, 511, {}, {}, False, "torch"),
+        (1, 1, 5, {"reset_after": False}, {}, True, "cpu"),
+        (1, 1, 5, {}, {"resets": torch.zeros(1, 1, dtype=torch.bool)}, True, "cpu"),
+        (64, 1, 5, {"dtype": torch.float64}, {}, True, "torch"),
+        (64, 1, 5, {"dtype": torch.bfloat16}, {}, True, "cpu"),
+        (64, 8, 257, {"dtype": torch.bfloat16}, {}, True, "torch"),
+        (1, 8, 512, {"dtype": torch.bfloat16}, {}, False, "torch"),
+        (64, 1, 5, {"zoneout": 0.5}, {}, True, "reference"),
     ],
 )
-def test_where_auto_takes_the_cpu_engine(T, B, H, options, given, expected, monkeypatch):
+def test_where_auto_takes_the_cpu_engine(T, B, H, options, given, grad, expected, monkeypatch):
     monkeypatch.setattr(dispatch, "interpreting", lambda: False)
     layer = GRU(3, H, **options)
     shape = (B, T, 3) if layer.batch_first else (T, B, 3)
     x = torch.zeros(shape, dtype=layer.weight_ih_l0.dtype)
-    assert f"Backend {expected!r} will run" in layer.explain(x, **given)
     calls = []
     monkeypatch.setattr(
         functional, "cpu_layer", lambda *a, **k: calls.append(1) or cpu_layer(*a, **k)
     )
-    layer(x, **given)
+    with torch.set_grad_enabled(grad):
+        assert f"Backend {expected!r} will run" in layer.explain(x, **given)
+        layer(x, **given)
     assert bool(calls) == (expected == "cpu")
+
+
+@needs_cpu_engine
+def test_a_cell_takes_the_cpu_engine_where_a_step_of_the_layer_does(monkeypatch):
+    monkeypatch.setattr(dispatch, "interpreting", lambda: False)
+    cell, layer = GRUCell(3, 512), GRU(3, 512)
+    for B, grad, expected in ((4, False, "cpu"), (4, True, "torch"), (3, False, "torch")):
+        x = torch.zeros(B, 3)
+        with torch.set_grad_enabled(grad):
+            assert f"Backend {expected!r} will run" in cell.explain(x)
+            assert f"Backend {expected!r} will run" in layer.explain(x.unsqueeze(0))
+    with torch.no_grad():
+        x, h = torch.randn(4, 3), torch.randn(4, 512)
+        assert_close(cell(x, h), cell.to_torch()(x, h))
 
 
 @needs_cpu_engine

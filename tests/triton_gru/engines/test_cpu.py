@@ -1,5 +1,6 @@
 """The CPU engine: values and derivatives against the equations in float64, and bits."""
 
+import copy
 import os
 import random
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from tests.tolerances import assert_close
-from triton_gru import equations
+from triton_gru import GRU, equations
 from triton_gru.engines import varlen
 from triton_gru.engines.cpu import engine, library
 from triton_gru.engines.cpu.engine import Layout
@@ -106,7 +107,7 @@ def draw(seed, **fixed):
         "form": choose.choice(["steps_first", "rows_first", "packed"]),
     } | fixed
     T, B, H, D = (size[name] for name in "TBHD")
-    scale = H**-0.5
+    scale = max(1, H) ** -0.5
     tensors = [torch.randn(T, B, size["I"]), torch.randn(D, B, H)]
     tensors += [scale * (2 * torch.rand(D, 3 * H, n) - 1) for n in (size["I"], H)]
     tensors += [scale * torch.randn(D, 3 * H) if size["bias"] else None for _ in range(2)]
@@ -126,7 +127,10 @@ def results(outputs, leaves, padded=lambda rows: rows):
     """y, last states, and the gradients by all leaves for the same cotangents in either dtype."""
     y, last = padded(outputs[0]), outputs[1]
     # By the root of the rows, as the gradients of weights are sums over rows.
-    weights = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y) / y[..., 0].numel() ** 0.5
+    weights = (
+        torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)
+        / max(1, y.shape[0] * y.shape[1]) ** 0.5
+    )
     loss = (y * weights).sum() + last.sin().sum()
     dx, *rest = torch.autograd.grad(loss, [t for t in leaves if t is not None])
     return [y, last, padded(dx), *rest]
@@ -141,6 +145,24 @@ def test_agrees_with_the_equations_in_float64(seed, monkeypatch):
     given, leaves = case.given()
     ours = results(layer(*given), leaves, case.padded)
     exact = [None if t is None else t.double().requires_grad_() for t in case.tensors]
+    theirs = results(case.by_equations(exact), exact)
+    assert_close([t.double() for t in ours], theirs, dtype=torch.float32)
+
+
+@needs_library
+@pytest.mark.parametrize("none", ["B", "H", "I"])
+@pytest.mark.parametrize("ragged", [True, False])
+def test_sizes_of_zero(none, ragged):
+    case = draw(
+        1,
+        **({"T": 3, "B": 2, "H": 4, "I": 5, "D": 2, "bias": True} | {none: 0}),
+        ragged=ragged and none != "B",
+        resets=False,
+        form="steps_first",
+    )
+    given, leaves = case.given()
+    ours = results(layer(*given), leaves, case.padded)
+    exact = [t.double().requires_grad_() for t in case.tensors]
     theirs = results(case.by_equations(exact), exact)
     assert_close([t.double() for t in ours], theirs, dtype=torch.float32)
 
@@ -237,6 +259,37 @@ def test_rows_changed_in_place_before_the_backward_are_found(name):
     getattr(given[-1], name).zero_()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.sum().backward()
+
+
+@needs_library
+@pytest.mark.parametrize("reset_after", [True, False])
+@pytest.mark.parametrize("form", ["steps_first", "rows_first", "packed"])
+def test_bfloat16_is_computed_in_float32(reset_after, form):
+    torch.manual_seed(6)
+    layer = GRU(8, 20, 2, batch_first=form == "rows_first", reset_after=reset_after)
+    layer = layer.bfloat16()
+    x = torch.randn(3, 30, 8) if layer.batch_first else torch.randn(30, 3, 8)
+    x = x.bfloat16().requires_grad_()
+    given = x
+    if form == "packed":
+        given = torch.nn.utils.rnn.pack_padded_sequence(x, torch.tensor([30, 20, 1]))
+    found = derived(layer, given, x)
+    assert "Backend 'cpu'" in layer.explain(given)
+    assert {t.dtype for t in found} == {torch.bfloat16}
+    exact = copy.deepcopy(layer).double()
+    exact.backend = "reference"
+    x64 = x.detach().double().requires_grad_()
+    given = x64
+    if form == "packed":
+        given = torch.nn.utils.rnn.pack_padded_sequence(x64, torch.tensor([30, 20, 1]))
+    assert_close([t.double() for t in found], derived(exact, given, x64), dtype=torch.bfloat16)
+
+
+def derived(layer, given, x):
+    y, h_n = layer(given)
+    y = y.data if isinstance(y, torch.nn.utils.rnn.PackedSequence) else y
+    loss = (y * torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)).sum() + h_n.sum()
+    return [y, h_n, *torch.autograd.grad(loss, [x, *layer.parameters()])]
 
 
 @needs_library

@@ -4,7 +4,7 @@
 
 /* Rows whose projected gates a thread computes at a time; at least one step's. */
 INLINE int64_t rows_ahead(const Part *p) {
-  return MAX(p->count, AHEAD / (3 * whole_tiles(p->u1 - p->u0)));
+  return MAX(p->count, AHEAD / (3 * MAX(TW, whole_tiles(p->u1 - p->u0))));
 }
 
 /* s[q][i] += row a[i] [H] times tile u + q * stride of W_hh, for `tiles` of them: of the gates from

@@ -21,8 +21,12 @@ def layer(
     """A layer in a graph; its arguments and results are those of `engines.autograd`."""
     # A trace is made once, for calls with and without gradients.
     save_gates = torch.jit.is_tracing() or records(x, h0, *weights)
+    dtype = x.dtype
+    if dtype == torch.bfloat16:  # computed in float32, as in eager calls
+        x, h0 = x.float(), h0.float()
+        weights = LayerWeights(*(None if t is None else t.float() for t in weights))  # type: ignore
     y, last, _ = layer_forward(x, h0, *weights, *options, save_gates)
-    return y, last
+    return y.to(dtype), last.to(dtype)
 
 
 _Grads = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]

@@ -170,7 +170,7 @@ static int run(const Layer *given, int backward, int64_t threads) {
   if (forked || threads < 1) threads = 1;
   threads = MIN(threads, 1 + (int64_t)(work / WORK));
   /* Groups of rows of each direction; members of a group, who share its units. */
-  int64_t groups = MIN((threads + D - 1) / D, (l->batch + MR - 1) / MR);
+  int64_t groups = MAX(1, MIN((threads + D - 1) / D, (l->batch + MR - 1) / MR));
   int64_t members = MIN(MAX(1, threads / (D * groups)), tiles), items = D * groups * members;
   if (threads == 1) groups = members = 1, items = D;
   const int team = (int)threads;
@@ -224,7 +224,7 @@ static int run(const Layer *given, int backward, int64_t threads) {
               backward_part(&parts[i]);
             }
 #pragma omp barrier
-            if (l->parameters[0].dweight_ih &&
+            if (l->parameters[0].dweight_hh &&
                 outers(l, directions, starts[n], starts[n + 1], n < pieces - 1, here, all)) {
 #pragma omp atomic write
               failed = 1;
