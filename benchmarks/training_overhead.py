@@ -27,6 +27,7 @@ from torch import nn
 from lightning_module.data.chunks import Chunk
 from lightning_module.data.datamodule import SentenceDataModule
 from lightning_module.lightning_warnings import quiet
+from lightning_module.model import LAYER_TYPES
 from lightning_module.settings.config_folder import CONFIGS
 
 # Steps in which loggers open their files and allocators grow; not counted.
@@ -34,12 +35,13 @@ WARM_UP = 20
 
 
 class Bare(nn.Module):
-    """The quickstart's model without this project: embedding, nn.GRU, output."""
+    """The quickstart's model without Lightning: embedding, the same layer, output."""
 
-    def __init__(self, vocab_size: int, embedding_size: int, hidden_size: int) -> None:
+    def __init__(self, vocab_size: int, settings: DictConfig) -> None:
         super().__init__()
+        embedding_size, hidden_size = settings.embedding_size, settings.hidden_size
         self.embedding = nn.Embedding(vocab_size, embedding_size)
-        self.core = nn.GRU(embedding_size, hidden_size)
+        self.core = LAYER_TYPES[settings.layer_type.name](embedding_size, hidden_size)
         self.output = nn.Linear(hidden_size, vocab_size)
 
     def forward(self, tokens, state):
@@ -141,8 +143,7 @@ def main() -> None:
     data.prepare_data()
     data.setup("fit")
     print(data.describe())
-    sizes = (config.model.embedding_size, config.model.hidden_size)
-    untrained, ratios = Bare(data.vocab_size, *sizes), []
+    untrained, ratios = Bare(data.vocab_size, config.model), []
     for round_ in range(arguments.rounds + 1):
         model = copy.deepcopy(untrained)
         bare = BareLoop(model, instantiate(config.optimizer)(model.parameters()))
