@@ -147,7 +147,7 @@ training() {
   fi
   local sweep default
   sweep=$(mktemp -d)
-  default="experiment=char_best trainer.precision=bf16-mixed trainer.max_steps=1500
+  default="experiment=char_best model/layer_type=gru trainer.precision=bf16-mixed trainer.max_steps=1500
     trainer.val_check_interval=250"
   # Jobs one after the other, so that each has the device to itself.
   # shellcheck disable=SC2086 - settings are words
