@@ -1,7 +1,8 @@
 """Backends of the GRU in a complete training: tokens per second, and loss against wall time.
 
     triton-gru-train -m experiment=char_best model/layer_type=gru trainer.precision=bf16-mixed \
-        trainer.max_steps=2000 trainer.max_time=null model.layer_type.backend=torch,triton seed=1,2,3
+        trainer.max_steps=2000 trainer.max_time=null model.layer_type.backend=torch,triton \
+        seed=1,2,3
     python -m benchmarks.compare_backends multirun/<date> --out FOLDER
 
 Writes training.json and training.png to FOLDER and prints a table. Backends round differently, so
