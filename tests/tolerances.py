@@ -24,10 +24,13 @@ TOLERANCE = {
 }
 
 
-def assert_close(actual, expected, *, dtype: torch.dtype | None = None) -> None:
-    """Compares tensors or sequences of them within the tolerance of dtype, by default their own."""
+def assert_close(actual, expected, *, dtype: torch.dtype | None = None, **options) -> None:
+    """Compares tensors or sequences of them within the tolerance of dtype, by default their own.
+
+    Options are of torch.testing.assert_close.
+    """
     first = actual if isinstance(actual, Tensor) else actual[0]
-    torch.testing.assert_close(actual, expected, **TOLERANCE[dtype or first.dtype])
+    torch.testing.assert_close(actual, expected, **TOLERANCE[dtype or first.dtype], **options)
 
 
 # Compiled kernels in the machine of tests/ptx, by precision: largest error as a share of the

@@ -70,9 +70,10 @@ def gru(
             output's memory, instead of computing them again.
         lengths: Steps of each row, from 0 to T, integers [B] on input's device ([] for one row).
             Past its end a row's output is zero; its last state is that of its last step, and the
-            second direction starts there. Values of input past the end have no effect. The host
-            does not synchronize: on a GPU, lengths out of range raise a device-side assertion.
-            Under vmap they are not checked: out of range they give a wrong result.
+            second direction starts there. Values of input past the end have no effect; nor has hx
+            of a row without steps on anything but that row's last state, which it is. The host does
+            not synchronize: on a GPU, lengths out of range raise a device-side assertion. Under
+            vmap they are not checked: out of range they give a wrong result.
         resets: Where sequences begin, bool [T, B] in the layout of input ([T] for one row). The
             first direction's state is zero before that step, the second's before the last step of
             the preceding sequence. So each sequence in a row has the result that it has alone,
@@ -129,6 +130,7 @@ def gru(
     else:  # int() would make it a constant in a trace
         batch_sizes = packed.batch_sizes
         B = cast(int, batch_sizes[0]) if torch.jit.is_tracing() else int(batch_sizes[0])
+    given_states = hx is not None
     hx = _first_states(hx, (L * D, B, H), x)
     if packed is not None and packed.sorted_indices is not None:
         hx = hx.index_select(1, packed.sorted_indices)
@@ -178,14 +180,18 @@ def gru(
         if engine != "torch":  # which handles autocast itself
             x, hx, params = x.to(dtype), hx.to(dtype), [p.to(dtype) for p in params]
             gains = None if gains is None else [gain.to(dtype) for gain in gains]
-        past_end = None
+        past_end = without_steps = None
         if batch_sizes is not None:
             lengths, indices = varlen.indices(batch_sizes, B, x.shape[0], x.device)
             x = varlen.pad(x, indices, batch_sizes.shape[0], B)
         elif lengths is not None:
             past_end = equations.past_end(lengths, x.shape[0]).unsqueeze(-1)
-            # Otherwise dW_ih would contain 0 * inf = NaN from values past the end.
+            # Otherwise dW_ih would contain 0 * inf = NaN from values past the end, and dW_hh from
+            # the states of a row without steps.
             x = x.masked_fill(past_end, 0)
+            if given_states:
+                without_steps, kept = (lengths == 0).unsqueeze(-1), hx
+                hx = hx.masked_fill(without_steps, 0)
         if resets is not None:
             resets = varlen.resets_of_directions(resets, lengths, D)
         options = ScanOptions(reset_after, lengths, resets)
@@ -214,6 +220,8 @@ def gru(
             x = F.dropout(y, dropout) if dropout and index < L - 1 else y
             last.append(h)
         h_n = torch.cat(last)
+        if without_steps is not None:
+            h_n = torch.where(without_steps, kept.to(h_n.dtype), h_n)
         if packed is not None:
             y = varlen.pack(y, indices)
         else:

@@ -113,26 +113,38 @@ def test_rows_with_lengths_equal_the_rows_alone(batch_first, bidirectional, back
     assert not y[4:, 0].any() and not y[:, 1].any()
 
 
-@every_backend
+@pytest.mark.parametrize("garbage", [torch.nan, torch.inf])
+@pytest.mark.parametrize(
+    ("backend", "reset_after", "dtype"),
+    [
+        *((b, after, torch.float64) for b, after in every_backend.args[1]),
+        ("cpu", True, torch.float32),
+        ("cpu", False, torch.float32),
+    ],
+)
 @pytest.mark.compat("beyond", "lengths", "works better")
-def test_values_past_the_end_have_no_effect(backend, reset_after):
-    """Not even the gradient of W_ih, in which 0 meets the input and 0 * NaN would be NaN."""
-    layer = make_layer(bidirectional=True, reset_after=reset_after, backend=backend)
+def test_values_past_the_end_have_no_effect(backend, reset_after, dtype, garbage):
+    """Not even the weights' gradients, where 0 meets the input or a state and 0 * NaN is NaN.
+
+    Those are the input, the derivative by the output, and the first states of a row without steps.
+    """
+    layer = make_layer(bidirectional=True, reset_after=reset_after, backend=backend, dtype=dtype)
     lengths = torch.tensor([4, 0, T])
-    resets = None if backend == "torch" else torch.rand(T, B) < 0.3
+    past_end = torch.arange(T).unsqueeze(1) >= lengths
+    x, hx = torch.randn(T, B, I, dtype=dtype), torch.randn(4, B, H, dtype=dtype)
+    dy, dh = torch.randn(T, B, 2 * H, dtype=dtype), torch.randn(4, B, H, dtype=dtype)
+    resets = torch.rand(T, B) < 0.3
     outcomes = []
-    for garbage in (0.0, float("nan"), float("inf")):
-        torch.manual_seed(1)
-        x = torch.randn(T, B, I, dtype=torch.float64)
-        for b, length in enumerate(lengths):
-            x[length:, b] = garbage
-            if resets is not None:
-                resets[length:, b] = garbage != 0
-        x.requires_grad_()
-        y, h_n = layer(x, lengths=lengths, resets=resets)
-        outcomes.append(results((y, h_n), [x, *layer.parameters()]))
-    for outcome in outcomes[1:]:
-        assert_close(outcome, outcomes[0])
+    for value in (0.0, garbage):
+        x[past_end], dy[past_end], hx[:, 1] = value, value, value
+        resets[past_end] = value != 0
+        inputs = [x.clone().requires_grad_(), hx.clone().requires_grad_(), *layer.parameters()]
+        rows = {"lengths": lengths, "resets": None if backend == "torch" else resets}
+        y, h_n = layer(*inputs[:2], **rows)
+        assert_close(h_n[:, 1], hx[:, 1], equal_nan=True)
+        found = torch.autograd.grad([y, h_n], inputs, [dy, dh])
+        outcomes.append([y, h_n[:, [0, 2]], *found])
+    assert_close(outcomes[1], outcomes[0])
 
 
 @every_direction
