@@ -47,7 +47,8 @@ def load(e, i):
     if parameter:
         if i.parts[1] != "param" or len(i.parts) != 3 or i.guard:
             raise Unsupported(repr(i))
-        text = f"W.parameter({parameter.group(1)}, {BYTES[i.type]})"
+        sign, wide = "i" if i.type[0] == "s" else "u", int(e.kind_of(i.operands[0])[1])
+        text = f"W.parameter({parameter.group(1)}, {BYTES[i.type]}, '{sign}', {wide})"
         return e.assign(i, i.operands[0], text)
     space, kind, size, count = _form(i, LOADS)
     address, offset = e.address(i, i.operands[1])

@@ -83,6 +83,8 @@ def arithmetic(e, i):
         kind = "u4" if "x2" in i.type else "u2"
         texts = ", ".join(e.value(x, kind) for x in sources)
         return f"narrow('{i.base}', '{i.type}', {texts})"
+    if i.op == "max.u16x2":
+        return f"maximum_of_pairs({', '.join(e.value(x, 'u4') for x in sources)})"
     if i.type not in INTEGERS:
         raise Unsupported(repr(i))
     return whole(e, i, sources)

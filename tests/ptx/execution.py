@@ -72,9 +72,12 @@ class Warps:
             self._xor[k] = np.arange(self.N) ^ k
         return self._xor[k]
 
-    def parameter(self, number, size):
+    def parameter(self, number, size, sign, wide):
+        """Of so many bytes, extended to a register of `wide` by its sign ("i") or zeros."""
         value = self.instance.launch.arguments[number] & ((1 << 8 * size) - 1)
-        return self.full(value, f"u{max(size, 2)}")
+        if sign == "i" and value >> (8 * size - 1):
+            value |= (1 << 8 * wide) - (1 << 8 * size)
+        return self.full(value, f"u{wide}")
 
     def garbage(self, kind):
         """What lies in a register that nobody wrote."""

@@ -28,13 +28,13 @@ add.s32 %r5, %r4, %r3;
 """  # rd1: the words, rd2: this thread's; r1: thread, r2: program, r5: its word of shared memory
 
 
-def run(body, words=64, grid=1, warps=2, **options):
+def run(body, words=64, grid=1, warps=2, parameters=(), **options):
     """Executes a body on `words` of memory, 0, 1, 2...; returns them, and the launch."""
     memory = GlobalMemory()
     address = memory.allocate(4 * words, "words")
     memory.fill([np.arange(words, dtype=np.uint32).view(np.uint8)])
-    launch = Launch(Program(f"{HEAD}\n{body}\nret;\n}}"), "kernel", (grid,), warps, 1024, [address],
-                    memory, **options).run()  # fmt: skip
+    launch = Launch(Program(f"{HEAD}\n{body}\nret;\n}}"), "kernel", (grid,), warps, 1024,
+                    [address, *parameters], memory, **options).run()  # fmt: skip
     at, nbytes = memory.spans[0]
     return memory.bytes[at : at + nbytes].view(np.uint32), launch
 
@@ -52,6 +52,21 @@ def test_a_sound_program_yields_what_it_should(apart):
     for seed in range(4):
         out, _ = run(ROTATED, seed=seed, apart=apart)
         assert out.tolist() == [n ^ 32 for n in range(64)]
+
+
+@pytest.mark.parametrize("kind", ["s32", "b32"])
+def test_a_parameter_fills_a_wider_register_by_its_type(kind):
+    body = f"ld.param.{kind} %rd3, [kernel_param_1];\nst.global.b64 [%rd1], %rd3;"
+    out, _ = run(body, parameters=[-5])
+    assert out[:2].tolist() == [2**32 - 5, 2**32 - 1 if kind == "s32" else 0]
+
+
+def test_a_maximum_of_pairs_is_that_of_each_half():
+    body = """mov.b32 %r6, 0x0002fffe;
+mov.b32 %r7, 0xfffe0003;
+max.u16x2 %r6, %r6, %r7;
+st.global.b32 [%rd2], %r6;"""
+    assert set(run(body)[0].tolist()) == {0xFFFEFFFE}
 
 
 BROKEN = {

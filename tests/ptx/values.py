@@ -162,6 +162,12 @@ def narrow(name, kind, *operands):
     return out.view(np.uint32) if kind.endswith("x2") else out
 
 
+def maximum_of_pairs(a, b):
+    """max.u16x2."""
+    low = np.uint32(0xFFFF)
+    return np.maximum(a & ~low, b & ~low) | np.maximum(a & low, b & low)
+
+
 def quotient(a, b):
     """div of integers, towards zero."""
     wide = a.astype(np.int64), b.astype(np.int64)
