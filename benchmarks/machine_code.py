@@ -240,7 +240,7 @@ def lost_operands(compiled) -> tuple[str, ...]:
     return tuple(found)
 
 
-def scan_constants(plan: Plan, problem: Problem, uneven: bool = False) -> dict:
+def scan_constants(plan: Plan, problem: Problem, arch: int, uneven: bool = False) -> dict:
     """The compile-time arguments of a scan without saved gates; `uneven`: lengths and resets."""
     if plan.kernel == GLUON:
         options = {
@@ -251,7 +251,8 @@ def scan_constants(plan: Plan, problem: Problem, uneven: bool = False) -> dict:
         }
         if plan.direction == "forward":
             options |= {"HAS_BIAS": True, "SAVE_GATES": False}
-        return {"C": gluon_constants.constants(plan, getattr(torch, problem.dtype), **options)}
+        dtype = getattr(torch, problem.dtype)
+        return {"C": gluon_constants.constants(plan, dtype, arch, **options)}
     constants = {
         "DIRECTIONS": problem.directions,
         "BLOCK_M": plan.block_m,

@@ -59,7 +59,7 @@ def examine(arch: int, problem: Problem, plan: Plan, uneven: bool) -> dict:
     """One row, "short" if the plan's kernel loses operands; `uneven`: with lengths and resets."""
     compiled = assemble(
         scan_kernel(plan),
-        scan_constants(plan, problem, uneven),
+        scan_constants(plan, problem, arch, uneven),
         getattr(torch, problem.dtype),
         arch,
         plan.warps,

@@ -53,7 +53,7 @@ BATCHES = (1, 16, 64, 256)
 # Compiled by continuous integration: each kernel, variant and dtype at least once per architecture.
 SHORT_HIDDEN, SHORT_BATCHES = (128, 768), (16,)
 # The largest hidden_size of each architecture: in bfloat16, and in float32 with tf32.
-LARGEST = {80: (1696, 1024), 86: (1280, 640), 89: (1280, 640), 90: (2048, 1408), 100: (2048, 1280)}
+LARGEST = {80: (1696, 1024), 86: (1280, 768), 89: (1536, 768), 90: (2048, 1408), 100: (2048, 1280)}
 
 
 def examine(arch: int, problem: Problem, protocol: str | None = None, uneven: bool = False) -> dict:
@@ -73,7 +73,7 @@ def examine(arch: int, problem: Problem, protocol: str | None = None, uneven: bo
     dtype = getattr(torch, problem.dtype)
     compiled = compile_kernel(
         scan_kernel(plan),
-        scan_constants(plan, problem, uneven),
+        scan_constants(plan, problem, arch, uneven),
         dtype,
         arch,
         plan.warps,
@@ -163,7 +163,7 @@ def _same_kernel(job: tuple) -> str:
     plan = _planned(problem, for_triton(DEVICES[arch], TRITON_VERSION), protocol)
     if plan is None:
         return "none"
-    constants = scan_constants(plan, problem, uneven)
+    constants = scan_constants(plan, problem, arch, uneven)
     kernel = arch, problem.direction, problem.dtype, problem.hidden % 16 == 0, plan.warps
     return repr((kernel, constants))
 

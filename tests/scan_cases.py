@@ -15,7 +15,7 @@ from triton_gru.kernels.backward import scan_backward
 from triton_gru.kernels.forward import scan_forward
 from triton_gru.plan import selection
 from triton_gru.plan.devices import DEVICES, Device
-from triton_gru.plan.plan import COUNTER, GLUON, GROUP, SENTINEL, Plan, Problem
+from triton_gru.plan.plan import COUNTER, GROUP, SENTINEL, Plan, Problem
 from triton_gru.plan.planner import all_plans
 
 LAUNCHES = ("single", SENTINEL, COUNTER)
@@ -94,10 +94,7 @@ def make_case(
 def plans_of(
     case: Case, direction: str, launch: str, limits: Device, tf32: bool = True
 ) -> list[Plan]:
-    """Every plan of a launch, see `launch_of`, the best one first.
-
-    The backward in float32 has no Gluon kernel: to it "gluon" is the kernels' sentinel.
-    """
+    """Every plan of a launch, see `launch_of`, the best one first."""
     gates_x, h0 = case.arguments[:2]
     problem = Problem(
         batch=gates_x.shape[1],
@@ -108,8 +105,6 @@ def plans_of(
         directions=h0.shape[0],
         tensor_cores=tf32,
     )
-    if launch == GLUON and direction == "backward" and gates_x.dtype == torch.float32:
-        launch = SENTINEL
     return [p for p in all_plans(problem, limits) if launch == launch_of(p)]
 
 

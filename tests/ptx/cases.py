@@ -14,7 +14,7 @@ from triton_gru.kernel_errors import check_errors
 from triton_gru.kernels import backward, forward, step
 from triton_gru.plan import selection
 from triton_gru.plan.devices import DEVICES, for_triton
-from triton_gru.plan.plan import GLUON, SENTINEL, Problem
+from triton_gru.plan.plan import Problem
 from triton_gru.plan.planner import all_plans
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "ieee": torch.float32,
@@ -48,8 +48,6 @@ def plan_of(shape, direction, launch, arch, precision, reset_after, wanted):
         return plans[0]
     if direction == "forward":
         wanted = {name: value for name, value in wanted.items() if name != "by_block"}
-    elif launch == GLUON and DTYPES[precision] == torch.float32:  # of what that forward computed
-        launch, wanted = SENTINEL, {}
     plans = [
         p for p in plans
         if launch_of(p) == launch
@@ -64,8 +62,7 @@ class Scan:
     Args:
         shape: T, B, H and, for both directions, 2.
         precision: of PRECISIONS.
-        launch: "single", "sentinel", "counter", "gluon" (in float32 of the forward; the backward is
-            "sentinel") or "best".
+        launch: "single", "sentinel", "counter", "gluon" or "best".
         arch: to compile for.
         reset_after: the variant.
         lengths, resets, bias, not_finite: as `tests.scan_cases.make_case` has them.

@@ -4,6 +4,9 @@ import functools
 import re
 
 from tests.ptx import mutations
+from tests.ptx.errors import PtxError
+from tests.ptx.program import Program
+from triton_gru.kernel_errors import KernelTimeout
 
 Target = functools.cache(mutations.Target)
 
@@ -29,7 +32,7 @@ def not_polling(ptx):
 
 
 RELOAD = r"@lacks ld\.relaxed[^;]*;"
-TEST = r"lop3\.b32 lacking[^;]*;"
+TEST = r"max\.u16x2 lacking[^;]*;"
 ORDER = ("Deadlock", "KernelTimeout", "values")
 BARRIERS = {
     "the first barrier": (dropped(r"bar\.sync\s+0;"), ("Race", "Uninitialised")),
@@ -70,3 +73,23 @@ def how_it_shows(target: mutations.Target, change) -> str | None:
     text = change(target.ptx)
     assert text != target.ptx
     return target.fails(text, mutations.SEEDS["barrier"])
+
+
+def all_show(run, changes: dict) -> None:
+    """Asserts that every change of the Gluon kernel that `run` launches shows in the way it has.
+
+    Args:
+        run: `run_forward` or `run_backward` of a `cases.Scan`.
+        changes: The ways, by the changes.
+    """
+    own = next(launch for launch in run().launches if "gluon" in launch.name)
+    for change, way in changes.items():
+        text = change(own.ptx)
+        assert text != own.ptx
+        found, instead = set(), {own.name: Program(text)}
+        for seed in range(4):
+            try:
+                found |= {"values"} if run(seed=seed, instead=instead).wrong() else set()
+            except (PtxError, KernelTimeout) as error:
+                found.add(type(error).__name__)
+        assert way in found

@@ -14,18 +14,17 @@ torch = pytest.importorskip("torch")
 triton = pytest.importorskip("triton", reason="tests/ptx compiles kernels")
 
 from tests.ptx import cases, launching  # noqa: E402
-from tests.ptx.errors import PtxError  # noqa: E402
 from tests.ptx.gluon_mutations import (  # noqa: E402
     BARRIERS,
     BROKEN,
     RELOAD,
     TEST,
     Target,
+    all_show,
     dropped,
     how_it_shows,
     replaced,
 )
-from tests.ptx.program import Program  # noqa: E402
 from tests.scan_cases import error  # noqa: E402
 from triton_gru.kernel_errors import KernelTimeout, check_errors  # noqa: E402
 from triton_gru.kernels import forward  # noqa: E402
@@ -133,24 +132,23 @@ def check_quietly(device):
 def test_a_broken_kernel_of_32_bits_is_caught():
     """What differs from 16 bits: the test of a word, and the store."""
     scan = cases.Scan((3, 3, 33), "tf32", GLUON, 90, True)
-    own = scan.run_forward().launches[0]
-    changes = {
-        dropped(r"max\.u32 lacking[^;]*;", 2): "values",
-        dropped(RELOAD): "KernelTimeout",
-        replaced("@stored st", "st"): "OutOfBounds",
-        replaced(r"(ld\.global\.nc\.v4\.b32 \{)(%r\d+), (%r\d+)", r"\1\3, \2"): "values",
-    }
-    for change, way in changes.items():
-        text = change(own.ptx)
-        assert text != own.ptx
-        found, instead = set(), {own.name: Program(text)}
-        for seed in range(4):
-            try:
-                wrong = scan.run_forward(seed=seed, instead=instead).wrong()
-                found |= {"values"} if wrong else set()
-            except (PtxError, KernelTimeout) as error:
-                found.add(type(error).__name__)
-        assert way in found
+    all_show(
+        scan.run_forward,
+        {
+            dropped(r"max\.u32 lacking[^;]*;", 2): "values",
+            dropped(RELOAD): "KernelTimeout",
+            replaced("@stored st", "st"): "OutOfBounds",
+            replaced(r"(ld\.global\.nc\.v4\.b32 \{)(%r\d+), (%r\d+)", r"\1\3, \2"): "values",
+        },
+    )
+
+
+def test_a_broken_poll_before_sm_90_is_caught():
+    """It has no maximum of pairs, and tests each word."""
+    scan = cases.Scan((3, 3, 33), "bf16", GLUON, 80, True)
+    test = r"lop3\.b32 lacking[^;]*;"
+    halves = replaced("and.b32 lacking, lacking, 0x80008000", "and.b32 lacking, lacking, 0x8000")
+    all_show(scan.run_forward, {dropped(test, 2): "values", halves: "values"})
 
 
 # -- mutations ---------------------------------------------------------------------------------

@@ -12,14 +12,16 @@ Assembly = tuple[str, str]  # the text and its constraints
 VECTOR_BYTES = 16
 
 
-def poll(chunks: int, chunk_bytes: int, tiles: int, tail: bool, element: int = 2) -> Assembly:
+def poll(
+    chunks: int, chunk_bytes: int, tiles: int, tail: bool, element: int = 2, pairs: bool = False
+) -> Assembly:
     """Loads a warp's part of the exchanged vector, again and again until it is complete.
 
     The loads of all chunks are in flight together and are tested together. An element that has not
-    arrived is all ones (kernels/exchange.py), and so is then the largest of all words. Two 16-bit
-    elements are tested at once: a half of w is all ones if and only if (~w - 0x00010001) & w has
-    the top bit of the lowest such half. The warp votes, so that its lanes stay together, and only
-    the lanes that lack something load again.
+    arrived is all ones (kernels/exchange.py), and so is then the largest of all elements. Of two
+    16-bit elements a half of w is all ones if and only if (~w - 0x00010001) & w has the top bit of
+    the lowest such half; before sm_90, which has no maximum of pairs, each word is tested so. The
+    warp votes, so that its lanes stay together, and only the lanes that lack something load again.
 
     Operands: out `chunks` packs of elements, and one of int32, the state of the wait; in
     packs of pointers to the first chunk, unless the tail is the only one, and, with `tail`, of
@@ -34,6 +36,7 @@ def poll(chunks: int, chunk_bytes: int, tiles: int, tail: bool, element: int = 2
         tiles: tiles of 8 batch rows.
         tail: whether the last chunk has pointers of its own.
         element: bytes, 2 or 4.
+        pairs: whether there is a maximum of pairs.
     """
     vector = VECTOR_BYTES // element
     pack = vector * tiles
@@ -53,11 +56,13 @@ def poll(chunks: int, chunk_bytes: int, tiles: int, tail: bool, element: int = 2
             loads.append(f"ld.relaxed.gpu.global.v4.b32 {{{registers}}}, {address};")
     tests = []
     for word in range(chunks * words):
-        if element == 2:
+        if element == 2 and not pairs:
             tests += [f"sub.s32 t, -65538, ${word};"]
             tests += [f"lop3.b32 lacking, t, ${word}, lacking, 0xEA;"]
         else:
-            tests += [f"max.u32 lacking, lacking, ${word};"]
+            tests += [f"max.u{32 if element == 4 else '16x2'} lacking, lacking, ${word};"]
+    if element == 2 and pairs:
+        tests += ["sub.s32 t, -65538, lacking;", "and.b32 lacking, lacking, t;"]
     if element == 2:
         tests += ["and.b32 lacking, lacking, 0x80008000;", "setp.ne.s32 lacks, lacking, 0;"]
     else:
@@ -88,15 +93,15 @@ def poll(chunks: int, chunk_bytes: int, tiles: int, tail: bool, element: int = 2
 
 
 def read_factors(
-    chunks: int, chunk_bytes: int, plane_bytes: int, tiles: int, tail: bool
+    chunks: int, chunk_bytes: int, plane_bytes: int, tiles: int, tail: bool, element: int = 2
 ) -> Assembly:
     """Loads a lane's part of the three planes of factors, which no program of the launch writes.
 
-    Operands: out 3 `chunks` packs of 16-bit elements, plane after plane; in packs of pointers to
-    the first plane, as `poll` has them.
+    Operands: out 3 `chunks` packs of elements, plane after plane; in packs of pointers to the first
+    plane, as `poll` has them.
     """
     words = 4 * tiles
-    vector = VECTOR_BYTES // 2
+    vector = VECTOR_BYTES // element
     pack = vector * tiles
     pointers = 3 * chunks * words
     last = pointers + pack * ((chunks > 1 or not tail) + tail - 1)
@@ -113,24 +118,23 @@ def read_factors(
     return "\n".join(loads), ",".join(["=&r"] * pointers + ["l"] * (last - pointers + pack))
 
 
-def times(count: int, tiles: int, bf16: bool) -> Assembly:
-    """Products of one pack of 16-bit elements with each of `count` packs, rounded once.
+def times(tiles: int, bf16: bool) -> Assembly:
+    """The product of two packs of 16-bit elements, rounded once.
 
-    Operands: out the products, in the pack and the others. With bfloat16 a fused multiply-add of
-    -0, which changes no product: sm_80 has no multiplication of pairs.
+    Operands: out the product, in the packs. With bfloat16 a fused multiply-add of -0, which changes
+    no product: sm_80 has no multiplication of pairs.
     """
     words = 4 * tiles
     lines = []
-    for product in range(count * words):
-        operands = f"${count * words + product % words}, ${(count + 1) * words + product}"
+    for word in range(words):
+        operands = f"${words + word}, ${2 * words + word}"
         if bf16:
-            lines.append(f"fma.rn.bf16x2 ${product}, {operands}, zero;")
+            lines.append(f"fma.rn.bf16x2 ${word}, {operands}, zero;")
         else:
-            lines.append(f"mul.rn.f16x2 ${product}, {operands};")
+            lines.append(f"mul.rn.f16x2 ${word}, {operands};")
     if bf16:
         lines = ["{", ".reg .b32 zero;", "mov.b32 zero, 0x80008000;", *lines, "}"]
-    constraints = ["=&r"] * (count * words) + ["r"] * ((count + 1) * words)
-    return "\n".join(lines), ",".join(constraints)
+    return "\n".join(lines), ",".join(["=&r"] * words + ["r"] * (2 * words))
 
 
 def read_weights(element: int = 2) -> Assembly:

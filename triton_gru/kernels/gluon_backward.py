@@ -1,4 +1,4 @@
-"""The reverse recurrence of a group in Gluon, 16-bit. The parts of a step are in `gluon_tile.py`.
+"""The reverse recurrence of a group in Gluon. The parts of a step are in `gluon_tile.py`.
 
 `backward.py` exchanges the gradients of all gates, 3H per row. Here dh is exchanged, H per row;
 each program multiplies it by the factors of `factors.py` itself, in the registers that are the
@@ -23,6 +23,7 @@ from triton_gru.kernels.gates import sigmoid
 from triton_gru.kernels.gluon_constants import launches
 from triton_gru.kernels.gluon_tile import (
     allocate_sums,
+    as_floats,
     load_weights,
     product,
     publish,
@@ -40,9 +41,13 @@ from triton_gru.plan.plan import Plan
 def load_factors(at, tail, zeros, C: gl.constexpr):
     """The three planes' chunks, a tuple; operands as of `gluon_tile.vectors`."""
     pointers = vectors(at, tail, zeros, C)
-    return gl.inline_asm_elementwise(
-        C.FACTORS, C.FACTORS_CONSTRAINTS, pointers, dtype=C.FACTOR_TYPES, is_pure=False, pack=C.ROWS
+    found = gl.inline_asm_elementwise(
+        C.FACTORS, C.FACTORS_CONSTRAINTS, pointers, dtype=C.FACTOR_TYPES, is_pure=False, pack=C.PACK
     )
+    chunks: "tuple[gl.tensor, ...]" = ()  # noqa: UP037 - Triton evaluates annotations
+    for i in gl.static_range(gl.constexpr(3 * C.CHUNKS)):
+        chunks += (as_floats(found[i], C),)
+    return chunks
 
 
 @gluon.jit
@@ -50,16 +55,15 @@ def times(vector, by, C: gl.constexpr):
     """A vector times one plane of factors, both tuples of chunks."""
     found: "tuple[gl.tensor, ...]" = ()  # noqa: UP037 - Triton evaluates annotations
     for i in gl.static_range(gl.constexpr(C.CHUNKS)):
-        found += (
-            gl.inline_asm_elementwise(
-                C.TIMES,
-                C.TIMES_CONSTRAINTS,
-                [vector[i], by[i]],
-                dtype=C.DTYPE,
-                is_pure=True,
-                pack=C.ROWS,
-            ),
-        )
+        if C.DEPTH == 32:
+            pair = [vector[i], by[i]]
+            found += (
+                gl.inline_asm_elementwise(
+                    C.TIMES, C.TIMES_CONSTRAINTS, pair, dtype=C.DTYPE, is_pure=True, pack=C.PACK
+                ),
+            )
+        else:
+            found += (vector[i] * by[i],)
     return found
 
 

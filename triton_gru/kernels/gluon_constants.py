@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from triton.experimental.gluon import language as gl
+from triton.runtime import driver
 
 from triton_gru.kernel_errors import error_words
 from triton_gru.kernels import gluon_assembly, launch
@@ -20,6 +21,7 @@ class Constants:
     """What both kernels are compiled for.
 
     Attributes:
+        ARCH: compute capability.
         DTYPE: of everything that is exchanged.
         ROWS: batch rows per program, 8 or 16.
         COLUMNS: columns of the state per program, 16 or 32.
@@ -32,6 +34,7 @@ class Constants:
         DIRECTIONS, RESET_AFTER, HAS_LENGTHS, HAS_RESETS: as in `forward.py`.
     """
 
+    ARCH: int
     DTYPE: Any
     ROWS: int
     COLUMNS: int
@@ -77,8 +80,11 @@ class Constants:
             "POLL_TYPES": (loaded,) * self.CHUNKS + (gl.int32,),
         }
         self._set(**follows)
+        poll = gluon_assembly.poll(
+            self.CHUNKS, element * chunk, M // 8, self.TAIL, element, pairs=self.ARCH >= 90
+        )
         self._set_assembly(
-            POLL=gluon_assembly.poll(self.CHUNKS, element * chunk, M // 8, self.TAIL, element),
+            POLL=poll,
             WEIGHTS=gluon_assembly.read_weights(element),
             PUBLISH=gluon_assembly.publish(min(32 * W, M * N), element),
         )
@@ -117,14 +123,12 @@ class BackwardConstants(Constants):
     def __post_init__(self):
         super().__post_init__()
         tiles, bf16 = self.ROWS // 8, self.DTYPE is DTYPES[torch.bfloat16]
+        element = self.DTYPE.primitive_bitwidth // 8
         factors = gluon_assembly.read_factors(
-            self.CHUNKS, 2 * self.CHUNK, 2 * self.PADDED, tiles, self.TAIL
+            self.CHUNKS, element * self.CHUNK, element * self.PADDED, tiles, self.TAIL, element
         )
-        self._set(FACTOR_TYPES=(self.DTYPE,) * 3 * self.CHUNKS)
-        self._set_assembly(
-            FACTORS=factors,
-            TIMES=gluon_assembly.times(1, tiles, bf16),
-        )
+        self._set(FACTOR_TYPES=(self.LOADED,) * 3 * self.CHUNKS)
+        self._set_assembly(FACTORS=factors, TIMES=gluon_assembly.times(tiles, bf16))
 
 
 def shared_sums(warps: int, columns: int, rows: int) -> list[list[int]]:
@@ -141,13 +145,14 @@ def shared_sums(warps: int, columns: int, rows: int) -> list[list[int]]:
 
 
 @functools.lru_cache(maxsize=1024)  # called at every launch
-def constants(plan: Plan, dtype: torch.dtype, **options: Any) -> Constants:
-    """Of a plan, with the options DIRECTIONS to the last by name."""
+def constants(plan: Plan, dtype: torch.dtype, arch: int, **options: Any) -> Constants:
+    """Of a plan and a compute capability, with the options DIRECTIONS to the last by name."""
     kind: Any = ForwardConstants
     if plan.direction == "backward":
         kind = BackwardConstants
         options["PADDED"] = plan.span
     return kind(
+        ARCH=arch,
         DTYPE=DTYPES[dtype],
         ROWS=plan.block_m,
         COLUMNS=plan.block_n,
@@ -164,12 +169,13 @@ def constants(plan: Plan, dtype: torch.dtype, **options: Any) -> Constants:
 def launches(
     plan: Plan, like: torch.Tensor, polls: int, options: dict[str, Any]
 ) -> Iterator[tuple[tuple[int], dict[str, object]]]:
-    """As `launch.launches`, for the Gluon kernels; `like` has the dtype and the device."""
+    """As `launch.launches`, for the Gluon kernels; `like` has the dtype and the current device."""
+    arch = driver.active.get_current_target().arch
     arguments = {
         "zeros": like.new_zeros(3 * plan.block_k * plan.k_blocks),
         "error": error_words(like.device),
         "polls": polls,
-        "C": constants(plan, like.dtype, **options),
+        "C": constants(plan, like.dtype, arch, **options),
     }
     for grid, settings in launch.grids(plan):
         yield grid, {**arguments, **settings}

@@ -38,10 +38,8 @@ def gluon_plans(problem: Problem, device: Device) -> list[Plan]:
 
 
 def _takes(problem: Problem) -> bool:
-    """16 bit, and the forward in float32 with tf32."""
-    if problem.dtype == "float32":
-        return problem.tensor_cores and problem.direction == "forward"
-    return True
+    """16 bit, and float32 with tf32: the products are matrix instructions."""
+    return problem.dtype != "float32" or problem.tensor_cores
 
 
 def _plan(problem: Problem, device: Device, rows: int, columns: int) -> Plan | None:

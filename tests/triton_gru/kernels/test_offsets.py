@@ -41,7 +41,7 @@ def test_offsets_of_resets_and_of_a_step_have_64_bits():
         plan = best_plan(problem, DEVICES[90])
         compiled = machine_code.assemble(
             machine_code.scan_kernel(plan),
-            machine_code.scan_constants(plan, problem, uneven=True),
+            machine_code.scan_constants(plan, problem, 90, uneven=True),
             torch.float32,
             90,
             plan.warps,
