@@ -11,7 +11,7 @@ from triton_gru.engines.cpu.library import library
 
 # Rows whose gate derivatives are computed before they enter the weights' gradients: their 7H floats
 # per row are then read from a cache.
-ROWS_A_PIECE = 1024
+ROWS_A_PIECE = 512
 # struct Layer of layer.h: numbers, pointers, parameters and gradients of two directions, and what C
 # fills in.
 _LAYER = struct.Struct("@11q11q16q2q")
