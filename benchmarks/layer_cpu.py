@@ -108,7 +108,7 @@ def overhead(repeats: int, calls: int = 100) -> None:
         )
 
 
-def grid(threads: int, budget: float, variants: bool) -> bool:
+def grid(threads: int, budget: float, variants: bool, steps: list[int]) -> bool:
     """Prints our share of nn.GRU's time for each shape, and the geometric means.
 
     For "auto" the share is that of the engine, over the shapes for which "auto" runs it; for "auto
@@ -119,6 +119,7 @@ def grid(threads: int, budget: float, variants: bool) -> bool:
     Args:
         threads: Of torch.
         budget: Seconds for each figure; at least three rounds.
+        steps: The numbers of steps, T.
         variants: Also with reset_after=False, and with lengths of T / 2 to T; the latter's figure
             is the time per step that a row has, divided by a padded row's, by the same engine.
 
@@ -130,9 +131,7 @@ def grid(threads: int, budget: float, variants: bool) -> bool:
     print(f"the best product: {best / 1e9:.0f} GFLOP/s")
     shares: dict[tuple[str, str], list[float]] = {}
     slow = []
-    for T, H, B in itertools.product(
-        (1, 16, 64, 512), (32, 64, 128, 256, 512, 1024), (1, 8, 32, 128)
-    ):
+    for T, H, B in itertools.product(steps, (32, 64, 128, 256, 512, 1024), (1, 8, 32, 128)):
         theirs, x, dy = nn.GRU(H, H), torch.randn(T, B, H), torch.randn(T, B, H)
         lengths = torch.linspace(max(1, T // 2), T, B).long()
         useful = lengths.sum().item() / (T * B)
@@ -220,11 +219,15 @@ def main() -> None:
     parser.add_argument(
         "--variants", action="store_true", help="--grid: reset_after=False and lengths too"
     )
+    parser.add_argument(
+        "--steps", type=int, nargs="+", default=[1, 16, 64, 512], help="--grid: T (default: all)"
+    )
     parser.add_argument("--budget", type=float, default=0.5, help="--grid: seconds per figure")
     options = parser.parse_args()
     if options.grid:
         torch.set_num_threads(options.threads)
-        raise SystemExit(not grid(options.threads, options.budget, options.variants))
+        found = grid(options.threads, options.budget, options.variants, options.steps)
+        raise SystemExit(not found)
     if options.overhead:
         return overhead(options.repeats)
     torch.set_num_threads(options.threads)

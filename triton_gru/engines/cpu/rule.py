@@ -18,8 +18,10 @@ FEW_ROWS = 8
 WIDE = 512
 ROWS_IF_WIDE = 512
 # Where a step's product is large, batch_size H^2, with more than a few rows, MKL's own is as fast
-# on Intel CPUs, and in bfloat16, which the engine computes in float32, much faster.
-PRODUCT = {torch.float32: 2**23, torch.bfloat16: 2**19}
+# on Intel CPUs, and in bfloat16, which the engine computes in float32, much faster. Twice the size
+# in float32 from LONG steps on: at 16 steps H 256, B 128 took .87 to 1.04, from 32 on .75 to .95.
+PRODUCT = {torch.float32: 2**22, torch.bfloat16: 2**19}
+LONG = 32
 # With few steps nothing is packed. In a wide layer ATen's step reads its weights slowly for some
 # numbers of rows; its backward does not.
 UNPACKED_STEPS = 4
@@ -46,7 +48,8 @@ def faster(
             and few <= batch_size <= many
         )
     product = batch_size * hidden_size**2
-    if dtype != torch.float32 and product > PRODUCT[dtype]:
+    most = PRODUCT[dtype]
+    if dtype != torch.float32 and product > most:
         return False
     if gradients and batch_size <= FEW_ROWS:
         return True
@@ -54,13 +57,14 @@ def faster(
         return False
     if hidden_size > WIDE and steps * batch_size < ROWS_IF_WIDE:
         return False
-    return bool(batch_size <= FEW_ROWS or product <= PRODUCT[dtype])
+    return bool(batch_size <= FEW_ROWS or product <= (2 * most if steps >= LONG else most))
 
 
 def sequences(dtype: torch.dtype, hidden_size: int) -> str:
     """For which inputs `faster` is true, as the end of a sentence."""
     steps = max(STEPS, -(-hidden_size // UNITS_A_STEP))
     most = PRODUCT[dtype] // max(1, hidden_size) ** 2
+    twice = dtype == torch.float32 and 2 * most > FEW_ROWS
     if dtype == torch.float32:
         most = max(FEW_ROWS, most)
     text = f"sequences of at least {steps} steps"
@@ -68,6 +72,8 @@ def sequences(dtype: torch.dtype, hidden_size: int) -> str:
         text += f" and {ROWS_IF_WIDE} rows in all"
     if most < 1000:
         text += f", with a batch_size of at most {most}"
+        if twice:
+            text += f", from {LONG} steps on {2 * PRODUCT[dtype] // hidden_size**2}"
     if steps > STEPS or hidden_size > WIDE:
         text += f"; with gradients from {STEPS} steps on at a batch_size of at most {FEW_ROWS}"
     if dtype == torch.float32 and hidden_size >= WIDE:
