@@ -105,7 +105,9 @@ def choose_backend(
     on_cpu = device.type == "cpu" and not interpreting()
     if on_cpu and backend != "cpu" and not regularised and eager():
         choice = _choose_on_cpu(*layer)
-        if backend == "auto" and (steps is not None or choice.backend == "reference"):
+        # Looked at first, as a short call takes microseconds.
+        may = steps is not None and (steps >= rule.STEPS or hidden_size >= rule.WIDE)
+        if backend == "auto" and (may or choice.backend == "reference"):
             return _cpu_engine_if_faster(choice, dtype, hidden_size, steps, batch_size, tensors)
         return choice
     tracing = torch.jit.is_tracing()
