@@ -21,6 +21,7 @@ from triton_gru.torch_modes import (
     inside_functional_grad,
     interpreting,
     plain,
+    readable,
     transformed,
 )
 from triton_gru.verdicts import calls
@@ -141,7 +142,7 @@ def choose_backend(
     if backend in ("auto", "triton") and transformed():
         return Choice("reference", "vmap and forward-mode derivatives take plain torch")
     if backend == "cpu":
-        return _cpu_engine(device, dtype)
+        return _cpu_engine(device, dtype, tensors)
     any_steps = device.type == "cpu" and steps is not None and for_any_steps(steps)
     choice = _choose(*layer, any_steps)
     if backend == "auto" and choice.backend == "reference" and on_cpu and (any_steps or tracing):
@@ -205,7 +206,7 @@ def _without_kernels(
         library = "cuDNN" if device.type == "cuda" else "ATen"
         reason = f"{obstacle}, and torch's own GRU ({library}) computes reset_after=True"
         if device.type == "cpu" and dtype in rule.DTYPES:
-            reason += f"; the CPU engine takes {rule.sequences(dtype, hidden_size)}"
+            reason += f"; the CPU engine takes {rule.sentence(dtype, hidden_size)}"
         return Choice("torch", reason)
     return Choice("reference", f"{obstacle}, and {torch_obstacle}")
 
@@ -233,7 +234,7 @@ def _cpu_engine_if_faster(
         return Choice(otherwise.backend, f"{otherwise.reason}, but {obstacle}")
     slower = "plain torch, and torch has no kernel for this layer"
     if otherwise.backend == "torch":
-        slower = f"torch's own GRU (ATen) for {rule.sequences(dtype, hidden_size)}"
+        slower = f"torch's own GRU (ATen) for {rule.sentence(dtype, hidden_size)}"
     return Choice("cpu", f"the tensors are on a CPU, where its C code is faster than {slower}")
 
 
@@ -256,7 +257,7 @@ def _library_obstacle() -> str | None:
     return library.obstacle()
 
 
-def _cpu_engine(device: torch.device, dtype: torch.dtype) -> Choice:
+def _cpu_engine(device: torch.device, dtype: torch.dtype, tensors: Sequence[Tensor]) -> Choice:
     """The choice for backend="cpu"."""
     if transformed() or inside_functional_grad():
         return Choice("reference", "torch.func's transforms take plain torch")
@@ -265,6 +266,11 @@ def _cpu_engine(device: torch.device, dtype: torch.dtype) -> Choice:
         obstacle = f"the CPU engine computes on a CPU and the tensors are on {device}"
     elif dtype not in rule.DTYPES:
         obstacle = f"the CPU engine takes torch.float32 and torch.bfloat16, not {dtype}"
+    elif eager() and tensors and not readable(tensors, dtype):
+        obstacle = (
+            f"the CPU engine reads memory: of dense tensors of {dtype} on a CPU, of no subclass, "
+            "and in no mode that sees each operator"
+        )
     else:
         obstacle = _library_obstacle()
     if obstacle:

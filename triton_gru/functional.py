@@ -290,6 +290,8 @@ def _on_cpu_engine(
         resets = varlen.resets_of_directions(by_step, lengths, D)
         resets = (resets.transpose(0, 1) if rows_first and not transposed else resets).contiguous()
     lengths = None if lengths is None else lengths.contiguous()
+    if batch_sizes is not None:
+        batch_sizes = batch_sizes.to(torch.int64).contiguous()
     layout = Layout(reset_after, batch_sizes, lengths, resets, rows_first and not transposed)
     y = x.transpose(0, 1) if transposed else x
     every_last = []
@@ -398,7 +400,7 @@ def gru_cell(
         hidden_size=hidden_size,
         steps=1,
         batch_size=x.shape[0],
-        tensors=(x, hx, weight_ih, weight_hh),
+        tensors=[t for t in (x, hx, weight_ih, weight_hh, bias_ih, bias_hh) if t is not None],
     )
     if choice.backend == "torch":
         h = torch.gru_cell(x, hx, weight_ih, weight_hh, bias_ih, bias_hh)

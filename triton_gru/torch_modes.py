@@ -73,20 +73,23 @@ def eager() -> bool:
 def plain(tensors: Sequence[Tensor], dtype: torch.dtype) -> bool:
     """Whether code that reads the memory of these tensors computes what torch's operators would.
 
-    Not under autocast, with a subclass of Tensor that has its own operators (fake, distributed,
-    ExpandedWeights) or in a mode that observes every operator, such as torch's FlopCounterMode.
+    Not under autocast, nor if they are not `readable`.
     """
-    return (
-        len(tensors) > 0
-        and not torch.is_autocast_enabled("cpu")
-        and torch._C._len_torch_dispatch_stack() == 0
-        and all(
-            type(t) in (Tensor, nn.Parameter)
-            and t.dtype == dtype
-            and t.layout == torch.strided
-            and t.device.type == "cpu"
-            for t in tensors
-        )
+    return len(tensors) > 0 and not torch.is_autocast_enabled("cpu") and readable(tensors, dtype)
+
+
+def readable(tensors: Sequence[Tensor], dtype: torch.dtype) -> bool:
+    """Whether the memory of these tensors may be read in place of calling torch's operators.
+
+    Not with a subclass of Tensor that has its own operators (fake, distributed, ExpandedWeights) or
+    in a mode that observes every operator, such as torch's FlopCounterMode.
+    """
+    return torch._C._len_torch_dispatch_stack() == 0 and all(
+        type(t) in (Tensor, nn.Parameter)
+        and t.dtype == dtype
+        and t.layout == torch.strided
+        and t.device.type == "cpu"
+        for t in tensors
     )
 
 

@@ -15,9 +15,11 @@ def cpu_engine_from_one_step_on(monkeypatch):
     """Lets "auto" take the CPU engine in the short sequences of tests; "torch" by name is ATen."""
     choices = dispatch._choose_on_cpu  # it keeps reasons, which name the limits
     choices.cache_clear()
+    rule.ranges.cache_clear()
     monkeypatch.setattr(rule, "STEPS", 1)
     monkeypatch.setattr(rule, "UNITS_A_STEP", 10**9)
     monkeypatch.setattr(rule, "ROWS_IF_WIDE", 0)
     monkeypatch.setattr(rule, "PRODUCT", dict.fromkeys(rule.PRODUCT, 10**18))
     yield
     choices.cache_clear()
+    rule.ranges.cache_clear()

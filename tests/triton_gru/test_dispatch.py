@@ -18,8 +18,15 @@ from triton_gru.engines.cpu.layer import layer as cpu_layer
 
 
 @pytest.fixture
-def cpu_engine_from_one_step_on():
-    """The rule of "auto" as it is, which conftest.py changes for other tests."""
+def cpu_engine_from_one_step_on(monkeypatch):
+    """The rule of "auto" on a CPU with AVX-512; conftest.py changes it for other tests."""
+    caches = (dispatch._choose_on_cpu, rule.ranges)
+    for cache in caches:
+        cache.cache_clear()
+    monkeypatch.setitem(rule.PRODUCT, torch.float32, 2**22)
+    yield
+    for cache in caches:
+        cache.cache_clear()
 
 
 WITHOUT_TRITON = """
@@ -232,7 +239,6 @@ needs_cpu_engine = pytest.mark.skipif(
 )
 def test_where_auto_takes_the_cpu_engine(T, B, H, options, given, grad, expected, monkeypatch):
     monkeypatch.setattr(dispatch, "interpreting", lambda: False)
-    monkeypatch.setitem(rule.PRODUCT, torch.float32, 2**22)  # smaller on a CPU without AVX-512
     layer = GRU(3, H, **options)
     shape = (B, T, 3) if layer.batch_first else (T, B, 3)
     x = torch.zeros(shape, dtype=layer.weight_ih_l0.dtype)
@@ -244,6 +250,35 @@ def test_where_auto_takes_the_cpu_engine(T, B, H, options, given, grad, expected
         assert f"Backend {expected!r} will run" in layer.explain(x, **given)
         layer(x, **given)
     assert bool(calls) == (expected == "cpu")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "H", "expected"),
+    [
+        (
+            torch.float32,
+            64,
+            "at least 16 steps with a batch_size up to 1024, or at least 32 steps "
+            "with a batch_size up to 2048",
+        ),
+        (
+            torch.float32,
+            512,
+            "at least 32 steps with a batch_size up to 32, or at least 16 steps with a batch_size "
+            "up to 8 (without gradients: at least 32 steps with a batch_size up to 32, or 1 to 4 "
+            "steps with a batch_size of 4 to 16)",
+        ),
+        (
+            torch.bfloat16,
+            300,
+            "at least 19 steps with a batch_size up to 5, or at least 16 steps with a batch_size "
+            "up to 5 (without gradients: at least 19 steps with a batch_size up to 5)",
+        ),
+        (torch.bfloat16, 725, "no input"),
+    ],
+)
+def test_the_rule_in_words(dtype, H, expected):
+    assert rule.sentence(dtype, H) == expected
 
 
 @needs_cpu_engine
@@ -287,6 +322,8 @@ def test_auto_leaves_to_torch_what_c_code_would_not_see():
     assert "Backend 'torch'" in layer.explain(x.as_subclass(Subclass))
     with FakeTensorMode():
         assert GRU(3, 5)(torch.randn(64, 2, 3))[0].shape == (64, 2, 5)
+        with pytest.raises(RuntimeError, match=r"cannot run: .* reads memory"):
+            GRU(3, 5, backend="cpu")(torch.randn(64, 2, 3))
 
 
 def test_auto_without_a_compiler_is_torch_and_explain_says_so(monkeypatch):

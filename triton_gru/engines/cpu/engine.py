@@ -122,6 +122,7 @@ def _call(
 ) -> None:
     D, B, H = h0.shape
     kinds = len(params) // D
+    _check_shapes(params, kinds, x.shape[-1], H)
     reset_after, batch_sizes, lengths, resets, rows_first = layout
     if batch_sizes is not None:
         N, T, to_step, to_row = x.shape[0], batch_sizes.shape[0], 0, 0
@@ -140,11 +141,27 @@ def _call(
     result = function(_LAYER.pack(*numbers, *pointers, *by_direction, 0, 0))
     if result == _NO_MEMORY:
         raise MemoryError("triton_gru's CPU engine could not allocate its buffers")
-    if result == _WRONG_ROWS:
+    if result == _WRONG_ROWS and lengths is not None:
         raise RuntimeError(
-            f"lengths should be within 0 and the {T} steps of the input, and batch_sizes should "
-            f"not increase, begin with {B} and add up to its {N} rows"
+            f"lengths should be within 0 and {T}, the input's steps, got: {lengths.tolist()}"
         )
+    if result == _WRONG_ROWS and batch_sizes is not None:
+        raise RuntimeError(
+            f"batch_sizes should not increase, begin with at most {B} and add up to the {N} rows "
+            f"of data, got: {batch_sizes.tolist()}"
+        )
+
+
+def _check_shapes(params: Sequence[Tensor], kinds: int, I: int, H: int) -> None:  # noqa: E741
+    """C writes gradients of the expected sizes."""
+    expected = ((3 * H, I), (3 * H, H), (3 * H,), (3 * H,))
+    for index, parameter in enumerate(params):
+        if parameter.shape != expected[index % kinds]:
+            name = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")[index % kinds]
+            raise RuntimeError(
+                f"Expected {name} of shape {list(expected[index % kinds])} for input_size={I} and "
+                f"hidden_size={H}, got {list(parameter.shape)}"
+            )
 
 
 def _at(tensor: Tensor | None) -> int:

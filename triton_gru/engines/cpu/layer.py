@@ -4,13 +4,14 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor, is_legacy_batchedtensor
 
 from triton_gru import equations
 from triton_gru.engines import varlen
-from triton_gru.engines.autograd import Recurrence, last_states
+from triton_gru.engines.autograd import Recurrence, in_plain_torch, last_states
 from triton_gru.engines.cpu import engine
 from triton_gru.engines.cpu.engine import Layout
-from triton_gru.equations import ScanOptions, stack
+from triton_gru.equations import LayerWeights, ScanOptions, stack
 from triton_gru.torch_modes import records
 
 
@@ -48,15 +49,14 @@ class _Layer(torch.autograd.Function):
         if dy is None and dlast is None:
             return None, None, *none, *[None] * (len(inputs) - 2)
         layout = ctx.layout._replace(batch_sizes=batch_sizes, lengths=lengths, resets=resets)
-        # create_graph=True, or the further dimension of is_grads_batched, which C does not support:
-        # plain torch does both.
-        given = dlast if dy is None else dy
-        if torch.is_grad_enabled() or torch._C._functorch.is_legacy_batchedtensor(given):
+        # create_graph=True, or the further dimension of is_grads_batched or vmap, which C does not
+        # support: plain torch does both.
+        if torch.is_grad_enabled() or any(map(_batched, (dy, dlast))):
             dx, dh0, *dparams = _in_plain_torch(dy, dlast, inputs, layout)
             return dx, dh0, *none, *dparams
         x, h0, *params = _contiguous(*inputs)
         dx, dh0, dparams = engine.backward(
-            *(None if dy is None else dy.contiguous(), dlast, y, gates, x, h0, params, layout),
+            *(None if dy is None else _contiguous(dy)[0], dlast, y, gates, x, h0, params, layout),
             input_needed=ctx.needs_input_grad[0],
             params_needed=any(ctx.needs_input_grad[2 + _FIELDS :]),
         )
@@ -64,7 +64,14 @@ class _Layer(torch.autograd.Function):
 
 
 def _contiguous(*tensors: Tensor) -> list[Tensor]:
-    return [t if t.is_contiguous() else t.contiguous() for t in tensors]
+    """As C reads them; the negative of a tensor may be its memory with a mark."""
+    return [
+        t if t.is_contiguous() and not t.is_neg() else t.resolve_neg().contiguous() for t in tensors
+    ]
+
+
+def _batched(t: Tensor | None) -> bool:
+    return t is not None and (is_legacy_batchedtensor(t) or is_functorch_wrapped_tensor(t))
 
 
 def _in_plain_torch(dy, dlast, inputs, layout):
@@ -89,12 +96,18 @@ def _in_plain_torch(dy, dlast, inputs, layout):
         weights = [*(stack(params[kind::kinds]) for kind in range(kinds)), *[None] * (4 - kinds)]
         resets = None if resets is None else to_padded(resets)
         options = ScanOptions(reset_after, lengths, resets)
-        rows, past_end = to_padded(x), None
+        rows, past_end, first = to_padded(x), None, h0
         if lengths is not None:
             past_end = equations.past_end(lengths, len(rows)).unsqueeze(-1)
-            rows = rows.masked_fill(past_end, 0)  # otherwise dW_ih would contain 0 * inf = NaN
-        y, _ = Recurrence.apply(rows, h0, *weights, *options, "reference", False)
-        last = last_states(y, h0)
+            # Otherwise the weights' gradients would contain 0 * inf = NaN.
+            empty = (lengths == 0).unsqueeze(-1)
+            rows, first = rows.masked_fill(past_end, 0), h0.masked_fill(empty, 0)
+        if any(t is not None and is_functorch_wrapped_tensor(t) for t in (dy, dlast)):
+            y, last = in_plain_torch(rows, first, LayerWeights(*weights), options)
+        else:  # which vmap cannot take
+            y, _ = Recurrence.apply(rows, first, *weights, *options, "reference", False)
+            last = last_states(y, first)
+        last = last if past_end is None else torch.where(empty, h0, last)
         y = y if past_end is None else y.masked_fill(past_end, 0)
         given = [pair for pair in ((from_padded(y), dy), (last, dlast)) if pair[1] is not None]
         needed = [t for t in inputs if t.requires_grad]

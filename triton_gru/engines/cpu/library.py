@@ -1,7 +1,7 @@
 """scan.c as a library of this machine: built by its C compiler at first use, then kept.
 
 The wheel contains the source, as Triton's contains its launcher's: the library then uses the vector
-instructions of this machine, and no binary is shipped for each of them. The build takes about five
+instructions of this machine, and no binary is shipped for each of them. The build takes about three
 seconds. The library is in a directory that only its owner can write to.
 """
 
