@@ -37,7 +37,8 @@ COUNTER_EXTRA_US = 0.7
 BLOCK_EXTRA_US = 0.4
 # Gates, barriers and addresses of a step, from the instruction counts of the static report.
 FIXED_CLOCKS = 300
-# The same of the Gluon kernel: 1 barrier of 11, and two thirds of the instructions of all warps.
+# The same of the Gluon kernel, with 1 barrier in place of 11 and less than half the instructions: a
+# guess until a GPU has run it.
 GLUON_FIXED_CLOCKS = 100
 
 
