@@ -11,6 +11,7 @@ from torch import nn
 
 from lightning_module import UseTritonGRU
 from triton_gru import GRU, GRUCell
+from triton_gru.engines.cpu import rule
 
 B, T, F, H = 3, 5, 4, 6
 
@@ -193,7 +194,7 @@ def test_reports_what_was_swapped_and_which_backend_runs(tmp_path, caplog):
     assert lines == [
         "UseTritonGRU: Swapped for triton_gru's: rnn, cell. rnn, cell: Backend 'torch' will run: "
         "the Triton kernels need a CUDA GPU and the tensors are on cpu, and torch's own GRU (ATen) "
-        "computes reset_after=True; the CPU engine takes sequences of at least 16 steps."
+        f"computes reset_after=True; the CPU engine takes {rule.sentence(torch.float32, H)}."
     ]
 
 
