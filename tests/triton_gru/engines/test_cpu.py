@@ -137,17 +137,22 @@ def results(outputs, leaves, padded=lambda rows: rows):
     return [y, last, padded(dx), *rest]
 
 
+def assert_agrees(case):
+    """With the equations in float64, values and all gradients."""
+    given, leaves = case.given()
+    ours = results(layer(*given), leaves, case.padded)
+    exact = [None if t is None else t.double().requires_grad_() for t in case.tensors]
+    theirs = results(case.by_equations(exact), exact)
+    assert_close([t.double() for t in ours], theirs, dtype=torch.float32)
+
+
 @needs_library
 @pytest.mark.parametrize("seed", range(60))
 def test_agrees_with_the_equations_in_float64(seed, monkeypatch):
     case = draw(seed)
     torch.set_num_threads(1 + seed % 4)
     monkeypatch.setattr(engine, "ROWS_A_PIECE", (1, 16, 1024)[seed % 3])
-    given, leaves = case.given()
-    ours = results(layer(*given), leaves, case.padded)
-    exact = [None if t is None else t.double().requires_grad_() for t in case.tensors]
-    theirs = results(case.by_equations(exact), exact)
-    assert_close([t.double() for t in ours], theirs, dtype=torch.float32)
+    assert_agrees(case)
 
 
 @needs_library
@@ -161,11 +166,7 @@ def test_sizes_of_zero(none, ragged):
         resets=False,
         form="steps_first",
     )
-    given, leaves = case.given()
-    ours = results(layer(*given), leaves, case.padded)
-    exact = [t.double().requires_grad_() for t in case.tensors]
-    theirs = results(case.by_equations(exact), exact)
-    assert_close([t.double() for t in ours], theirs, dtype=torch.float32)
+    assert_agrees(case)
 
 
 @needs_library
@@ -174,11 +175,7 @@ def test_products_of_many_rows_and_columns(reset_after):
     """More rows than a pass over a panel takes, and a sum longer than one takes."""
     case = draw(11, T=3, B=150, H=210, I=170, D=1, ragged=True, resets=True, bias=True)
     case = case._replace(reset_after=reset_after)
-    given, leaves = case.given()
-    ours = results(layer(*given), leaves, case.padded)
-    exact = [t.double().requires_grad_() for t in case.tensors]
-    theirs = results(case.by_equations(exact), exact)
-    assert_close([t.double() for t in ours], theirs, dtype=torch.float32)
+    assert_agrees(case)
 
 
 @needs_library
